@@ -1,0 +1,45 @@
+# Everything runs in .venv, which is made on first use from the versions in constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SEEDS ?= 1
+DEMO ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test test-all lint docs install peers clean help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv and install the package with its extras
+
+# torch first and by its pin: a range would let a dependency choose another build.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, $(PYTHON) is older; use make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench,dev,docs]'
+	@touch $@
+
+demo: $(STAMP) ## train and compare four mixers on real ARC-AGI-1 tasks, write a report (SEEDS=3 for three seeds)
+	$(BIN)/python -m benchmarks arc compare --preset demo --arms plain identity sinkhorn cayley --seeds $(SEEDS) --out $(DEMO)
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP) ## run the tests, slow ones included
+	$(BIN)/python -m pytest -m ''
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(STAMP) ## build the documentation, warnings are errors
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+peers: $(STAMP) ## add the libraries that benchmarks compare with
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) build dist docs/_build docs/auto_examples .pytest_cache .mypy_cache .ruff_cache .hypothesis
