@@ -1,0 +1,286 @@
+"""The hyper-connection: a branch that reads from n mixed residual streams and writes to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jpmhc.kernels import streams as passes
+from jpmhc.layers.gates import make_gate
+from jpmhc.layers.mixer import Mixer, make_mixer
+
+_NORMS = ("rms", None)
+
+
+class HyperConnection(nn.Module):
+    """A residual connection with n streams ``x`` of shape (..., n, d) around a branch F.
+
+    ::
+
+        u  = sum_i pre_i x_i         read    pre  (..., n)
+        y  = F(u)                    branch  once, on one vector
+        x' = M x + post y^T          mix and write    M (..., n, n), post (..., n)
+
+    ``M`` multiplies from the left and is never transposed: row j of M makes stream j. The raw numbers behind
+    ``pre``, ``post`` and ``M`` are, in this order, ``static + scale * squash(projection x / rms(x))``: a parameter, a
+    linear function of the token's own flattened streams, or both. They never see another token.
+
+    At initialisation every layer computes ``x + F(x)`` on equal streams (the projection is zero, the read sums to one,
+    the write is one, the rows of M sum to one), so a network between :func:`~jpmhc.layers.expand_streams` and
+    :func:`~jpmhc.layers.reduce_streams` computes what the plain residual network computes. The read is uneven, towards
+    another stream in each layer, so that this start is not a saddle.
+
+    Parameters
+    ----------
+    dim : int
+        Width d of one stream.
+    branch : Callable, optional
+        Module or function (..., d) -> (..., d). Leave it out to use :meth:`read` around code of your own.
+    streams : int
+        Number of streams n, at least 1.
+    mixer : str or Mixer
+        A name from :func:`~jpmhc.layers.mixers` or an instance, the chart of M.
+    gate : str
+        The map to ``pre`` and ``post``: ``"softmax"``.
+    norm : str or None
+        Norm of the flattened streams (n d numbers) before the projection: ``"rms"``, without gain, or None. The
+        branch gets u as it is.
+    dynamic, static : bool
+        Whether the raw numbers depend on the token, on parameters, or on both; one of the two at least.
+    layer_index : int
+        Place of the layer in the network; the start of the read favours stream ``layer_index mod n``.
+    eps : float
+        Added to the mean square under the root of the norm.
+    device, dtype
+        Of the parameters; the mathematics of the coefficients runs in float32 at least, whatever they are.
+
+    Attributes
+    ----------
+    branch : Callable or None
+        The wrapped F.
+    static : Parameter or buffer, shape (2n + mixer.n_coefficients,)
+        Raw numbers in the order read, write, mixer.
+    projection : Parameter, shape (2n + mixer.n_coefficients, n d)
+        Only if dynamic; zero at the start.
+    scale : Parameter, shape (3,)
+        Only if dynamic; of read, write and mixer; 0.01 at the start.
+
+    Raises
+    ------
+    ValueError
+        For sizes below one, unknown names, a mixer made for another n, and a layer neither static nor dynamic.
+
+    Notes
+    -----
+    Costs ``2 m n d`` floating-point operations a token for the projection to m = 2n + c numbers and
+    ``2 n^2 d + 4 n d`` for mixing, read and write; m is 14 at n = 4 for ``cayley``, 24 for ``sinkhorn``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from jpmhc import layers
+    >>> hc = layers.HyperConnection(8, torch.nn.Linear(8, 8), streams=4, mixer="cayley")
+    >>> x = layers.expand_streams(torch.randn(2, 3, 8), 4)
+    >>> hc(x).shape
+    torch.Size([2, 3, 4, 8])
+    >>> u, write = hc.read(x)              # the same in two halves
+    >>> torch.equal(write(hc.branch(u)), hc(x))
+    True
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        branch: Callable[..., Tensor] | None = None,
+        *,
+        streams: int = 4,
+        mixer: str | Mixer = "cayley",
+        gate: str = "softmax",
+        norm: str | None = "rms",
+        dynamic: bool = True,
+        static: bool = True,
+        layer_index: int = 0,
+        eps: float = 1e-6,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim: expected at least 1, got {dim}")
+        if norm not in _NORMS:
+            raise ValueError(f"norm: expected one of {_NORMS}, got {norm!r}")
+        if not (dynamic or static):
+            raise ValueError("dynamic, static: expected at least one to be True; layers.Residual has nothing to learn")
+        self.dim, self.streams, self.norm, self.eps = dim, streams, norm, eps
+        self.branch = branch
+        self.mixer = make_mixer(mixer, streams)
+        self.gate = make_gate(gate, streams, layer_index)
+        self.sizes = [streams, streams, self.mixer.n_coefficients]
+        outputs = sum(self.sizes)
+        start = torch.empty(outputs, device=device, dtype=dtype)
+        if static:
+            self.static = nn.Parameter(start)
+        else:
+            self.register_buffer("static", start)
+        if dynamic:
+            self.projection = nn.Parameter(torch.empty(outputs, streams * dim, device=device, dtype=dtype))
+            self.scale = nn.Parameter(torch.empty(3, device=device, dtype=dtype))
+        else:
+            self.register_parameter("projection", None)
+            self.register_parameter("scale", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the mixing parameters to the function-preserving start; the branch is left alone."""
+        with torch.no_grad():
+            start = torch.cat([torch.zeros(2 * self.streams, dtype=torch.float64), self.mixer.start()])
+            self.static.copy_(start)
+            if self.projection is not None:
+                self.projection.zero_()
+                self.scale.fill_(0.01)
+
+    def coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``pre``, ``post`` and ``M`` for streams x.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., n, d)
+            Streams; only their leading shape matters where the layer is not dynamic.
+
+        Returns
+        -------
+        pre, post : Tensor, shape (..., n), or (n,) where not dynamic
+        matrix : Tensor, shape (..., n, n), or (n, n) where not dynamic
+            float32, or float64 where the parameters are.
+        """
+        dtype = torch.promote_types(self.static.dtype, torch.float32)
+        # Autocast would take the projection and the charts to half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            raw = list(self.static.to(dtype).split(self.sizes))
+            if self.projection is not None:
+                read, write, mix = self._project(x, dtype).split(self.sizes, -1)
+                dynamic = (read, write, self.mixer.squash(mix))
+                raw = [s + scale * z for s, scale, z in zip(raw, self.scale.to(dtype), dynamic, strict=True)]
+            pre, post = self.gate(raw[0], raw[1])
+            return pre, post, self.mixer(raw[2])
+
+    def _project(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        flat = x.flatten(-2)
+        z = nn.functional.linear(flat.to(dtype), self.projection.to(dtype))
+        if self.norm is None:
+            return z
+        # The norm is one number a token and the projection linear, so dividing afterwards saves a pass over the
+        # streams.
+        length = torch.linalg.vector_norm(flat, dim=-1, keepdim=True, dtype=dtype)
+        return z * torch.rsqrt(length.square() / flat.shape[-1] + self.eps)
+
+    def read(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return the branch input and the function that writes a branch's result: the layer in two halves.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., n, d)
+            Streams.
+
+        Returns
+        -------
+        u : Tensor, shape (..., d)
+            Branch input, in the dtype of x.
+        write : Callable
+            ``write(y)`` takes the result (..., d) of the branch and returns the new streams (..., n, d).
+
+        Raises
+        ------
+        ValueError
+            If x does not end in (n, d), or y is not of the shape of u.
+        """
+        if x.shape[-2:] != (self.streams, self.dim):
+            raise ValueError(
+                f"x: expected shape (..., {self.streams}, {self.dim}), got {tuple(x.shape)}; call expand_streams first"
+            )
+        pre, post, matrix = self.coefficients(x)
+        with torch.autocast(x.device.type, enabled=False):
+            u = passes.read(x, pre).to(x.dtype)
+
+        def write(y: Tensor) -> Tensor:
+            if not isinstance(y, Tensor) or y.shape != u.shape:
+                got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+                raise ValueError(f"branch: expected a result of shape {tuple(u.shape)}, got {got}")
+            with torch.autocast(x.device.type, enabled=False):
+                return passes.write(x, matrix, post, y).to(x.dtype)
+
+        return u, write
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Mix the streams and write ``branch(u, *args, **kwargs)`` to them.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., n, d)
+            Streams.
+        *args, **kwargs
+            Passed on to the branch.
+
+        Returns
+        -------
+        Tensor, shape (..., n, d)
+            The new streams, in the dtype of x.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`read`.
+        TypeError
+            If there is no branch.
+        """
+        if self.branch is None:
+            raise TypeError("branch: this HyperConnection wraps none; use `u, write = hc.read(x)`")
+        u, write = self.read(x)
+        return write(self.branch(u, *args, **kwargs))
+
+    def extra_repr(self) -> str:
+        """Show the choices that the submodules do not show."""
+        dynamic, static = self.projection is not None, isinstance(self.static, nn.Parameter)
+        return f"dim={self.dim}, streams={self.streams}, norm={self.norm!r}, dynamic={dynamic}, static={static}"
+
+
+def mixing_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that make read, write and mixer, of every hyper-connection inside a module.
+
+    Weight decay pulls them towards raw = 0, which is no prior at all for most charts (it alone contracts a Sinkhorn
+    mixer): give them to the optimiser without it. The parameters of the branches are not among them. They are found
+    by walking the modules, so copying, moving or replacing parameters loses none.
+
+    Parameters
+    ----------
+    module : Module
+        Any module.
+
+    Returns
+    -------
+    list of Parameter
+        Each once, in the order of ``module.modules()``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from jpmhc import layers
+    >>> model = torch.nn.Sequential(layers.HyperConnection(8, torch.nn.Linear(8, 8)))
+    >>> mixing = set(layers.mixing_parameters(model))
+    >>> groups = [
+    ...     {"params": [p for p in model.parameters() if p not in mixing], "weight_decay": 0.1},
+    ...     {"params": [p for p in model.parameters() if p in mixing], "weight_decay": 0.0},
+    ... ]
+    >>> [len(group["params"]) for group in groups]
+    [2, 3]
+    """
+    found: dict[nn.Parameter, None] = {}
+    for layer in module.modules():
+        if isinstance(layer, HyperConnection):
+            own = [p for p in layer._parameters.values() if p is not None]
+            for parameter in [*own, *layer.mixer.parameters(), *layer.gate.parameters()]:
+                found[parameter] = None
+    return list(found)

@@ -1,0 +1,178 @@
+"""A mixer: the chart from raw numbers to the skip matrix, and what it knows about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Mixer(nn.Module):
+    """Base class of every mixer: a chart ``raw -> M`` onto a set of n x n matrices.
+
+    A subclass sets ``n_coefficients`` and defines :meth:`forward`, :meth:`start` and :meth:`residual`; decorated with
+    :func:`register_mixer` it can be asked for by name.
+
+    Parameters
+    ----------
+    streams : int
+        Number of streams n, at least 1.
+
+    Attributes
+    ----------
+    streams : int
+        Number of streams n.
+    n_coefficients : int
+        Raw numbers a matrix takes.
+    """
+
+    streams: int
+    n_coefficients: int
+
+    def __init__(self, streams: int) -> None:
+        super().__init__()
+        if streams < 1:
+            raise ValueError(f"streams: expected at least 1, got {streams}")
+        self.streams = streams
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Map raw numbers (..., n_coefficients) to matrices (..., n, n), float32 or float64."""
+        raise NotImplementedError
+
+    def start(self) -> Tensor:
+        """Raw numbers (n_coefficients,), float64, of the start: rows of M sum to one, M = I where that is reached."""
+        raise NotImplementedError
+
+    def residual(self, matrix: Tensor) -> Tensor:
+        """Distance (...) of matrices (..., n, n) from the set that the mixer promises."""
+        raise NotImplementedError
+
+    def squash(self, dynamic: Tensor) -> Tensor:
+        """Bound the token-dependent numbers (..., n_coefficients) before they are scaled and added; does nothing here."""
+        return dynamic
+
+    def _coefficients(self, raw: Tensor) -> Tensor:
+        # A wrong last size would broadcast into a wrong matrix without a word.
+        if raw.shape[-1:] != (self.n_coefficients,):
+            raise ValueError(
+                f"raw: expected shape (..., {self.n_coefficients}) for {type(self).__name__}({self.streams}), "
+                f"got {tuple(raw.shape)}"
+            )
+        return raw.to(torch.promote_types(raw.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class MixerInfo:
+    """What is known about a mixer before one is made; ``str(info)`` is its name.
+
+    Attributes
+    ----------
+    name : str
+        The name :class:`~jpmhc.layers.HyperConnection` takes.
+    set : str
+        The set of matrices it reaches.
+    coefficients : str
+        Raw numbers per matrix as a formula in n.
+    exact : bool
+        Whether the constraint holds to round-off.
+    make : Callable
+        ``make(streams, **arguments)`` builds the mixer.
+    """
+
+    name: str
+    set: str
+    coefficients: str
+    exact: bool
+    make: Callable[..., Mixer]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_REGISTRY: dict[str, MixerInfo] = {}
+
+_MixerClass = TypeVar("_MixerClass", bound=type[Mixer])
+
+
+def register_mixer(
+    name: str, *, set: str = "unstated", coefficients: str = "unstated", exact: bool = False
+) -> Callable[[_MixerClass], _MixerClass]:
+    """Class decorator that makes a :class:`Mixer` available by name, from inside or outside this package.
+
+    Parameters
+    ----------
+    name : str
+        The name, not yet taken.
+    set, coefficients : str
+        The set of matrices and the number of raw numbers as a formula in n, for :func:`mixers`.
+    exact : bool
+        Whether the constraint holds to round-off.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken by another class.
+    """
+
+    def decorate(cls: _MixerClass) -> _MixerClass:
+        taken = _REGISTRY.get(name)
+        # The same class defined again (a reloaded module, a re-run notebook cell) replaces itself.
+        if taken is not None and getattr(taken.make, "__qualname__", None) != cls.__qualname__:
+            raise ValueError(f"name: mixer {name!r} is already registered by {taken.make!r}")
+        _REGISTRY[name] = MixerInfo(name, set, coefficients, exact, cls)
+        return cls
+
+    return decorate
+
+
+def mixers() -> list[MixerInfo]:
+    """Every registered mixer, by name.
+
+    Examples
+    --------
+    >>> from jpmhc import layers
+    >>> [str(info) for info in layers.mixers()]
+    ['cayley', 'free', 'identity', 'sinkhorn']
+    """
+    return [_REGISTRY[name] for name in sorted(_REGISTRY)]
+
+
+def make_mixer(mixer: str | Mixer, streams: int, **arguments: Any) -> Mixer:
+    """Return the mixer of that name and number of streams, or check the one that is given.
+
+    Parameters
+    ----------
+    mixer : str or Mixer
+        A registered name or an instance.
+    streams : int
+        Number of streams n.
+    **arguments
+        Passed to the mixer's constructor when a name is given.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or an instance made for another number of streams.
+    TypeError
+        For anything that is neither, and for arguments the mixer does not take.
+
+    Examples
+    --------
+    >>> make_mixer("cayley", 4, step=0.1).n_coefficients
+    6
+    """
+    if isinstance(mixer, Mixer):
+        if mixer.streams != streams:
+            raise ValueError(f"mixer: expected one for {streams} streams, got {type(mixer).__name__}({mixer.streams})")
+        return mixer
+    if not isinstance(mixer, str):
+        raise TypeError(f"mixer: expected a name or a layers.Mixer, got {type(mixer).__name__}")
+    if mixer not in _REGISTRY:
+        raise ValueError(f"mixer: unknown name {mixer!r}, expected one of {', '.join(sorted(_REGISTRY))}")
+    try:
+        return _REGISTRY[mixer].make(streams, **arguments)
+    except TypeError as error:
+        raise TypeError(f"mixer: {mixer!r} refused {arguments or 'its arguments'}: {error}") from error

@@ -1,0 +1,207 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from jpmhc import layers
+
+MIXERS = [str(info) for info in layers.mixers()]
+
+
+def layer(mixer="cayley", branch=None, dim=5, streams=3, dtype=torch.float64, **options):
+    """A layer away from its start, so that nothing is trivially right."""
+    torch.manual_seed(0)
+    hc = layers.HyperConnection(dim, branch, streams=streams, mixer=mixer, dtype=dtype, **options)
+    with torch.no_grad():
+        for parameter in layers.mixing_parameters(hc):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return hc
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize(("dynamic", "static"), [(True, True), (True, False), (False, True)])
+def test_layer_is_its_equation(mixer, dynamic, static):
+    branch = nn.Linear(5, 5, dtype=torch.float64)
+    hc = layer(mixer, branch, dynamic=dynamic, static=static)
+    x = torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    actual = hc(x)
+    expected = torch.empty_like(x)
+    for b in range(2):
+        for t in range(4):
+            pre, post, matrix = hc.coefficients(x[b, t])  # a token alone: nothing looks at its neighbours
+            u = sum(pre[i] * x[b, t, i] for i in range(3))
+            y = branch(u)
+            for j in range(3):
+                expected[b, t, j] = sum(matrix[j, i] * x[b, t, i] for i in range(3)) + post[j] * y
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_raw_numbers_are_static_plus_scaled_projection_of_the_normed_streams():
+    hc = layer("free", eps=1e-3)
+    x = torch.randn(7, 3, 5, dtype=torch.float64)
+    flat = x.flatten(-2)
+    normed = flat / (flat.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    read, write, mix = (normed @ hc.projection.mT).split(hc.sizes, -1)
+    static = hc.static.split(hc.sizes)
+    pre, post, matrix = hc.coefficients(x)
+    raw = static[0] + hc.scale[0] * read
+    raw = raw + torch.tensor([2.0, 0, 0])
+    torch.testing.assert_close(pre, raw.softmax(-1))
+    torch.testing.assert_close(post, 3 * (static[1] + hc.scale[1] * write).softmax(-1))
+    torch.testing.assert_close(matrix.flatten(-2), static[2] + hc.scale[2] * mix.tanh())
+
+
+def test_norm_none_leaves_the_streams_as_they_are():
+    hc = layer("cayley", norm=None)
+    x = torch.randn(7, 3, 5, dtype=torch.float64)
+    raw = (x.flatten(-2) @ hc.projection.mT).split(hc.sizes, -1)[1]
+    expected = 3 * (hc.static.split(hc.sizes)[1] + hc.scale[1] * raw).softmax(-1)
+    torch.testing.assert_close(hc.coefficients(x)[1], expected)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_gradients_match_finite_differences(mixer):
+    hc = layer(mixer, nn.Linear(2, 2, dtype=torch.float64), dim=2)
+    x = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
+    parameters = dict(hc.named_parameters())
+
+    def run(x, *values):
+        return torch.func.functional_call(hc, dict(zip(parameters, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *parameters.values()))
+
+
+def test_both_call_patterns_agree():
+    branch = nn.Linear(5, 5, dtype=torch.float64)
+    hc = layer(branch=branch)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    u, write = hc.read(x)
+    assert u.shape == (4, 5)
+    assert torch.equal(write(hc.branch(u)), hc(x))
+
+
+def test_branch_gets_its_arguments():
+    def branch(u, shift, *, scale):
+        return scale * u + shift
+
+    hc = layer(branch=branch)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    u, write = hc.read(x)
+    assert torch.equal(hc(x, 1.5, scale=2.0), write(2.0 * u + 1.5))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_one_stream_is_the_plain_residual(mixer):
+    branch = nn.Linear(5, 5)
+    hc = layers.HyperConnection(5, branch, streams=1, mixer=mixer)
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(hc(x.unsqueeze(-2)).squeeze(-2), layers.Residual(branch)(x))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (), (2, 3, 4)])
+def test_any_leading_shape(mixer, shape):
+    hc = layer(mixer, nn.Linear(5, 5), dtype=torch.float32)
+    x = torch.randn(*shape, 3, 5, requires_grad=True)
+    out = hc(x)
+    assert out.shape == x.shape
+    out.sum().backward()
+    assert x.grad.shape == x.shape
+    assert x.grad.isfinite().all()
+
+
+def test_non_contiguous_streams():
+    hc = layer(branch=nn.Linear(5, 5, dtype=torch.float64))
+    x = torch.randn(5, 3, 4, dtype=torch.float64).permute(2, 1, 0)
+    assert torch.equal(hc(x), hc(x.contiguous()))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_half_precision_streams_keep_their_dtype_and_single_precision_coefficients(mixer):
+    hc = layer(mixer, nn.Linear(5, 5, dtype=torch.bfloat16), dtype=torch.float32)
+    x = torch.randn(4, 3, 5, dtype=torch.bfloat16)
+    assert all(c.dtype == torch.float32 for c in hc.coefficients(x))
+    reference = copy.deepcopy(hc).to(torch.float32)
+    out = hc(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), reference(x.float()), rtol=2e-2, atol=2e-2)
+    hc = hc.to(torch.bfloat16)
+    assert all(c.dtype == torch.float32 for c in hc.coefficients(x))
+
+
+def test_autocast_leaves_the_coefficients_in_single_precision():
+    hc = layer(branch=nn.Linear(5, 5), dtype=torch.float32)
+    x = torch.randn(4, 3, 5)
+    exact = hc.coefficients(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, out = hc.coefficients(x), hc(x)
+    assert all(torch.equal(a, b) for a, b in zip(inside, exact, strict=True))
+    assert out.dtype == torch.float32
+
+
+def test_copies_and_pickles():
+    hc = layer(branch=nn.Linear(5, 5, dtype=torch.float64))
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    for twin in (copy.deepcopy(hc), pickle.loads(pickle.dumps(hc))):
+        assert torch.equal(twin(x), hc(x))
+    fresh = layers.HyperConnection(5, nn.Linear(5, 5), streams=3, dtype=torch.float64).double()
+    fresh.load_state_dict(hc.state_dict())
+    assert torch.equal(fresh(x), hc(x))
+
+
+def test_mixing_parameters_are_those_of_the_connections_alone():
+    model = nn.Sequential(
+        layers.HyperConnection(5, nn.Linear(5, 5), streams=3),
+        nn.Linear(5, 5),
+        layers.HyperConnection(5, nn.Linear(5, 5), streams=3, dynamic=False),
+        layers.HyperConnection(5, nn.Linear(5, 5), streams=3, static=False),
+    )
+    names = {id(p): name for name, p in model.named_parameters()}
+    expected = {"0.static", "0.projection", "0.scale", "2.static", "3.projection", "3.scale"}
+    assert {names[id(p)] for p in layers.mixing_parameters(model)} == expected
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    names = {id(p): name for name, p in twin.named_parameters()}
+    assert {names[id(p)] for p in layers.mixing_parameters(twin)} == expected
+
+
+def test_parameters_are_never_zero_dimensional():
+    assert all(p.ndim > 0 for p in layers.HyperConnection(5, streams=3).parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 0}, "dim: expected at least 1, got 0"),
+        ({"streams": 0}, "streams: expected at least 1, got 0"),
+        ({"mixer": "caley"}, "mixer: unknown name 'caley', expected one of cayley, free, identity, sinkhorn"),
+        ({"mixer": layers.Cayley(3)}, r"mixer: expected one for 4 streams, got Cayley\(3\)"),
+        ({"gate": "relu"}, "gate: unknown name 'relu', expected one of softmax"),
+        ({"norm": "batch"}, "norm: expected one of"),
+        ({"static": False, "dynamic": False}, "expected at least one to be True"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        layers.HyperConnection(**{"dim": 8, **options})
+
+
+def test_wrong_types_are_named():
+    with pytest.raises(TypeError, match=r"mixer: expected a name or a layers\.Mixer, got int"):
+        layers.HyperConnection(8, mixer=3)
+    with pytest.raises(TypeError, match="branch: this HyperConnection wraps none"):
+        layers.HyperConnection(8)(torch.zeros(4, 8))
+
+
+def test_wrong_streams_and_results_are_named():
+    hc = layers.HyperConnection(8, nn.Linear(8, 6), streams=4)
+    with pytest.raises(
+        ValueError, match=r"x: expected shape \(\.\.\., 4, 8\), got \(2, 8\); call expand_streams first"
+    ):
+        hc(torch.zeros(2, 8))
+    with pytest.raises(ValueError, match=r"branch: expected a result of shape \(2, 8\), got \(2, 6\)"):
+        hc(torch.zeros(2, 4, 8))
+    with pytest.raises(ValueError, match=r"branch: expected a result of shape \(2, 8\), got tuple"):
+        hc.read(torch.zeros(2, 4, 8))[1]((torch.zeros(2, 8), None))
