@@ -1,0 +1,1 @@
+"""Benchmarks of the library, each run as ``python -m benchmarks NAME``."""

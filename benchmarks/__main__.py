@@ -1,0 +1,21 @@
+"""The command ``python -m benchmarks NAME ...``."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str]) -> int:
+    """Hand over to the benchmark's own command line and return its exit status."""
+    here = Path(__file__).parent
+    names = sorted(path.parent.name for path in here.glob("*/cli.py"))
+    if not arguments or arguments[0] not in names:
+        asked = f"unknown benchmark {arguments[0]!r}, " if arguments else ""
+        print(f"error: {asked}expected python -m benchmarks {'|'.join(names)} ...", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"benchmarks.{arguments[0]}.cli").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

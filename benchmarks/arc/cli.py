@@ -1,0 +1,158 @@
+"""The command ``python -m benchmarks arc train|evaluate|compare|report``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from benchmarks.extras import require
+
+tyro = require("tyro", "bench")
+require("rich", "bench")
+require("safetensors", "bench")
+
+
+from benchmarks.arc import compare as comparing  # noqa: E402
+from benchmarks.arc import report as reporting  # noqa: E402
+from benchmarks.arc import run as running  # noqa: E402
+from benchmarks.arc import table  # noqa: E402
+from benchmarks.arc.arms import Arm  # noqa: E402
+from benchmarks.arc.presets import preset as find_preset  # noqa: E402
+from benchmarks.arc.progress import Display  # noqa: E402
+from benchmarks.arc.training import TrainingError  # noqa: E402
+
+
+@dataclass
+class Train:
+    """Train one arm; checkpoints, log and evaluation go to OUT."""
+
+    out: Path
+    """Folder of the run; refused if it holds anything, unless --resume is given."""
+    preset: str = "demo"
+    """Size of the experiment: smoke or demo."""
+    residual: str = "cayley"
+    """The arm: plain, or a mixer such as cayley or cayley:step=0.1."""
+    seed: int = 0
+    """Of the initial weights and of the order of the samples."""
+    resume: bool = False
+    """Go on from the last good checkpoint where there is one, start otherwise."""
+    seconds: float | None = None
+    """Stop cleanly after so many seconds."""
+    extra_task_dirs: tuple[Path, ...] = ()
+    """Folders of further tasks in the ARC JSON format."""
+    device: str = "cpu"
+    """Where to train, a torch device."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        spec = running.RunSpec(find_preset(self.preset), Arm.parse(self.residual), self.seed, self.extra_task_dirs)
+        with Display(1, spec.preset.train.steps) as display:
+            display.begin(f"{spec.arm.text} seed {spec.seed}")
+            result = running.train(
+                spec,
+                self.out,
+                resume=self.resume,
+                seconds=self.seconds,
+                listen=display.update,
+                say=display.say,
+                device=self.device,
+            )
+        print(f"step {result['steps']} of {spec.preset.train.steps}, {self.out}")
+
+
+@dataclass
+class Evaluate:
+    """Evaluate a checkpoint of a run; writes evaluation-STEP.json into its folder."""
+
+    run: Path
+    """Folder of the run."""
+    step: int | None = None
+    """Step of the checkpoint; the last one by default."""
+    device: str = "cpu"
+    """Where to run, a torch device."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        result = running.evaluate_run(self.run, self.step, self.device)
+        for part in ("held_out", "train"):
+            measures = {k: v for k, v in result[part].items() if not k.endswith("_se") and k not in ("count", "tasks")}
+            shown = []
+            for name, value in measures.items():
+                error = result[part][f"{name}_se"]
+                shown.append(f"{name} {value:.1%}" + ("" if error is None else f" +- {error:.1%}"))
+            print(f"step {result['step']} {part} ({result[part]['count']} pairs): {', '.join(shown)}")
+
+
+@dataclass
+class Compare:
+    """Train several arms with the same seeds and data, print their table and write OUT/report.html."""
+
+    out: Path
+    """Folder of the comparison; refused if it holds anything, unless --resume is given."""
+    preset: str = "demo"
+    """Size of the experiment: smoke or demo."""
+    arms: tuple[str, ...] = ("plain", "identity", "sinkhorn", "cayley")
+    """The arms, each plain or a mixer such as cayley:step=0.1."""
+    seeds: int = 1
+    """Number of seeds, from 0 on."""
+    resume: bool = False
+    """Go on where runs or parts of runs exist."""
+    extra_task_dirs: tuple[Path, ...] = ()
+    """Folders of further tasks in the ARC JSON format."""
+    device: str = "cpu"
+    """Where to train, a torch device."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        arms = [Arm.parse(text) for text in self.arms]
+        comparing.compare(
+            find_preset(self.preset),
+            arms,
+            self.seeds,
+            self.out,
+            resume=self.resume,
+            extra_task_dirs=self.extra_task_dirs,
+            device=self.device,
+        )
+        _show(self.out)
+
+
+@dataclass
+class Report:
+    """Print the table of a comparison and write its report.html anew."""
+
+    run: Path
+    """Folder of the comparison."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        _show(self.run)
+
+
+def _show(folder: Path) -> None:
+    table.show(folder)
+    print(f"report: {reporting.write_report(folder)}")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; a user's mistake ends in one line on standard error and exit status 1."""
+    command: Callable[[], None] = tyro.cli(
+        Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[Report, tyro.conf.subcommand("report")],
+        prog="python -m benchmarks arc",
+        args=arguments,
+    )
+    try:
+        command()
+    except (ValueError, OSError, ModuleNotFoundError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,421 @@
+"""The samples that a model of ARC tasks is trained on, with what is held out from them.
+
+One sample is one (input, output) pair with a puzzle id. There is one id for each task in each of its variants: the
+id's embedding is all that a model is told about the task. `build` makes arrays of samples, `Batches` draws from them.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.arc import augment
+from benchmarks.arc.augment import Augmentation
+from benchmarks.arc.encode import PAD, encode
+from benchmarks.arc.tasks import Grid, Pair, Task
+
+SPLITS = ("demos", "published")
+
+
+class HeldOut(NamedTuple):
+    """One pair that is never trained on: ``tasks[task].tests[test]``."""
+
+    task: int
+    test: int
+    input: Grid
+    output: Grid
+
+
+@dataclass(frozen=True)
+class Split:
+    """What trains and what is held out.
+
+    Parameters
+    ----------
+    name : str
+        ``"demos"``: the demonstrations of every task train, the tests of every task are held out.
+        ``"published"``, as the recipe of the tiny recursive model: the demonstrations of every task and the tests of
+        training and extra tasks train, the tests of evaluation tasks are held out.
+    tasks, pairs, held_out : int
+        Number of tasks, of pairs that train before augmentation, and of pairs held out.
+    left_out : tuple of str
+        Pairs that the rule would train on but that equal a held-out pair, as ``"40853293 test 0"``; not in ``pairs``.
+    rows_left_out : int
+        Augmented rows of other pairs that coincide with a held-out pair in a variant in which it is evaluated.
+    """
+
+    name: str
+    tasks: int
+    pairs: int
+    held_out: int
+    left_out: tuple[str, ...]
+    rows_left_out: int
+
+    def describe(self) -> str:
+        """Return the split as a paragraph for a report."""
+        rule = {
+            "demos": "Trained on the demonstrations of all tasks; held out: every test of every task.",
+            "published": "Trained on the demonstrations of all tasks and the tests of all but the evaluation tasks; "
+            "held out: the tests of the evaluation tasks.",
+        }[self.name]
+        counts = f"{_count(self.tasks, 'task')}, {_count(self.pairs, 'training pair')}, {self.held_out} held out."
+        pairs = f"{_count(len(self.left_out), 'pair')} equal to a held-out pair"
+        if self.left_out:
+            pairs += f" ({', '.join(self.left_out)})"
+        rows = f"{_count(self.rows_left_out, 'augmented row')} equal to a held-out pair in one of its variants"
+        return f"{rule} {counts} Left out of training: {pairs}, {rows}."
+
+
+@dataclass(eq=False)
+class ArcData:
+    """Training arrays and held-out pairs of a list of tasks; made by `build`.
+
+    Row ``r`` is one pair of one task in one variant. Rows are sorted by id, ids by task and then in the order of
+    `augment.variants`, so the identity variant of a task has its lowest id.
+
+    Parameters
+    ----------
+    inputs, labels : ndarray of uint8, shape (N, side * side)
+        Tokens of the pairs after augmentation, not translated. Labels equal to `PAD` carry no loss.
+    ids : ndarray of int64, shape (N,)
+        Puzzle id, 0 to ``num_ids - 1``.
+    group : ndarray of int64, shape (N,)
+        Index of the task in ``tasks``.
+    from_test : ndarray of bool, shape (N,)
+    pair : ndarray of int64, shape (N,)
+        Provenance: the row comes from ``tasks[group].tests[pair]`` where ``from_test``, else from ``.demos[pair]``.
+    extent : ndarray of int64, shape (N, 2)
+        Rows and columns of the square that the two grids take together; ``side - extent`` is their room to move.
+    side : int
+    tasks : list of Task
+    augmentations : list of (int, Augmentation), length num_ids
+        Task index and variant behind each id.
+    held_out : list of HeldOut
+    split : Split
+    """
+
+    inputs: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+    ids: npt.NDArray[np.int64]
+    group: npt.NDArray[np.int64]
+    from_test: npt.NDArray[np.bool_]
+    pair: npt.NDArray[np.int64]
+    extent: npt.NDArray[np.int64]
+    side: int
+    tasks: list[Task]
+    augmentations: list[tuple[int, Augmentation]]
+    held_out: list[HeldOut]
+    split: Split
+
+    @property
+    def num_ids(self) -> int:
+        """Number of puzzle ids, those without a training row included."""
+        return len(self.augmentations)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the training arrays: runs with equal hashes and seeds see equal samples."""
+        digest = hashlib.sha256(f"{self.side} {len(self.ids)} {self.num_ids}".encode())
+        for array in (self.inputs, self.labels, self.ids, self.group):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def _first_id(self) -> npt.NDArray[np.int64]:
+        return np.searchsorted([task for task, _ in self.augmentations], np.arange(len(self.tasks) + 1))
+
+    def ids_of(self, task: int) -> range:
+        """Ids of a task, by its index; the first one is the identity variant."""
+        return range(int(self._first_id[task]), int(self._first_id[task + 1]))
+
+    def variants_of(self, held: HeldOut) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """Return a held-out pair as it is evaluated: once under every id of its task.
+
+        Returns
+        -------
+        inputs, labels : ndarray of uint8, shape (V, side * side)
+        ids : ndarray of int64, shape (V,)
+            ``augmentations[id][1].invert`` leads back from a predicted grid.
+        """
+        ids = np.array(self.ids_of(held.task), dtype=np.int64)
+        variants = [self.augmentations[id][1] for id in ids]
+        inputs = np.stack([encode(variant.apply(held.input), self.side) for variant in variants])
+        labels = np.stack([encode(variant.apply(held.output), self.side) for variant in variants])
+        return inputs, labels, ids
+
+
+def build(tasks: Sequence[Task], *, side: int | None, variants: int, seed: int, split: str = "demos") -> ArcData:
+    """Make the training arrays of tasks and set the held-out pairs apart.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    side : int or None
+        Side of the square that the model sees; None for the largest side of any grid of the tasks.
+    variants : int
+        Variants wanted for each task, the identity included; see `augment.variants`.
+    seed : int
+        Of the choice of variants.
+    split : str
+        ``"demos"`` or ``"published"``, see `Split`.
+
+    Raises
+    ------
+    ValueError
+        No tasks, an id twice, a grid larger than ``side``, a test without output, nothing left to train on or to hold
+        out.
+
+    Notes
+    -----
+    No held-out output reaches the arrays, in three steps. Rows are made from the pairs that the split trains on, never
+    from others. Of those pairs, one equal to a held-out pair of whatever task is left out in every variant. In
+    ARC-AGI-1 that is the test of training task 40853293, which is also the test of evaluation task 070dd51e: the
+    published recipe trains on one of its 419 answers. Last, a row equal to a held-out pair in one of the variants in
+    which that is evaluated is left out: some demonstrations are recoloured or turned copies of a test.
+
+    Memory is ``2 side^2`` bytes a row.
+    """
+    tasks = list(tasks)
+    side = _check(tasks, side, split)
+    held_out = [
+        HeldOut(index, test, pair.input, _solved(pair, f"{task.id} test {test}"))
+        for index, task in enumerate(tasks)
+        if split == "demos" or task.split == "evaluation"
+        for test, pair in enumerate(task.tests)
+    ]
+    if not held_out:
+        raise ValueError("tasks: split 'published' holds out the tests of evaluation tasks, and there are none")
+    augmentations = [
+        (index, variant) for index, task in enumerate(tasks) for variant in augment.variants(task, variants, seed)
+    ]
+    sources, left_out = _training_pairs(tasks, held_out)
+    evaluated = _evaluated_rows(held_out, augmentations, side)
+
+    inputs, labels = [], []
+    provenance: list[tuple[int, int, bool, int, int, int]] = []
+    rows_left_out = 0
+    for id, (index, variant) in enumerate(augmentations):
+        for source in sources[index]:
+            grids = variant.apply(source.input), variant.apply(source.output)
+            row = encode(grids[0], side), encode(grids[1], side)
+            if _key(*row) in evaluated:
+                rows_left_out += 1
+                continue
+            inputs.append(row[0])
+            labels.append(row[1])
+            extent = np.maximum(grids[0].shape, grids[1].shape)
+            provenance.append((id, index, source.from_test, source.pair, *extent.tolist()))
+    if not provenance:
+        raise ValueError("tasks: every pair to train on equals a held-out pair, so nothing is left")
+    ids, group, from_test, pair, height, width = np.array(provenance, dtype=np.int64).T.copy()
+    return ArcData(
+        inputs=np.stack(inputs),
+        labels=np.stack(labels),
+        ids=ids,
+        group=group,
+        from_test=from_test.astype(bool),
+        pair=pair,
+        extent=np.stack([height, width], axis=1),
+        side=side,
+        tasks=tasks,
+        augmentations=augmentations,
+        held_out=held_out,
+        split=Split(split, len(tasks), sum(map(len, sources)), len(held_out), left_out, rows_left_out),
+    )
+
+
+class Batches:
+    """An endless, restorable stream of training samples.
+
+    An epoch visits every task once, in random order, in one random variant, with all the pairs of that variant one
+    after the other. With ``translate`` each pair is moved to a random place in the square, input and output alike, but
+    for one random pair of every visit that stays in the corner, which is where tests are evaluated.
+
+    Parameters
+    ----------
+    data : ArcData
+    batch_size : int
+        Samples that `next` returns unless told otherwise.
+    seed : int
+    translate : bool
+
+    Notes
+    -----
+    Every epoch has its own generator, made of the seed and the epoch's number. The stream thus depends on the data, the
+    seed and ``translate`` alone, not on how it is cut into calls, and its position is two integers.
+    """
+
+    def __init__(self, data: ArcData, batch_size: int, seed: int, translate: bool):
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        if seed < 0:
+            raise ValueError(f"seed: expected at least 0, got {seed}")
+        self.data = data
+        self.batch_size = batch_size
+        self.seed = seed
+        self.translate = translate
+        bounds = np.searchsorted(data.ids, np.arange(data.num_ids + 1))
+        trained = [[(bounds[id], bounds[id + 1]) for id in data.ids_of(t)] for t in range(len(data.tasks))]
+        # Rows of each variant of each task, as (start, stop). What lost all its rows to the held-out pairs is skipped.
+        self._visits = [spans for task in trained if (spans := [(a, b) for a, b in task if a < b])]
+        self._epoch = self._position = 0
+        self._rows, self._offsets = self._plan(0)
+
+    def next(self, count: int | None = None) -> dict[str, torch.Tensor]:
+        """Return the next samples of the stream, which may span several epochs.
+
+        Parameters
+        ----------
+        count : int or None
+            How many; None for ``batch_size``.
+
+        Returns
+        -------
+        dict of Tensor
+            ``inputs`` and ``labels`` of shape (count, side * side), uint8; ``ids``, the puzzle ids, and ``rows``, the
+            rows of the training arrays, of shape (count,), int64.
+        """
+        count = self.batch_size if count is None else count
+        if count < 0:
+            raise ValueError(f"count: expected at least 0, got {count}")
+        rows, offsets = np.empty(count, dtype=np.int64), np.empty((count, 2), dtype=np.int64)
+        filled = 0
+        while filled < count:
+            if self._position == len(self._rows):
+                self._epoch, self._position = self._epoch + 1, 0
+                self._rows, self._offsets = self._plan(self._epoch)
+            taken = min(count - filled, len(self._rows) - self._position)
+            here, there = slice(filled, filled + taken), slice(self._position, self._position + taken)
+            rows[here], offsets[here] = self._rows[there], self._offsets[there]
+            self._position += taken
+            filled += taken
+        return {
+            "inputs": torch.from_numpy(_translated(self.data.inputs[rows], offsets, self.data.side)),
+            "labels": torch.from_numpy(_translated(self.data.labels[rows], offsets, self.data.side)),
+            "ids": torch.from_numpy(self.data.ids[rows]),
+            "rows": torch.from_numpy(rows),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, with what it is a position in, as a dict that JSON can hold."""
+        return {**self._identity(), "epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position; ValueError if it belongs to another stream."""
+        for name, value in self._identity().items():
+            if state[name] != value:
+                raise ValueError(f"state: {name} is {state[name]!r}, but this stream has {value!r}")
+        epoch, position = state["epoch"], state["position"]
+        if epoch < 0:
+            raise ValueError(f"state: epoch: expected at least 0, got {epoch}")
+        rows, offsets = self._plan(epoch)
+        if not 0 <= position <= len(rows):
+            raise ValueError(f"state: position: expected 0 to {len(rows)}, got {position}")
+        self._epoch, self._position, self._rows, self._offsets = epoch, position, rows, offsets
+
+    def _identity(self) -> dict[str, Any]:
+        return {"data": self.data.sha256, "seed": self.seed, "translate": self.translate}
+
+    def _plan(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the rows of an epoch in order, (S,), and how far each is moved down and right, (S, 2)."""
+        rng = np.random.default_rng([self.seed, epoch])
+        visited, kept_in_corner = [], []
+        for visit in rng.permutation(len(self._visits)):
+            spans = self._visits[visit]
+            start, stop = spans[rng.integers(len(spans))]
+            visited.append(np.arange(start, stop))
+            kept_in_corner.append(visited[-1] == rng.integers(start, stop))
+        rows = np.concatenate(visited)
+        if not self.translate:
+            return rows, np.zeros((len(rows), 2), dtype=np.int64)
+        offsets = rng.integers(0, self.data.side - self.data.extent[rows], endpoint=True)
+        offsets[np.concatenate(kept_in_corner)] = 0
+        return rows, offsets
+
+
+def _translated(tokens: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], side: int) -> npt.NDArray[np.uint8]:
+    """Move each square down and right; what is pushed over the edge is at most the end-of-grid mark."""
+    squares = tokens.reshape(-1, side, side)
+    moved = np.full_like(squares, PAD)
+    for square, out, (down, right) in zip(squares, moved, offsets.tolist(), strict=True):
+        out[down:, right:] = square[: side - down, : side - right]
+    return moved.reshape(tokens.shape)
+
+
+def _check(tasks: list[Task], side: int | None, split: str) -> int:
+    """Check the arguments of `build` and return the side."""
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    if not tasks:
+        raise ValueError("tasks: expected at least one task, got none")
+    seen: set[str] = set()
+    for task in tasks:
+        if task.id in seen:
+            raise ValueError(f"tasks: the id {task.id} occurs twice")
+        seen.add(task.id)
+    largest = max(tasks, key=lambda task: task.max_side)
+    if side is not None and side < largest.max_side:
+        raise ValueError(f"side: task {largest.id} has a grid of side {largest.max_side}, got side {side}")
+    return largest.max_side if side is None else side
+
+
+def _solved(pair: Pair, name: str) -> Grid:
+    if pair.output is None:
+        raise ValueError(f"tasks: {name} has no output")
+    return pair.output
+
+
+class _Source(NamedTuple):
+    from_test: bool
+    pair: int
+    input: Grid
+    output: Grid
+
+
+def _training_pairs(tasks: list[Task], held_out: list[HeldOut]) -> tuple[list[list[_Source]], tuple[str, ...]]:
+    """Return the pairs that train, task by task, with the names of those left out because they equal a held-out one."""
+    held_tasks = {held.task for held in held_out}
+    held_pairs = {_key(held.input, held.output) for held in held_out}
+    sources: list[list[_Source]] = []
+    left_out = []
+    for index, task in enumerate(tasks):
+        sources.append([])
+        for from_test, pairs in ((False, task.demos), (True, () if index in held_tasks else task.tests)):
+            for position, pair in enumerate(pairs):
+                name = f"{task.id} {'test' if from_test else 'demonstration'} {position}"
+                output = _solved(pair, name)
+                if _key(pair.input, output) in held_pairs:
+                    left_out.append(name)
+                else:
+                    sources[-1].append(_Source(from_test, position, pair.input, output))
+    return sources, tuple(left_out)
+
+
+def _evaluated_rows(held_out: list[HeldOut], augmentations: list[tuple[int, Augmentation]], side: int) -> set[bytes]:
+    """Return the keys of all the rows that evaluation feeds: each held-out pair in each variant of its task."""
+    of_task: dict[int, list[HeldOut]] = {}
+    for held in held_out:
+        of_task.setdefault(held.task, []).append(held)
+    return {
+        _key(encode(variant.apply(held.input), side), encode(variant.apply(held.output), side))
+        for index, variant in augmentations
+        for held in of_task.get(index, ())
+    }
+
+
+def _key(source: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8]) -> bytes:
+    """Hash of a pair's content, equal only for equal pairs."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (source, target):
+        digest.update(bytes(array.shape) if array.ndim == 2 else b"")
+        digest.update(array.tobytes())
+    return digest.digest()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

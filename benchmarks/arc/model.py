@@ -1,0 +1,252 @@
+"""The Tiny Recursive Model with a choice of residual: plain, or n streams and a mixer.
+
+The network, its recursion and its initialisation follow arXiv 2510.04871 and its published code; what is new is that
+every residual addition is a `jpmhc.layers.HyperConnection`, or a `jpmhc.layers.Residual` in the plain arm.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.arc.arms import Arm
+from benchmarks.arc.encode import VOCAB
+from jpmhc import layers
+
+_SCOPES = ("persistent", "per_call")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the model; the defaults are the 7 M model of the paper at 30 x 30.
+
+    Attributes
+    ----------
+    side : int
+        Grid side; a sequence has ``prefix + side^2`` positions.
+    width, heads, inner, blocks : int
+        Width d, attention heads, inner width of the SwiGLU, blocks (of two sublayers each).
+    h_cycles, l_cycles : int
+        Recursion: ``h_cycles`` times (``l_cycles`` updates of z, then one of y), gradient through the last.
+    prefix : int
+        Positions before the grid: the puzzle embedding, then zeros.
+    streams : int
+        Streams n of every arm but ``plain``.
+    streams_scope : str
+        ``"persistent"``: y and z carry n streams through the recursion; ``"per_call"``: streams live inside one call
+        of the net.
+    """
+
+    side: int = 30
+    width: int = 512
+    heads: int = 8
+    inner: int = 1536
+    blocks: int = 2
+    h_cycles: int = 3
+    l_cycles: int = 4
+    prefix: int = 16
+    streams: int = 4
+    streams_scope: str = "persistent"
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width: expected an even multiple of heads={self.heads}, got {self.width}")
+        if self.prefix < 1:
+            raise ValueError(f"prefix: expected at least 1 (the puzzle embedding), got {self.prefix}")
+        if self.streams_scope not in _SCOPES:
+            raise ValueError(f"streams_scope: expected one of {_SCOPES}, got {self.streams_scope!r}")
+
+    @property
+    def positions(self) -> int:
+        """Length of a sequence."""
+        return self.prefix + self.side**2
+
+
+class Latents(NamedTuple):
+    """The recursion's state: the answer y and the scratch pad z, (B, T, d) or (B, T, n, d)."""
+
+    y: Tensor
+    z: Tensor
+
+
+def truncated_normal(shape: tuple[int, ...], std: float, generator: torch.Generator) -> Tensor:
+    """Draw normal numbers cut at two standard deviations and rescaled to standard deviation ``std``."""
+    values = torch.empty(shape)
+    nn.init.trunc_normal_(values, 0.0, 1.0, -2.0, 2.0, generator=generator)
+    # The cut lowers the standard deviation to 0.8796.
+    cut = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
+    return values * (std / cut)
+
+
+class Linear(nn.Module):
+    """A matrix without bias, LeCun-normal."""
+
+    def __init__(self, inputs: int, outputs: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(truncated_normal((outputs, inputs), inputs**-0.5, generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., inputs) to (..., outputs)."""
+        return F.linear(x, self.weight)
+
+
+class Attention(nn.Module):
+    """Full self-attention with rotary positions."""
+
+    def __init__(self, width: int, heads: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, generator)
+        self.out = Linear(width, width, generator)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Let the positions of x (B, T, d) attend to one another."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, T, d / heads)
+        attended = F.scaled_dot_product_attention(rotate(q, rotary), rotate(k, rotary), v)
+        return self.out(attended.transpose(1, 2).flatten(-2))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer."""
+
+    def __init__(self, width: int, inner: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.gate_up = Linear(width, 2 * inner, generator)
+        self.down = Linear(inner, width, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map every vector of x (..., d)."""
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+def rotary_table(positions: int, size: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, size) of the rotary angles; the two halves of a head turn together."""
+    frequency = base ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+    angle = torch.outer(torch.arange(positions, dtype=torch.float64), frequency).repeat(1, 2)
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:  # (B, heads, T, size)
+    """Turn every pair (i, i + size / 2) of a head by its position's angle."""
+    cos, sin = (table.to(x.dtype) for table in rotary)
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """RMS norm of the last dimension without gain, in float32 at least: per stream where there are streams."""
+    return F.rms_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1:], eps=1e-5).to(x.dtype)
+
+
+class Net(nn.Module):
+    """The blocks: ``x <- rms_norm(residual(x))`` over attention, then over the feed-forward layer."""
+
+    def __init__(self, config: ModelConfig, arm: Arm, generator: torch.Generator) -> None:
+        super().__init__()
+        self.per_call = arm.mixer is not None and config.streams_scope == "per_call"
+        self.streams = config.streams
+        branches = []
+        for _ in range(config.blocks):
+            branches.append(Attention(config.width, config.heads, generator))
+            branches.append(SwiGLU(config.width, config.inner, generator))
+        self.sublayers = nn.ModuleList(
+            arm.residual(config.width, branch, config.streams, index) for index, branch in enumerate(branches)
+        )
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Apply the blocks to x (B, T, d), or (B, T, n, d) where the streams are persistent."""
+        if self.per_call:
+            x = layers.expand_streams(x, self.streams)
+        for index, sublayer in enumerate(self.sublayers):
+            x = rms_norm(sublayer(x, rotary=rotary) if index % 2 == 0 else sublayer(x))
+        return layers.reduce_streams(x) if self.per_call else x
+
+
+class TinyRecursiveModel(nn.Module):
+    """TRM: one small net applied again and again to an answer y and a scratch pad z.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Sizes.
+    arm : Arm
+        The residual.
+    seed : int
+        Of the initialisation. The same seed gives every arm the same branches and heads, as mixers draw nothing.
+    """
+
+    def __init__(self, config: ModelConfig, arm: Arm, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.config, self.arm = config, arm
+        self.persistent = arm.mixer is not None and config.streams_scope == "persistent"
+        width = config.width
+        self.embed = nn.Parameter(truncated_normal((VOCAB, width), width**-0.5, generator))
+        self.net = Net(config, arm, generator)
+        self.head = Linear(width, VOCAB, generator)
+        # Halting is never the first guess: sigmoid(-5).
+        self.halt = nn.Linear(width, 1)
+        with torch.no_grad():
+            self.halt.weight.zero_()
+            self.halt.bias.fill_(-5.0)
+        self.register_buffer("start_y", truncated_normal((width,), 1.0, generator))
+        self.register_buffer("start_z", truncated_normal((width,), 1.0, generator))
+        cos, sin = rotary_table(config.positions, width // config.heads)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def initial(self, batch: int) -> Latents:
+        """Return the latents every sample starts from."""
+        shape = (batch, self.config.positions, self.config.streams, self.config.width)
+        if not self.persistent:
+            shape = (shape[0], shape[1], shape[3])
+        # Copies, as a trainer overwrites single samples.
+        return Latents(self.start_y.expand(shape).clone(), self.start_z.expand(shape).clone())
+
+    def forward(self, latents: Latents, tokens: Tensor, puzzle: Tensor) -> tuple[Latents, Tensor, Tensor]:
+        """Run one segment: the whole recursion once, with gradient through its last H cycle.
+
+        Parameters
+        ----------
+        latents : Latents
+            Carried from the last segment.
+        tokens : Tensor, shape (B, side^2), integers
+            Encoded input grid.
+        puzzle : Tensor, shape (B, d)
+            Puzzle embedding of every sample.
+
+        Returns
+        -------
+        latents : Latents
+            Detached.
+        logits : Tensor, shape (B, side^2, 12)
+            Of the output tokens.
+        halt : Tensor, shape (B,)
+            Logit of "this answer is right".
+        """
+        x = self._embed(tokens, puzzle)
+        rotary = (self.cos, self.sin)
+        y, z = latents
+        with torch.no_grad():
+            for _ in range(self.config.h_cycles - 1):
+                y, z = self._cycle(y, z, x, rotary)
+        y, z = self._cycle(y, z, x, rotary)
+        answer = layers.reduce_streams(y) if self.persistent else y
+        logits = self.head(answer[:, self.config.prefix :])
+        return Latents(y.detach(), z.detach()), logits, self.halt(answer[:, 0]).squeeze(-1)
+
+    def _embed(self, tokens: Tensor, puzzle: Tensor) -> Tensor:
+        prefix = F.pad(puzzle.unsqueeze(1), (0, 0, 0, self.config.prefix - 1))
+        x = math.sqrt(self.config.width) * torch.cat((prefix, F.embedding(tokens.long(), self.embed)), 1)
+        return x.unsqueeze(-2) if self.persistent else x
+
+    def _cycle(self, y: Tensor, z: Tensor, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        for _ in range(self.config.l_cycles):
+            z = self.net(z + y + x, rotary)
+        return self.net(y + z, rotary), z

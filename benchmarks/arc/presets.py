@@ -1,0 +1,129 @@
+"""The settings of a run, and the named sizes of the experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.arc.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which tasks, and how they are multiplied.
+
+    Attributes
+    ----------
+    max_side : int
+        Tasks with a larger grid are left out.
+    limit : int or None
+        Most tasks taken.
+    variants : int
+        Variants a task at most, itself included; each has a puzzle id of its own.
+    split : str
+        ``"demos"`` or ``"published"``, see `dataset.Split`.
+    translate : bool
+        Whether training pairs move inside the square.
+    """
+
+    max_side: int = 30
+    limit: int | None = None
+    variants: int = 1000
+    split: str = "published"
+    translate: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation; defaults are the published recipe's.
+
+    Attributes
+    ----------
+    steps, batch : int
+        Optimiser steps, each one segment of ``batch`` samples.
+    lr, embedding_lr : float
+        Of AdamATan2 and of the sign-SGD on puzzle embeddings.
+    betas, weight_decay, embedding_weight_decay, warmup : (float, float), float, float, int
+        AdamATan2's betas, both decoupled decays, steps of linear warm-up of both rates.
+    ema : float
+        Decay of the weight average that evaluation uses.
+    segments : int
+        Most segments a sample is worked on before it is replaced.
+    exploration : float
+        Probability that a sample must take a random number of segments before it may halt.
+    evaluate_every, checkpoint_every : int
+        Steps between evaluations and between checkpoints; both happen after the last step too.
+    evaluation_batch : int
+        Samples of a batch in evaluation.
+    """
+
+    steps: int = 400_000
+    batch: int = 768
+    lr: float = 1e-4
+    embedding_lr: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    embedding_weight_decay: float = 0.1
+    warmup: int = 2000
+    ema: float = 0.999
+    segments: int = 16
+    exploration: float = 0.1
+    evaluate_every: int = 40_000
+    checkpoint_every: int = 2_000
+    evaluation_batch: int = 768
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size of the experiment: data, model and optimisation."""
+
+    name: str
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as nested dicts of JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Preset:
+        """Read what `to_json` wrote."""
+        train = {**value["train"], "betas": tuple(value["train"]["betas"])}
+        return cls(value["name"], DataConfig(**value["data"]), ModelConfig(**value["model"]), TrainConfig(**train))
+
+
+# A small model learns in minutes only with rates far above the recipe's and without its long warm-up.
+_SMALL = {"lr": 2e-3, "embedding_lr": 2e-2, "warmup": 20, "ema": 0.98, "segments": 2}
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "smoke",
+            DataConfig(max_side=3, limit=3, variants=2, split="demos", translate=False),
+            ModelConfig(side=3, width=32, heads=2, inner=64, h_cycles=2, l_cycles=1, prefix=2, streams=2),
+            TrainConfig(**_SMALL, steps=40, batch=16, evaluate_every=40, checkpoint_every=10, evaluation_batch=64),
+        ),
+        Preset(
+            "demo",
+            DataConfig(max_side=5, variants=2, split="demos", translate=False),
+            ModelConfig(side=5, width=64, heads=4, inner=192, h_cycles=2, l_cycles=2, prefix=4),
+            TrainConfig(**_SMALL, steps=300, batch=64, evaluate_every=300, checkpoint_every=100, evaluation_batch=256),
+        ),
+    )
+}
+
+
+def preset(name: str) -> Preset:
+    """Return a preset by name.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: unknown name {name!r}, expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]

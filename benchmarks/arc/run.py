@@ -1,0 +1,299 @@
+"""One run in its folder: settings, log, checkpoints and evaluations, started or taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import environment
+from benchmarks.arc import checkpoint, dataset, flops, tasks
+from benchmarks.arc.arms import Arm
+from benchmarks.arc.dataset import ArcData
+from benchmarks.arc.evaluation import Predictor, evaluate, summary
+from benchmarks.arc.presets import Preset
+from benchmarks.arc.training import Trainer, TrainingError
+
+_CONFIG, _METRICS, _CHECKPOINTS, _RESULT = "config.json", "metrics.jsonl", "checkpoints", "run.json"
+
+Listener = Callable[[int, dict[str, float]], None]
+
+
+def build_data(preset: Preset, extra_task_dirs: Sequence[Path] = ()) -> ArcData:
+    """Make the data of a preset from ARC-AGI-1 and folders of further tasks.
+
+    The variants are those of seed 0 in every run, so that arms and seeds meet the same puzzles.
+    """
+    chosen = tasks.load_arc_agi_1()
+    for folder in extra_task_dirs:
+        chosen.extend(tasks.load_task_dir(folder))
+    chosen = tasks.subset(chosen, preset.data.max_side, preset.data.limit)
+    return dataset.build(chosen, side=preset.model.side, variants=preset.data.variants, seed=0, split=preset.data.split)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run is: settings, arm, seed and further task folders."""
+
+    preset: Preset
+    arm: Arm
+    seed: int
+    extra_task_dirs: tuple[Path, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return {
+            "preset": self.preset.to_json(),
+            "residual": self.arm.text,
+            "seed": self.seed,
+            "extra_task_dirs": [str(folder) for folder in self.extra_task_dirs],
+        }
+
+    @classmethod
+    def load(cls, folder: Path) -> RunSpec:
+        """Read the settings of a run's folder.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If the folder is no run, or its settings are damaged; the message names the file.
+        """
+        path = folder / _CONFIG
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder}: no run is here ({_CONFIG} is missing)")
+        try:
+            config = json.loads(path.read_text())
+            return cls(
+                Preset.from_json(config["preset"]),
+                Arm.parse(config["residual"]),
+                config["seed"],
+                tuple(Path(text) for text in config["extra_task_dirs"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: damaged settings ({error!r})") from error
+
+
+def train(
+    spec: RunSpec,
+    folder: Path,
+    *,
+    resume: bool = False,
+    seconds: float | None = None,
+    data: ArcData | None = None,
+    listen: Listener = lambda step, measures: None,
+    say: Callable[[str], None] = print,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Train a run to its last step, or until the time is up, and evaluate it.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        What to run.
+    folder : Path
+        Where it lives. Without ``resume`` a folder that holds anything is refused.
+    resume : bool
+        Go on from the last good checkpoint where there is one, and start otherwise.
+    seconds : float, optional
+        Stop cleanly, with a checkpoint, after that long.
+    data : ArcData, optional
+        Made from the settings if not given.
+    listen : Callable
+        Called with the step and its measures after every step.
+    say : Callable
+        Gets one line of text where there is something to say.
+    device : str
+        Where to train.
+
+    Returns
+    -------
+    dict
+        The run's entry in a comparison; also written to ``run.json``.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds another run, or anything at all without ``resume``.
+    TrainingError
+        If the loss stops being finite; the last good checkpoint is kept.
+    """
+    begun = time.monotonic()
+    data = data if data is not None else build_data(spec.preset, spec.extra_task_dirs)
+    environment.reset_peak_memory()
+    trainer = Trainer(spec.preset, spec.arm, spec.seed, data, device)
+    _open(folder, spec, data, resume)
+    log = _Log(folder / _METRICS)
+    _take_up(trainer, folder, log, say)
+
+    settings = spec.preset.train
+    saved = trainer.step_number
+    while trainer.step_number < settings.steps:
+        if seconds is not None and time.monotonic() - begun > seconds:
+            break
+        started = time.perf_counter()
+        try:
+            measures = trainer.step()
+        except TrainingError as error:
+            good, _ = checkpoint.last_good(folder / _CHECKPOINTS)
+            raise TrainingError(f"{error}; the last good checkpoint is that of step {good}") from error
+        step = trainer.step_number
+        log.write({"kind": "train", "step": step, **measures, "seconds": time.perf_counter() - started})
+        listen(step, measures)
+        if step % settings.evaluate_every == 0 or step == settings.steps:
+            evaluated = _evaluate(spec, trainer.weights(), data, folder, step, device)
+            log.write({"kind": "evaluation", **summary(evaluated)})
+        # Last, so that a checkpoint vouches for everything logged and evaluated up to its step.
+        if step % settings.checkpoint_every == 0 or step == settings.steps:
+            _save(trainer, folder)
+            saved = step
+    if saved < trainer.step_number:
+        _save(trainer, folder)
+    if trainer.step_number < settings.steps:
+        say(f"stopped after {seconds:g} s at step {trainer.step_number} of {settings.steps}; --resume goes on")
+    complete = trainer.step_number == settings.steps
+    if complete and not _evaluation_path(folder, settings.steps).exists():
+        _evaluate(spec, trainer.weights(), data, folder, settings.steps, device)
+    result = {
+        "arm": spec.arm.text,
+        "seed": spec.seed,
+        "steps": trainer.step_number,
+        "complete": complete,
+        "seconds": log.seconds(),
+        "peak_memory_mib": environment.peak_memory_mib(),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "mixing_parameters": trainer.mixing_parameters,
+        "segment_gflops": flops.segment(spec.preset.model, spec.arm, train=True) / 1e9,
+        "evaluation": _evaluation_path(folder, settings.steps).name if complete else None,
+        "metrics": _METRICS,
+    }
+    write_json(folder / _RESULT, result)
+    return result
+
+
+def evaluate_run(folder: Path, step: int | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Evaluate a checkpoint of a run, the last one by default, and write ``evaluation-STEP.json`` into its folder.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is missing or damaged; the message names the file and the last good step.
+    """
+    spec = RunSpec.load(folder)
+    found, files, _ = checkpoint.load_step(folder / _CHECKPOINTS, step)
+    data = build_data(spec.preset, spec.extra_task_dirs)
+    _check_data(folder, data)
+    return _evaluate(spec, files["weights"], data, folder, found, device)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that a reader finds the old one or the new one, never a part."""
+    aside = path.with_suffix(".partial")
+    with aside.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _open(folder: Path, spec: RunSpec, data: ArcData, resume: bool) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        if not resume:
+            raise ValueError(f"{folder}: not empty; pass --resume to go on, or name another folder")
+        if (folder / _CONFIG).exists():
+            present = RunSpec.load(folder)
+            if present != spec:
+                raise ValueError(f"{folder}: holds another run, {_difference(present, spec)}")
+            _check_data(folder, data)
+            return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        folder / _CONFIG,
+        {**spec.to_json(), "data_sha256": data.sha256, "split": data.split.describe(), **environment.describe()},
+    )
+
+
+def _difference(present: RunSpec, wanted: RunSpec) -> str:
+    old, new = _flat(present.to_json()), _flat(wanted.to_json())
+    return "; ".join(f"{key} is {old.get(key)!r}, not {new.get(key)!r}" for key in new if old.get(key) != new.get(key))
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return flat
+
+
+def _check_data(folder: Path, data: ArcData) -> None:
+    expected = json.loads((folder / _CONFIG).read_text())["data_sha256"]
+    if data.sha256 != expected:
+        raise ValueError(f"{folder}: trained on data {expected[:16]}, but the data here are {data.sha256[:16]}")
+
+
+def _take_up(trainer: Trainer, folder: Path, log: _Log, say: Callable[[str], None]) -> None:
+    good, faults = checkpoint.last_good(folder / _CHECKPOINTS)
+    for fault in faults:
+        say(f"skipped a damaged checkpoint: {fault}")
+    if good is not None:
+        _, files, state = checkpoint.load_step(folder / _CHECKPOINTS, good)
+        trainer.load_state(files, state)
+        say(f"going on from step {good}")
+    elif faults:
+        say("no good checkpoint is left, starting again")
+    log.cut(trainer.step_number)
+
+
+def _save(trainer: Trainer, folder: Path) -> None:
+    files, state = trainer.state()
+    checkpoint.save(folder / _CHECKPOINTS, trainer.step_number, files, state)
+
+
+def _evaluation_path(folder: Path, step: int) -> Path:
+    return folder / f"evaluation-{step:08d}.json"
+
+
+def _evaluate(
+    spec: RunSpec, weights: dict[str, torch.Tensor], data: ArcData, folder: Path, step: int, device: str
+) -> dict[str, Any]:
+    result = evaluate(Predictor(spec.preset, spec.arm, weights, device), data, step)
+    write_json(_evaluation_path(folder, step), result)
+    return result
+
+
+class _Log:
+    """The measures of a run, one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, entry: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def cut(self, step: int) -> None:
+        """Drop what was logged after a step, and a last line that a crash left unfinished."""
+        kept = [entry for entry in self._entries() if entry["step"] <= step]
+        aside = self.path.with_suffix(".partial")
+        aside.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        aside.replace(self.path)
+
+    def seconds(self) -> float:
+        return sum(entry["seconds"] for entry in self._entries() if entry["kind"] == "train")
+
+    def _entries(self) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = []
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                entries.append(json.loads(line))
+            except ValueError as error:
+                if number < len(lines):
+                    raise ValueError(f"{self.path}: line {number} is damaged ({error})") from error
+        return entries

@@ -1,0 +1,212 @@
+"""One run's training: the segments, the loss, the optimisers, and all the state there is between two steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.arc.arms import Arm
+from benchmarks.arc.checkpoint import TensorFiles
+from benchmarks.arc.dataset import ArcData, Batches
+from benchmarks.arc.encode import PAD
+from benchmarks.arc.model import Latents, TinyRecursiveModel
+from benchmarks.arc.optimisers import AdamATan2, Average, sign_sgd_
+from benchmarks.arc.presets import Preset
+from jpmhc import layers
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and why."""
+
+
+def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of every sample over its labelled tokens, in float64.
+
+    Probabilities are ``s(x) / sum s(x)`` with ``s(x) = x + 1`` for x >= 0 and ``1 / (1 - x)`` below
+    (arXiv 2501.04697).
+
+    Parameters
+    ----------
+    logits : Tensor, shape (B, L, V)
+    labels : Tensor of int64, shape (B, L)
+        `PAD` carries no loss; a sample without labels has loss 0.
+
+    Returns
+    -------
+    Tensor, shape (B,)
+    """
+    x = logits.double()
+    # The branch not taken must stay finite, or its gradient is NaN.
+    log_s = torch.where(x >= 0, torch.log1p(x.clamp_min(0)), -torch.log1p(-x.clamp_max(0)))
+    log_p = log_s.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - log_s.logsumexp(-1)
+    labelled = labels != PAD
+    return -(log_p * labelled).sum(-1) / labelled.sum(-1).clamp_min(1)
+
+
+def correct_tokens(predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for every sample, the share of labelled tokens that are right, and whether all are."""
+    labelled = labels != PAD
+    share = ((predicted == labels) & labelled).sum(-1) / labelled.sum(-1).clamp_min(1)
+    return share, share == 1
+
+
+class Trainer:
+    """A model, its optimisers and the batch it works on.
+
+    Every batch slot holds one sample and the latents carried for it. A step is one segment of every slot; a slot whose
+    sample has halted takes the next sample of the stream first.
+
+    Parameters
+    ----------
+    preset : Preset
+        Settings.
+    arm : Arm
+        Residual.
+    seed : int
+        Of the initial weights, the order of the samples and the exploration. Arms with the same seed see the same
+        stream of samples.
+    data : ArcData
+        Training arrays.
+    device : torch.device or str
+        Where the model lives.
+    """
+
+    def __init__(self, preset: Preset, arm: Arm, seed: int, data: ArcData, device: torch.device | str = "cpu") -> None:
+        self.settings, self.arm, self.device = preset.train, arm, torch.device(device)
+        self.model = TinyRecursiveModel(preset.model, arm, seed).to(self.device)
+        self.average = Average(self.model, self.settings.ema)
+        mixing = set(layers.mixing_parameters(self.model))
+        self.mixing_parameters = sum(p.numel() for p in mixing)
+        groups = [
+            {"params": [p for p in self.model.parameters() if p not in mixing]},
+            # A decay towards raw = 0 would be a force of its own on every mixer.
+            {"params": [p for p in self.model.parameters() if p in mixing], "weight_decay": 0.0},
+        ]
+        self.optimiser = AdamATan2(
+            groups, lr=self.settings.lr, betas=self.settings.betas, weight_decay=self.settings.weight_decay
+        )
+        self.table = torch.zeros(data.num_ids, preset.model.width, device=self.device)
+        self.stream = Batches(data, self.settings.batch, seed, preset.data.translate)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.step_number = 0
+        size, length = self.settings.batch, preset.model.side**2
+        latents = self.model.initial(size)
+        self.slots = {
+            "inputs": torch.zeros(size, length, dtype=torch.uint8, device=self.device),
+            "labels": torch.zeros(size, length, dtype=torch.int64, device=self.device),
+            "ids": torch.zeros(size, dtype=torch.int64, device=self.device),
+            "y": latents.y,
+            "z": latents.z,
+            "segments": torch.zeros(size, dtype=torch.int64, device=self.device),
+            "halted": torch.ones(size, dtype=torch.bool, device=self.device),
+        }
+
+    def step(self) -> dict[str, float]:
+        """Do one optimiser step and return its measures, averaged over all samples of the batch.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not finite; the weights are still those of the last step then.
+        """
+        self._refill()
+        slots, batch = self.slots, self.settings.batch
+        puzzle = self.table[slots["ids"]].requires_grad_()
+        latents, logits, halt = self.model(Latents(slots["y"], slots["z"]), slots["inputs"], puzzle)
+        share, exact = correct_tokens(logits.detach().argmax(-1), slots["labels"])
+        token_loss = stablemax_cross_entropy(logits, slots["labels"]).sum() / batch
+        halt_loss = F.binary_cross_entropy_with_logits(halt, exact.to(halt.dtype), reduction="sum") / batch
+        loss = token_loss + 0.5 * halt_loss
+        if not math.isfinite(loss.item()):
+            raise TrainingError(f"arm {self.arm.text}: the loss is {loss.item()} at step {self.step_number + 1}")
+        self.model.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
+
+        self.step_number += 1
+        warm = min(1.0, self.step_number / max(1, self.settings.warmup))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.lr * warm
+        self.optimiser.step()
+        sign_sgd_(
+            self.table,
+            slots["ids"],
+            puzzle.grad,
+            self.settings.embedding_lr * warm,
+            self.settings.embedding_weight_decay,
+        )
+        self.average.update(self.model)
+        self._advance(latents, halt.detach())
+        return {
+            "loss": token_loss.item(),
+            "halt_loss": halt_loss.item(),
+            "token_accuracy": share.double().mean().item(),
+            "exact": exact.double().mean().item(),
+            "halt_accuracy": ((halt.detach() > 0) == exact).double().mean().item(),
+            "gradient_norm": norm.item(),
+            "learning_rate": self.settings.lr * warm,
+        }
+
+    def _refill(self) -> None:
+        free = self.slots["halted"].nonzero().squeeze(-1)
+        if len(free) == 0:
+            return
+        samples = self.stream.next(len(free))
+        for name in ("inputs", "labels", "ids"):
+            self.slots[name][free] = samples[name].to(self.device, self.slots[name].dtype)
+        fresh = self.model.initial(len(free))
+        self.slots["y"][free], self.slots["z"][free] = fresh.y, fresh.z
+        self.slots["segments"][free] = 0
+
+    def _advance(self, latents: Latents, halt: Tensor) -> None:
+        slots, most, batch = self.slots, self.settings.segments, self.settings.batch
+        slots["y"], slots["z"] = latents
+        slots["segments"] += 1
+        explore = torch.rand(batch, generator=self.generator) < self.settings.exploration
+        least = torch.where(explore, torch.randint(min(2, most), most + 1, (batch,), generator=self.generator), 1).to(
+            self.device
+        )
+        slots["halted"] = (slots["segments"] >= most) | ((halt > 0) & (slots["segments"] >= least))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what evaluation needs: averaged weights, the model's buffers, the puzzle embeddings."""
+        own = self.model.state_dict()
+        return {**own, **self.average.weights, "table": self.table}
+
+    def state(self) -> tuple[TensorFiles, dict[str, Any]]:
+        """Return everything needed to go on exactly from here, as tensor files and JSON values."""
+        training = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        training |= {f"slots.{name}": value for name, value in self.slots.items()}
+        training["generator"] = self.generator.get_state()
+        adam_steps = {}
+        for name, parameter in self.model.named_parameters():
+            if not (state := self.optimiser.state.get(parameter)):
+                continue
+            training[f"mean.{name}"], training[f"square.{name}"] = state["mean"], state["square"]
+            adam_steps[name] = state["step"]
+        json_state = {"step": self.step_number, "adam_steps": adam_steps, "stream": self.stream.state_dict()}
+        return {"weights": self.weights(), "training": training}, json_state
+
+    def load_state(self, files: TensorFiles, state: dict[str, Any]) -> None:
+        """Go to what :meth:`state` returned."""
+        training, weights = files["training"], files["weights"]
+        self.model.load_state_dict(
+            {name.removeprefix("model."): value for name, value in training.items() if name.startswith("model.")}
+        )
+        self.slots = {name: training[f"slots.{name}"].to(self.device) for name in self.slots}
+        self.generator.set_state(training["generator"])
+        for name, parameter in self.model.named_parameters():
+            if name in state["adam_steps"]:
+                self.optimiser.state[parameter] = {
+                    "step": state["adam_steps"][name],
+                    "mean": training[f"mean.{name}"].to(self.device),
+                    "square": training[f"square.{name}"].to(self.device),
+                }
+        self.average.weights = {name: weights[name].to(self.device) for name in self.average.weights}
+        self.table = weights["table"].to(self.device)
+        self.stream.load_state_dict(state["stream"])
+        self.step_number = state["step"]

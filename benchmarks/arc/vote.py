@@ -1,0 +1,165 @@
+"""From predictions in many variants of a test to ranked answers, and from answers to scores.
+
+Every function here is pure: votes are those of one call and are never carried from one checkpoint to the next.
+The published evaluator does carry them by default, which silently scores an ensemble of checkpoints.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.arc.augment import Augmentation
+from benchmarks.arc.dataset import HeldOut
+from benchmarks.arc.encode import PAD, decode, encode
+from benchmarks.arc.tasks import Grid
+
+
+class Candidate(NamedTuple):
+    """One proposed answer: the grid, how many variants voted for it, and their mean score."""
+
+    grid: Grid
+    votes: int
+    score: float
+
+
+class Score(NamedTuple):
+    """The mean of n values with its standard error, which is NaN for n = 1."""
+
+    mean: float
+    standard_error: float
+    n: int
+
+
+def vote(predictions: Iterable[tuple[npt.ArrayLike, Augmentation, float]]) -> list[Candidate]:
+    """Rank the answers to one test input by the variants that agree on them.
+
+    Parameters
+    ----------
+    predictions : iterable of (prediction, augmentation, score)
+        For each variant what was predicted for the augmented input, either tokens of shape (side * side,) or a grid
+        (h, w); the augmentation, which is undone; and how sure the model is, such as its halting probability.
+
+    Returns
+    -------
+    list of Candidate
+        The distinct grids, best first: by votes, then by mean score, then by shape and cells so that the order never
+        depends on that of the predictions. Tokens without a grid in them (see `decode`) are no vote, so the list may
+        be empty.
+    """
+    scores: dict[tuple[tuple[int, ...], bytes], list[float]] = {}
+    for prediction, augmentation, score in predictions:
+        if not math.isfinite(score):
+            raise ValueError(f"predictions: expected a finite score, got {score}")
+        grid = _as_grid(np.asarray(prediction))
+        if grid is not None:
+            original = augmentation.invert(grid)
+            scores.setdefault((original.shape, original.tobytes()), []).append(float(score))
+    # fsum is exact up to one rounding, so the mean does not depend on the order either.
+    ranked = sorted((-len(values), -math.fsum(values) / len(values), *key) for key, values in scores.items())
+    return [
+        Candidate(np.frombuffer(cells, dtype=np.uint8).reshape(shape), -votes, -score)
+        for votes, score, shape, cells in ranked
+    ]
+
+
+def pass_at(candidates: Sequence[Sequence[Candidate]], truths: Sequence[Grid], k: int) -> float:
+    """Return the fraction of tests whose true output is among the first ``k`` candidates.
+
+    Parameters
+    ----------
+    candidates : sequence, one entry a test
+        Ranked, from `vote`.
+    truths : sequence of Grid, one a test
+    k : int
+    """
+    return float(np.mean(_solved(candidates, truths, k)))
+
+
+def task_pass_at(
+    candidates: Sequence[Sequence[Candidate]], truths: Sequence[Grid], tasks: Sequence[int | str], k: int
+) -> Score:
+    """Return the mean over tasks of the fraction of a task's tests that are solved within ``k`` candidates.
+
+    This is how ARC is scored: a task with two tests, one of them solved, counts one half.
+
+    Parameters
+    ----------
+    candidates, truths, k
+        As `pass_at`.
+    tasks : sequence, one entry a test
+        Which task the test belongs to.
+    """
+    solved = _solved(candidates, truths, k)
+    if len(tasks) != len(solved):
+        raise ValueError(f"tasks: expected one entry for each of {len(solved)} tests, got {len(tasks)}")
+    by_task: dict[int | str, list[bool]] = {}
+    for task, hit in zip(tasks, solved, strict=True):
+        by_task.setdefault(task, []).append(hit)
+    return mean_score([sum(hits) / len(hits) for hits in by_task.values()])
+
+
+def mean_score(values: Sequence[float]) -> Score:
+    """Return the mean of independent values with its standard error, ``s / sqrt(n)`` with s over ``n - 1``."""
+    if not values:
+        raise ValueError("values: expected at least one, got none")
+    n = len(values)
+    return Score(float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan, n)
+
+
+def token_accuracy(predicted: npt.NDArray[np.integer], labels: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    """Return the fraction of labelled tokens that are right, row by row.
+
+    Parameters
+    ----------
+    predicted, labels : ndarray of int, shape (N, L)
+        Positions whose label is `PAD` do not count, as they do not in the loss.
+
+    Returns
+    -------
+    ndarray of float64, shape (N,)
+        Exactly 1 where, and only where, all labelled tokens are right.
+    """
+    labelled = labels != PAD
+    return ((predicted == labels) & labelled).sum(axis=1) / labelled.sum(axis=1)
+
+
+def copy_baseline(held_out: Sequence[HeldOut], side: int) -> dict[str, float]:
+    """Score the prediction that every output equals its input.
+
+    This is the floor under any token accuracy: ARC outputs resemble their inputs so much that the copy, which has
+    understood nothing, gets about 60 % of the labelled tokens right.
+
+    Returns
+    -------
+    dict of float
+        ``token_accuracy`` and ``exact_match``, means over pairs. Labelled tokens are the output's cells and the
+        border that ends it, as the loss counts them.
+    """
+    if not held_out:
+        raise ValueError("held_out: expected at least one pair, got none")
+    inputs = np.stack([encode(held.input, side) for held in held_out])
+    labels = np.stack([encode(held.output, side) for held in held_out])
+    right = token_accuracy(inputs, labels)
+    return {"token_accuracy": float(right.mean()), "exact_match": float((right == 1).mean())}
+
+
+def _as_grid(prediction: npt.NDArray[np.integer]) -> Grid | None:
+    if prediction.ndim == 1:
+        return decode(prediction, math.isqrt(prediction.size))
+    if prediction.ndim == 2:
+        return prediction.astype(np.uint8)
+    raise ValueError(f"predictions: expected tokens (side * side,) or a grid (h, w), got shape {prediction.shape}")
+
+
+def _solved(candidates: Sequence[Sequence[Candidate]], truths: Sequence[Grid], k: int) -> list[bool]:
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, got {k}")
+    if not truths or len(candidates) != len(truths):
+        raise ValueError(f"candidates: expected one ranking for each of {len(truths)} truths, got {len(candidates)}")
+    return [
+        any(np.array_equal(candidate.grid, truth) for candidate in ranking[:k])
+        for ranking, truth in zip(candidates, truths, strict=True)
+    ]

