@@ -1,9 +1,10 @@
 """The command ``python -m benchmarks NAME ...``."""
 
 import importlib
-import importlib.util
 import sys
 from pathlib import Path
+
+from benchmarks.extras import MissingExtra
 
 
 def main(arguments: list[str]) -> int:
@@ -14,7 +15,11 @@ def main(arguments: list[str]) -> int:
         asked = f"unknown benchmark {arguments[0]!r}, " if arguments else ""
         print(f"error: {asked}expected python -m benchmarks {'|'.join(names)} ...", file=sys.stderr)
         return 2
-    return importlib.import_module(f"benchmarks.{arguments[0]}.cli").main(arguments[1:])
+    try:
+        return importlib.import_module(f"benchmarks.{arguments[0]}.cli").main(arguments[1:])
+    except MissingExtra as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ import importlib
 from types import ModuleType
 
 
+class MissingExtra(ModuleNotFoundError):
+    """An optional dependency is not installed; the message is one line that names the extra."""
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 
@@ -21,8 +25,8 @@ def require(module: str, extra: str) -> ModuleType:
 
     Raises
     ------
-    ModuleNotFoundError
-        If it is not installed; the message is one line and names the extra.
+    MissingExtra
+        If it is not installed.
 
     Examples
     --------
@@ -36,4 +40,4 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         message = f"{error.name}: not installed; pip install jpmhc[{extra}]"
-        raise ModuleNotFoundError(message, name=error.name) from None
+        raise MissingExtra(message, name=error.name) from None

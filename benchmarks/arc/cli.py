@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from benchmarks.extras import require
+from benchmarks.extras import MissingExtra, require
 
 tyro = require("tyro", "bench")
 require("rich", "bench")
@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
     )
     try:
         command()
-    except (ValueError, OSError, ModuleNotFoundError, TrainingError) as error:
+    except (ValueError, OSError, MissingExtra, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

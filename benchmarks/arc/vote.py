@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.arc.augment import Augmentation
-from benchmarks.arc.dataset import HeldOut
-from benchmarks.arc.encode import PAD, decode, encode
+from benchmarks.arc.encode import PAD, decode
 from benchmarks.arc.tasks import Grid
 
 
@@ -65,19 +64,6 @@ def vote(predictions: Iterable[tuple[npt.ArrayLike, Augmentation, float]]) -> li
     ]
 
 
-def pass_at(candidates: Sequence[Sequence[Candidate]], truths: Sequence[Grid], k: int) -> float:
-    """Return the fraction of tests whose true output is among the first ``k`` candidates.
-
-    Parameters
-    ----------
-    candidates : sequence, one entry a test
-        Ranked, from `vote`.
-    truths : sequence of Grid, one a test
-    k : int
-    """
-    return float(np.mean(_solved(candidates, truths, k)))
-
-
 def task_pass_at(
     candidates: Sequence[Sequence[Candidate]], truths: Sequence[Grid], tasks: Sequence[int | str], k: int
 ) -> Score:
@@ -87,8 +73,12 @@ def task_pass_at(
 
     Parameters
     ----------
-    candidates, truths, k
-        As `pass_at`.
+    candidates : sequence, one entry a test
+        Ranked, from `vote`.
+    truths : sequence of Grid, one a test
+        The outputs.
+    k : int
+        Attempts allowed.
     tasks : sequence, one entry a test
         Which task the test belongs to.
     """
@@ -124,26 +114,6 @@ def token_accuracy(predicted: npt.NDArray[np.integer], labels: npt.NDArray[np.in
     """
     labelled = labels != PAD
     return ((predicted == labels) & labelled).sum(axis=1) / labelled.sum(axis=1)
-
-
-def copy_baseline(held_out: Sequence[HeldOut], side: int) -> dict[str, float]:
-    """Score the prediction that every output equals its input.
-
-    This is the floor under any token accuracy: ARC outputs resemble their inputs so much that the copy, which has
-    understood nothing, gets about 60 % of the labelled tokens right.
-
-    Returns
-    -------
-    dict of float
-        ``token_accuracy`` and ``exact_match``, means over pairs. Labelled tokens are the output's cells and the
-        border that ends it, as the loss counts them.
-    """
-    if not held_out:
-        raise ValueError("held_out: expected at least one pair, got none")
-    inputs = np.stack([encode(held.input, side) for held in held_out])
-    labels = np.stack([encode(held.output, side) for held in held_out])
-    right = token_accuracy(inputs, labels)
-    return {"token_accuracy": float(right.mean()), "exact_match": float((right == 1).mean())}
 
 
 def _as_grid(prediction: npt.NDArray[np.integer]) -> Grid | None:

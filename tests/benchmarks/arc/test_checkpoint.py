@@ -46,7 +46,7 @@ def test_damage_is_found_and_the_last_good_step_named(tmp_path, name, damage):
         path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
     else:
         path.unlink()
-    with pytest.raises(CheckpointError, match="step-00000002.*the last good step is 1"):
+    with pytest.raises(CheckpointError, match=r"step-00000002.*the last good step is 1"):
         checkpoint.load_step(tmp_path)
     good, faults = checkpoint.last_good(tmp_path)
     assert good == 1

@@ -1,0 +1,34 @@
+"""Configuration of the documentation."""
+
+import jpmhc
+
+project = "jpmhc"
+copyright = "2026, the jpmhc authors"  # noqa: A001
+author = "the jpmhc authors"
+release = version = jpmhc.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "jpmhc"
+html_static_path: list[str] = []
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+nitpicky = False
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    "abort_on_example_error": True,
+    "show_memory": False,
+    "min_reported_time": 3600,
+    "download_all_examples": False,
+}

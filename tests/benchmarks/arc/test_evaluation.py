@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.arc.arms import Arm
+from benchmarks.arc.dataset import build
+from benchmarks.arc.evaluation import Predictor, copy_scores, evaluate, summary, training_pairs
+from benchmarks.arc.presets import preset
+from benchmarks.arc.run import build_data
+from benchmarks.arc.tasks import load_arc_agi_1, subset
+from benchmarks.arc.training import Trainer
+
+
+class Oracle:
+    """Knows every answer in every variant, but for those of some tasks."""
+
+    def __init__(self, data, blank=()):
+        self.settings = preset("smoke").train
+        self.answers = {}
+        for held in data.held_out:
+            inputs, labels, ids = data.variants_of(held)
+            for source, target, id in zip(inputs, labels, ids, strict=True):
+                self.answers[source.tobytes(), int(id)] = target if held.task not in blank else np.zeros_like(target)
+        for source, target, id in zip(data.inputs, data.labels, data.ids, strict=True):
+            self.answers[source.tobytes(), int(id)] = target
+
+    def __call__(self, inputs, ids):
+        tokens = np.stack([self.answers[source.tobytes(), int(id)] for source, id in zip(inputs, ids, strict=True)])
+        return tokens, np.full(len(ids), 0.5)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return build(subset(load_arc_agi_1(), max_side=6), side=6, variants=4, seed=0)
+
+
+def test_an_oracle_solves_everything(data):
+    result = evaluate(Oracle(data), data, step=3)
+    assert result["step"] == 3
+    assert result["variants"] == 4
+    held_out = result["held_out"]
+    assert (held_out["token_accuracy"], held_out["exact"], held_out["pass@1"], held_out["pass@2"]) == (1, 1, 1, 1)
+    assert (held_out["count"], held_out["tasks"]) == (69, 59)
+    assert (result["train"]["exact"], result["train"]["count"]) == (1, 223)
+    for prediction in result["predictions"]:
+        assert prediction["canonical"] == prediction["truth"] == prediction["candidates"][0]["grid"]
+    order = [(p["task"], p["test"]) for p in result["predictions"]]
+    assert order == sorted(order)
+    assert "predictions" not in summary(result)
+
+
+def test_scores_are_means_with_their_standard_errors(data):
+    tasks = {held.task for held in data.held_out}
+    blank = set(sorted(tasks)[:20])
+    held_out = evaluate(Oracle(data, blank), data, step=0)["held_out"]
+    solved = [held.task not in blank for held in data.held_out]
+    assert held_out["exact"] == pytest.approx(np.mean(solved))
+    assert held_out["exact_se"] == pytest.approx(np.std(solved, ddof=1) / len(solved) ** 0.5)
+    by_task = [task not in blank for task in tasks]
+    assert held_out["pass@1"] == pytest.approx(np.mean(by_task))
+    assert held_out["pass@1_se"] == pytest.approx(np.std(by_task, ddof=1) / len(by_task) ** 0.5)
+
+
+def test_a_grid_that_cannot_be_read_is_no_answer(data):
+    first = data.held_out[0].task
+    predictions = evaluate(Oracle(data, {first}), data, step=0)["predictions"]
+    blank = [p for p in predictions if p["task"] == data.tasks[first].id]
+    assert blank
+    assert all(p["canonical"] is None and p["candidates"] == [] for p in blank)
+
+
+def test_copying_the_input_scores_what_the_reference_measured():
+    every = load_arc_agi_1()
+    for split, token, exact in (("training", 0.598, 0.003), ("evaluation", 0.610, 0.002)):
+        tasks = [task for task in every if task.split == split]
+        scores = copy_scores(build(tasks, side=30, variants=1, seed=0))
+        count = sum(scores[part]["count"] for part in ("train", "held_out"))
+        assert count == {"training": 1718, "evaluation": 1782}[split]
+        for name, expected in (("token_accuracy", token), ("exact", exact)):
+            mean = sum(scores[part][name] * scores[part]["count"] for part in ("train", "held_out")) / count
+            assert round(mean, 3) == expected
+
+
+def test_training_pairs_are_the_untransformed_ones(data):
+    inputs, labels, ids = training_pairs(data)
+    assert len(inputs) == len(labels) == 223
+    assert all(data.augmentations[id][1].is_identity for id in ids)
+
+
+def test_predictor_runs_the_averaged_weights_for_all_segments():
+    settings = preset("smoke")
+    data = build_data(settings)
+    trainer = Trainer(settings, Arm.parse("sinkhorn"), 0, data)
+    for _ in range(3):
+        trainer.step()
+    predictor = Predictor(settings, Arm.parse("sinkhorn"), trainer.weights())
+    inputs, labels, ids = data.variants_of(data.held_out[0])
+    tokens, scores = predictor(inputs, ids)
+    model = trainer.model
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(trainer.average.weights[name])
+        latents = model.initial(len(ids))
+        for _ in range(settings.train.segments):
+            latents, logits, halt = model(latents, torch.from_numpy(inputs), trainer.table[torch.from_numpy(ids)])
+    assert np.array_equal(tokens, logits.argmax(-1).numpy())
+    assert np.allclose(scores, halt.sigmoid().numpy())
+    assert tokens.shape == labels.shape

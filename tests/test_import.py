@@ -1,0 +1,23 @@
+import subprocess
+import sys
+
+import pytest
+
+import jpmhc
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import torch, sys; before = set(sys.modules); import jpmhc; "
+        "from jpmhc import autodiff, kernels, layers; "
+        "heavy = {'triton', 'numba', 'geoopt', 'matplotlib', 'transformers', 'scipy'} - before; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_rooms_are_listed_and_unknown_ones_named():
+    assert {"autodiff", "kernels", "layers"} <= set(dir(jpmhc))
+    with pytest.raises(AttributeError, match="no attribute 'attic', expected one of autodiff, kernels, layers"):
+        jpmhc.attic  # noqa: B018
