@@ -1,24 +1,49 @@
 """Layers whose skip connection is a matrix on a manifold: read from n residual streams, mix them, write to them."""
 
-from jpmhc.layers.charts import Cayley, Free, Identity, Sinkhorn
+from jpmhc.layers.charts import (
+    JPMHC_PERMUTATIONS,
+    Cayley,
+    CayleyIterated,
+    CayleyMean,
+    Free,
+    Identity,
+    Kronecker,
+    Orthostochastic,
+    Permutations,
+    Quaternion,
+    Reflection,
+    Sinkhorn,
+    Spectral,
+    search_permutations,
+)
 from jpmhc.layers.hyper_connection import HyperConnection, mixing_parameters
 from jpmhc.layers.mixer import Mixer, MixerInfo, make_mixer, mixers, register_mixer
 from jpmhc.layers.residual import Residual
 from jpmhc.layers.streams import expand_streams, reduce_streams
 
 __all__ = [
+    "JPMHC_PERMUTATIONS",
     "Cayley",
+    "CayleyIterated",
+    "CayleyMean",
     "Free",
     "HyperConnection",
     "Identity",
+    "Kronecker",
     "Mixer",
     "MixerInfo",
+    "Orthostochastic",
+    "Permutations",
+    "Quaternion",
+    "Reflection",
     "Residual",
     "Sinkhorn",
+    "Spectral",
     "expand_streams",
     "make_mixer",
     "mixers",
     "mixing_parameters",
     "reduce_streams",
     "register_mixer",
+    "search_permutations",
 ]

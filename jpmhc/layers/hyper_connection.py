@@ -12,7 +12,7 @@ from jpmhc.kernels import streams as passes
 from jpmhc.layers.gates import make_gate
 from jpmhc.layers.mixer import Mixer, make_mixer
 
-_NORMS = ("rms", None)
+_NORMS = ("rms", "layer", None)
 
 
 class HyperConnection(nn.Module):
@@ -25,8 +25,8 @@ class HyperConnection(nn.Module):
         x' = M x + post y^T          mix and write    M (..., n, n), post (..., n)
 
     ``M`` multiplies from the left and is never transposed: row j of M makes stream j. The raw numbers behind
-    ``pre``, ``post`` and ``M`` are, in this order, ``static + scale * squash(projection x / rms(x))``: a parameter, a
-    linear function of the token's own flattened streams, or both. They never see another token.
+    ``pre``, ``post`` and ``M`` are, in this order, ``static + scale * squash(projection norm(x))``: a parameter, a
+    function of the token's own flattened streams, or both. They never see another token.
 
     At initialisation every layer computes ``x + F(x)`` on equal streams (the projection is zero, the read sums to one,
     the write is one, the rows of M sum to one), so a network between :func:`~jpmhc.layers.expand_streams` and
@@ -44,10 +44,10 @@ class HyperConnection(nn.Module):
     mixer : str or Mixer
         A name from :func:`~jpmhc.layers.mixers` or an instance, the chart of M.
     gate : str
-        The map to ``pre`` and ``post``: ``"softmax"``.
+        The map to ``pre`` and ``post``: ``"softmax"`` (JPmHC), ``"sigmoid"`` (mHC) or ``"tanh"`` (HC).
     norm : str or None
-        Norm of the flattened streams (n d numbers) before the projection: ``"rms"``, without gain, or None. The
-        branch gets u as it is.
+        Norm of the flattened streams (n d numbers) before the projection, without gain: ``"rms"``, ``"layer"`` or
+        None. The branch gets u as it is.
     dynamic, static : bool
         Whether the raw numbers depend on the token, on parameters, or on both; one of the two at least.
     layer_index : int
@@ -136,7 +136,10 @@ class HyperConnection(nn.Module):
     def reset_parameters(self) -> None:
         """Set the mixing parameters to the function-preserving start; the branch is left alone."""
         with torch.no_grad():
-            start = torch.cat([torch.zeros(2 * self.streams, dtype=torch.float64), self.mixer.start()])
+            # The start is a matter of a few numbers, computed on the CPU even while parameters are made on "meta".
+            with torch.device("cpu"):
+                mixing = self.mixer.start()
+            start = torch.cat([mixing.new_zeros(2 * self.streams), mixing])
             self.static.copy_(start)
             if self.projection is not None:
                 self.projection.zero_()
@@ -162,7 +165,7 @@ class HyperConnection(nn.Module):
             raw = list(self.static.to(dtype).split(self.sizes))
             if self.projection is not None:
                 read, write, mix = self._project(x, dtype).split(self.sizes, -1)
-                dynamic = (read, write, self.mixer.squash(mix))
+                dynamic = (self.gate.squash(read), self.gate.squash(write), self.mixer.squash(mix))
                 raw = [s + scale * z for s, scale, z in zip(raw, self.scale.to(dtype), dynamic, strict=True)]
             pre, post = self.gate(raw[0], raw[1])
             return pre, post, self.mixer(raw[2])
@@ -172,10 +175,14 @@ class HyperConnection(nn.Module):
         z = nn.functional.linear(flat.to(dtype), self.projection.to(dtype))
         if self.norm is None:
             return z
-        # The norm is one number a token and the projection linear, so dividing afterwards saves a pass over the
-        # streams.
-        length = torch.linalg.vector_norm(flat, dim=-1, keepdim=True, dtype=dtype)
-        return z * torch.rsqrt(length.square() / flat.shape[-1] + self.eps)
+        # The norm is one number a token (two with the mean) and the projection linear, so applying it afterwards
+        # saves a pass over the streams.
+        square = torch.linalg.vector_norm(flat, dim=-1, keepdim=True, dtype=dtype).square() / flat.shape[-1]
+        if self.norm == "layer":
+            mean = flat.mean(-1, keepdim=True, dtype=dtype)
+            z = z - mean * self.projection.to(dtype).sum(-1)
+            square = square - mean.square()
+        return z * torch.rsqrt(square + self.eps)
 
     def read(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Return the branch input and the function that writes a branch's result: the layer in two halves.

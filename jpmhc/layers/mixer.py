@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from jpmhc.layers.constants import ConstantModule
 
 
-class Mixer(nn.Module):
+class Mixer(ConstantModule):
     """Base class of every mixer: a chart ``raw -> M`` onto a set of n x n matrices.
 
     A subclass sets ``n_coefficients`` and defines :meth:`forward`, :meth:`start` and :meth:`residual`; decorated with
@@ -51,7 +53,7 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def squash(self, dynamic: Tensor) -> Tensor:
-        """Bound the token-dependent numbers (..., n_coefficients) before they are scaled and added; does nothing here."""
+        """Bound the token-dependent numbers (..., n_coefficients) before they are scaled and added; nothing here."""
         return dynamic
 
     def _coefficients(self, raw: Tensor) -> Tensor:
@@ -78,6 +80,8 @@ class MixerInfo:
         Raw numbers per matrix as a formula in n.
     exact : bool
         Whether the constraint holds to round-off.
+    streams : tuple of (int, int or None)
+        Smallest and largest n.
     make : Callable
         ``make(streams, **arguments)`` builds the mixer.
     """
@@ -86,7 +90,13 @@ class MixerInfo:
     set: str
     coefficients: str
     exact: bool
+    streams: tuple[int, int | None]
     make: Callable[..., Mixer]
+
+    def supports(self, streams: int) -> bool:
+        """Whether the mixer exists for that number of streams."""
+        smallest, largest = self.streams
+        return smallest <= streams and (largest is None or streams <= largest)
 
     def __str__(self) -> str:
         return self.name
@@ -98,7 +108,12 @@ _MixerClass = TypeVar("_MixerClass", bound=type[Mixer])
 
 
 def register_mixer(
-    name: str, *, set: str = "unstated", coefficients: str = "unstated", exact: bool = False
+    name: str,
+    *,
+    set: str = "unstated",
+    coefficients: str = "unstated",
+    exact: bool = False,
+    streams: tuple[int, int | None] = (1, None),
 ) -> Callable[[_MixerClass], _MixerClass]:
     """Class decorator that makes a :class:`Mixer` available by name, from inside or outside this package.
 
@@ -110,6 +125,8 @@ def register_mixer(
         The set of matrices and the number of raw numbers as a formula in n, for :func:`mixers`.
     exact : bool
         Whether the constraint holds to round-off.
+    streams : tuple of (int, int or None)
+        Smallest and largest n; the class itself refuses others.
 
     Raises
     ------
@@ -122,7 +139,7 @@ def register_mixer(
         # The same class defined again (a reloaded module, a re-run notebook cell) replaces itself.
         if taken is not None and getattr(taken.make, "__qualname__", None) != cls.__qualname__:
             raise ValueError(f"name: mixer {name!r} is already registered by {taken.make!r}")
-        _REGISTRY[name] = MixerInfo(name, set, coefficients, exact, cls)
+        _REGISTRY[name] = MixerInfo(name, set, coefficients, exact, streams, cls)
         return cls
 
     return decorate
@@ -134,8 +151,8 @@ def mixers() -> list[MixerInfo]:
     Examples
     --------
     >>> from jpmhc import layers
-    >>> [str(info) for info in layers.mixers()]
-    ['cayley', 'free', 'identity', 'sinkhorn']
+    >>> [str(info) for info in layers.mixers()][:4]
+    ['cayley', 'cayley-iterated', 'cayley-mean', 'free']
     """
     return [_REGISTRY[name] for name in sorted(_REGISTRY)]
 

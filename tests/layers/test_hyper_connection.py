@@ -7,7 +7,7 @@ from torch import nn
 
 from jpmhc import layers
 
-MIXERS = [str(info) for info in layers.mixers()]
+MIXERS = [str(info) for info in layers.mixers() if info.supports(3)]
 
 
 def layer(mixer="cayley", branch=None, dim=5, streams=3, dtype=torch.float64, **options):
@@ -53,6 +53,32 @@ def test_raw_numbers_are_static_plus_scaled_projection_of_the_normed_streams():
     torch.testing.assert_close(matrix.flatten(-2), static[2] + hc.scale[2] * mix.tanh())
 
 
+def test_layer_norm_takes_the_mean_out_of_the_streams():
+    hc = layer("cayley", norm="layer", eps=1e-3)
+    x = 2 + torch.randn(7, 3, 5, dtype=torch.float64)
+    normed = nn.functional.layer_norm(x.flatten(-2), (15,), eps=1e-3)
+    raw = (normed @ hc.projection.mT).split(hc.sizes, -1)[1]
+    expected = 3 * (hc.static.split(hc.sizes)[1] + hc.scale[1] * raw).softmax(-1)
+    torch.testing.assert_close(hc.coefficients(x)[1], expected)
+
+
+def test_gates_are_those_of_the_papers():
+    x = torch.randn(7, 3, 5, dtype=torch.float64)
+    p0 = torch.tensor([2.0, 0, 0], dtype=torch.float64).softmax(-1)
+    for gate, squash in (("sigmoid", lambda z: z), ("tanh", torch.tanh)):
+        hc = layer("free", gate=gate, norm=None)
+        read, write, _ = (x.flatten(-2) @ hc.projection.mT).split(hc.sizes, -1)
+        static = hc.static.split(hc.sizes)
+        read, write = static[0] + hc.scale[0] * squash(read), static[1] + hc.scale[1] * squash(write)
+        pre, post, _ = hc.coefficients(x)
+        if gate == "sigmoid":
+            torch.testing.assert_close(pre, torch.sigmoid(read + p0.logit()))
+            torch.testing.assert_close(post, 2 * torch.sigmoid(write))
+        else:
+            torch.testing.assert_close(pre, torch.tensor([1.0, 0, 0]) + read)
+            torch.testing.assert_close(post, 1 + write)
+
+
 def test_norm_none_leaves_the_streams_as_they_are():
     hc = layer("cayley", norm=None)
     x = torch.randn(7, 3, 5, dtype=torch.float64)
@@ -92,10 +118,11 @@ def test_branch_gets_its_arguments():
     assert torch.equal(hc(x, 1.5, scale=2.0), write(2.0 * u + 1.5))
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_one_stream_is_the_plain_residual(mixer):
+@pytest.mark.parametrize("gate", ["softmax", "sigmoid", "tanh"])
+@pytest.mark.parametrize("mixer", [str(info) for info in layers.mixers() if info.supports(1)])
+def test_one_stream_is_the_plain_residual(mixer, gate):
     branch = nn.Linear(5, 5)
-    hc = layers.HyperConnection(5, branch, streams=1, mixer=mixer)
+    hc = layers.HyperConnection(5, branch, streams=1, mixer=mixer, gate=gate)
     x = torch.randn(4, 5)
     torch.testing.assert_close(hc(x.unsqueeze(-2)).squeeze(-2), layers.Residual(branch)(x))
 
@@ -128,7 +155,10 @@ def test_half_precision_streams_keep_their_dtype_and_single_precision_coefficien
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), reference(x.float()), rtol=2e-2, atol=2e-2)
     hc = hc.to(torch.bfloat16)
-    assert all(c.dtype == torch.float32 for c in hc.coefficients(x))
+    pre, post, matrix = hc.coefficients(x)
+    assert pre.dtype == post.dtype == matrix.dtype == torch.float32
+    if hc.mixer.residual(reference.coefficients(x.float())[2]).max() < 1e-5:
+        assert hc.mixer.residual(matrix).max() < 1e-5  # constants are not rounded with the parameters
 
 
 def test_autocast_leaves_the_coefficients_in_single_precision():
@@ -167,6 +197,18 @@ def test_mixing_parameters_are_those_of_the_connections_alone():
     assert {names[id(p)] for p in layers.mixing_parameters(twin)} == expected
 
 
+def test_a_layer_made_without_data_is_filled_by_its_reset():
+    for mixer in MIXERS:
+        with torch.device("meta"):
+            hc = layers.HyperConnection(5, streams=3, mixer=mixer)
+        hc.to_empty(device="cpu")
+        hc.reset_parameters()
+        x = torch.randn(4, 3, 5)
+        expected = layers.HyperConnection(5, streams=3, mixer=mixer).coefficients(x)
+        for actual, value in zip(hc.coefficients(x), expected, strict=True):
+            torch.testing.assert_close(actual, value)
+
+
 def test_parameters_are_never_zero_dimensional():
     assert all(p.ndim > 0 for p in layers.HyperConnection(5, streams=3).parameters())
 
@@ -176,9 +218,9 @@ def test_parameters_are_never_zero_dimensional():
     [
         ({"dim": 0}, "dim: expected at least 1, got 0"),
         ({"streams": 0}, "streams: expected at least 1, got 0"),
-        ({"mixer": "caley"}, "mixer: unknown name 'caley', expected one of cayley, free, identity, sinkhorn"),
+        ({"mixer": "caley"}, "mixer: unknown name 'caley', expected one of cayley, cayley-iterated"),
         ({"mixer": layers.Cayley(3)}, r"mixer: expected one for 4 streams, got Cayley\(3\)"),
-        ({"gate": "relu"}, "gate: unknown name 'relu', expected one of softmax"),
+        ({"gate": "relu"}, "gate: unknown name 'relu', expected one of softmax, sigmoid, tanh"),
         ({"norm": "batch"}, "norm: expected one of"),
         ({"static": False, "dynamic": False}, "expected at least one to be True"),
     ],

@@ -1,10 +1,20 @@
-"""The Cayley mixer: rotations by the exact Cayley transform."""
+"""Mixers made of a Cayley transform: rotations of all streams, of their contrasts, and the published approximation."""
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from jpmhc import autodiff
+from jpmhc.layers.charts.contrasts import contrasts, on_contrasts
+from jpmhc.layers.charts.skew import UpperTriangle
 from jpmhc.layers.mixer import Mixer, register_mixer
+
+
+def orthogonality_defect(matrix: Tensor) -> Tensor:
+    """Return the largest entry of ``|M^T M - I|`` of matrices (..., n, n)."""
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return (matrix.mT @ matrix - eye).abs().amax((-2, -1))
 
 
 @register_mixer("cayley", set="SO(n)", coefficients="n(n-1)/2", exact=True)
@@ -34,24 +44,15 @@ class Cayley(Mixer):
     True
     """
 
-    place: Tensor
-
     def __init__(self, streams: int, step: float = 1.0) -> None:
         super().__init__(streams)
-        self.n_coefficients = streams * (streams - 1) // 2
         self.step = step
-        upper = torch.triu_indices(streams, streams, 1)
-        # Entry (i, j) of the strict upper triangle takes coefficient k; every other entry takes the zero behind them.
-        place = torch.full((streams, streams), self.n_coefficients)
-        place[upper[0], upper[1]] = torch.arange(self.n_coefficients)
-        self.register_buffer("place", place.flatten(), persistent=False)
+        self.unpack = UpperTriangle(streams)
+        self.n_coefficients = self.unpack.count
 
     def forward(self, raw: Tensor) -> Tensor:
         """Map raw (..., n(n-1)/2) to rotations (..., n, n)."""
-        raw = self._coefficients(raw)
-        padded = torch.nn.functional.pad(raw, (0, 1))
-        upper = padded[..., self.place].unflatten(-1, (self.streams, self.streams))
-        return autodiff.cayley(upper, step=self.step)
+        return autodiff.cayley(self.unpack(self._coefficients(raw)), step=self.step)
 
     def start(self) -> Tensor:
         """W = 0, so M = I."""
@@ -59,5 +60,93 @@ class Cayley(Mixer):
 
     def residual(self, matrix: Tensor) -> Tensor:
         """Largest entry of ``|M^T M - I|``."""
-        eye = torch.eye(self.streams, dtype=matrix.dtype, device=matrix.device)
-        return (matrix.mT @ matrix - eye).abs().amax((-2, -1))
+        return orthogonality_defect(matrix)
+
+
+@register_mixer("cayley-iterated", set="near SO(n)", coefficients="n(n-1)/2", exact=False)
+class CayleyIterated(Cayley):
+    """The Cayley mixer as JPmHC computes it (arXiv 2602.18308, Algorithm 8): a few steps of a fixed-point iteration.
+
+    ``Y <- I + (step/2) W (I + Y)`` from ``Y = I + step W``. Its gradient is that of the equation at the point reached.
+
+    Parameters
+    ----------
+    streams : int
+        Number of streams n.
+    iterations : int
+        Steps of the iteration, 2 in JPmHC.
+    step : float
+        Scale of W, 0.1 in JPmHC.
+
+    Notes
+    -----
+    Orthogonal to 1e-3 while ``||W||_2 < 0.25 / step`` (2.5 at the published step); beyond that it contracts, and from
+    ``||W||_2 = 2 / step`` on the iteration diverges: more steps make it worse. :meth:`residual` measures how far
+    off a matrix is, :func:`jpmhc.autodiff.cayley` has the exact formulas.
+
+    Examples
+    --------
+    >>> import torch
+    >>> mixer = CayleyIterated(4)
+    >>> bool(mixer.residual(mixer(torch.ones(6))) < 1e-3), bool(mixer.residual(mixer(30 * torch.ones(6))) > 1)
+    (True, True)
+    """
+
+    def __init__(self, streams: int, iterations: int = 2, step: float = 0.1) -> None:
+        super().__init__(streams, step)
+        self.iterations = iterations
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Map raw (..., n(n-1)/2) to nearly orthogonal matrices (..., n, n)."""
+        return autodiff.cayley(self.unpack(self._coefficients(raw)), step=self.step, iterations=self.iterations)
+
+
+@register_mixer("cayley-mean", set="SO(n) fixing 1", coefficients="(n-1)(n-2)/2", exact=True)
+class CayleyMean(Mixer):
+    """Rotation that leaves the mean of the streams alone: ``M = 1 1^T / n + U C U^T``, C in SO(n-1).
+
+    U is an orthonormal basis of the contrasts (Helmert's), C the Cayley transform of a skew matrix of size n - 1
+    packed row by row. Nothing passes between the mean of the streams and their differences, in either direction.
+    With two streams it is the identity.
+
+    Parameters
+    ----------
+    streams : int
+        Number of streams n.
+    step : float
+        Scale of the skew matrix.
+
+    Notes
+    -----
+    The start is M = I.
+
+    Examples
+    --------
+    >>> import torch
+    >>> CayleyMean(4)(torch.tensor([1.0, -2.0, 0.5])).sum(-1)
+    tensor([1.0000, 1.0000, 1.0000, 1.0000])
+    """
+
+    basis: Tensor
+
+    def __init__(self, streams: int, step: float = 1.0) -> None:
+        super().__init__(streams)
+        self.step = step
+        self.unpack = UpperTriangle(streams - 1)
+        self.n_coefficients = self.unpack.count
+        self.register_constant("basis", partial(contrasts, streams))
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Map raw (..., (n-1)(n-2)/2) to rotations (..., n, n) whose rows and columns sum to one."""
+        raw = self._coefficients(raw)
+        if self.streams == 1:
+            return raw.new_ones(*raw.shape[:-1], 1, 1)
+        return on_contrasts(autodiff.cayley(self.unpack(raw), step=self.step), self.basis)
+
+    def start(self) -> Tensor:
+        """M = I."""
+        return torch.zeros(self.n_coefficients, dtype=torch.float64)
+
+    def residual(self, matrix: Tensor) -> Tensor:
+        """Largest entry of ``|M^T M - I|`` or deviation of a row sum from one."""
+        return torch.maximum(orthogonality_defect(matrix), (matrix.sum(-1) - 1).abs().amax(-1))

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from jpmhc import autodiff
+from jpmhc.layers.charts.birkhoff import START_DIAGONAL, birkhoff_defect
 from jpmhc.layers.mixer import Mixer, register_mixer
-
-# M_ii at the start; the rest of a row, 0.1, is shared equally.
-_START_DIAGONAL = 0.9
 
 
 @register_mixer("sinkhorn", set="Birkhoff", coefficients="n^2", exact=True)
@@ -19,6 +17,14 @@ class Sinkhorn(Mixer):
     ``raw`` is read row by row as an n x n matrix of logits. Adding a constant to a row or a column of it changes
     nothing, so (n-1)^2 of the n^2 numbers act. Products of such matrices forget the differences of the streams:
     a factor ``sigma_2(M) < 1`` a layer.
+
+    Parameters
+    ----------
+    streams : int
+        Number of streams n.
+    iterations : int, optional
+        Exactly so many sweeps, columns last, in place of convergence: 20 in mHC. Row sums are then as good as the
+        sweeps make them; :meth:`residual` measures it.
 
     Notes
     -----
@@ -35,25 +41,28 @@ class Sinkhorn(Mixer):
     (0.9, 1.0)
     """
 
-    def __init__(self, streams: int) -> None:
+    def __init__(self, streams: int, iterations: int | None = None) -> None:
         super().__init__(streams)
         self.n_coefficients = streams * streams
+        self.iterations = iterations
 
     def forward(self, raw: Tensor) -> Tensor:
         """Project logits raw (..., n^2), row-major, to doubly stochastic (..., n, n)."""
-        raw = self._coefficients(raw)
-        return autodiff.sinkhorn(raw.unflatten(-1, (self.streams, self.streams)))
+        logits = self._coefficients(raw).unflatten(-1, (self.streams, self.streams))
+        return autodiff.sinkhorn(logits, iterations=self.iterations)
 
     def start(self) -> Tensor:
         """Logits of the matrix with diagonal 0.9 and equal off-diagonal entries."""
+        return self.start_at(START_DIAGONAL)
+
+    def start_at(self, diagonal: float) -> Tensor:
+        """Logits of the matrix with that diagonal and equal off-diagonal entries."""
         n = self.streams
         if n == 1:
             return torch.zeros(1, dtype=torch.float64)
-        logit = math.log(_START_DIAGONAL * (n - 1) / (1 - _START_DIAGONAL))
+        logit = math.log(diagonal * (n - 1) / (1 - diagonal))
         return logit * torch.eye(n, dtype=torch.float64).flatten()
 
     def residual(self, matrix: Tensor) -> Tensor:
-        """Largest deviation of a row or column sum from one, or largest negative entry."""
-        rows = (matrix.sum(-1) - 1).abs().amax(-1)
-        columns = (matrix.sum(-2) - 1).abs().amax(-1)
-        return torch.maximum(torch.maximum(rows, columns), (-matrix).amax((-2, -1)))
+        """Largest deviation of a row or column sum from one, or most negative entry."""
+        return birkhoff_defect(matrix)

@@ -1,0 +1,43 @@
+"""Modules with constants that a change of precision must not touch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ConstantModule(nn.Module):
+    """A module whose constants follow it from device to device and keep their dtype and value all the same.
+
+    A buffer would be rounded by ``module.bfloat16()`` and lost by ``to_empty``: a basis rounded to bfloat16 makes a
+    rotation that is none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._makers: dict[str, Callable[[], Tensor]] = {}
+
+    def register_constant(self, name: str, make: Callable[[], Tensor]) -> None:
+        """Add the attribute ``name``, a tensor that ``make()`` returns whenever it is asked for it.
+
+        Parameters
+        ----------
+        name : str
+            Name of the attribute.
+        make : Callable
+            Picklable, without arguments.
+        """
+        self._makers[name] = make
+        self.register_buffer(name, make(), persistent=False)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ConstantModule:
+        super()._apply(fn, recurse)
+        for name, make in self._makers.items():
+            device = self._buffers[name].device  # type: ignore[union-attr]
+            with torch.device("cpu"):
+                value = make()
+            self._buffers[name] = value.to(device)
+        return self
