@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from jpmhc.kernels import streams as passes
 from jpmhc.layers.gates import make_gate
 from jpmhc.layers.mixer import Mixer, make_mixer
+from jpmhc.layers.outputs import replace_first_tensor
 
 _NORMS = ("rms", "layer", None)
 
@@ -38,7 +39,8 @@ class HyperConnection(nn.Module):
     dim : int
         Width d of one stream.
     branch : Callable, optional
-        Module or function (..., d) -> (..., d). Leave it out to use :meth:`read` around code of your own.
+        Module or function (..., d) -> (..., d). It may return a tuple, list or dict whose first tensor is that result;
+        the rest is passed through. Leave it out to use :meth:`read` around code of your own.
     streams : int
         Number of streams n, at least 1.
     mixer : str or Mixer
@@ -221,7 +223,7 @@ class HyperConnection(nn.Module):
 
         return u, write
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Mix the streams and write ``branch(u, *args, **kwargs)`` to them.
 
         Parameters
@@ -234,7 +236,8 @@ class HyperConnection(nn.Module):
         Returns
         -------
         Tensor, shape (..., n, d)
-            The new streams, in the dtype of x.
+            The new streams, in the dtype of x; in the place of its first tensor where the branch returns a tuple, list
+            or dict.
 
         Raises
         ------
@@ -246,7 +249,7 @@ class HyperConnection(nn.Module):
         if self.branch is None:
             raise TypeError("branch: this HyperConnection wraps none; use `u, write = hc.read(x)`")
         u, write = self.read(x)
-        return write(self.branch(u, *args, **kwargs))
+        return replace_first_tensor(self.branch(u, *args, **kwargs), write)
 
     def extra_repr(self) -> str:
         """Show the choices that the submodules do not show."""

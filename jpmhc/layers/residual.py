@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from jpmhc.layers.outputs import replace_first_tensor
+
 
 class Residual(nn.Module):
     """``x + branch(x)`` behind the same calls as :class:`~jpmhc.layers.HyperConnection`, for comparisons.
@@ -31,8 +33,8 @@ class Residual(nn.Module):
         """Return the branch input, x itself, and the function that adds a branch's result to x."""
         return x, lambda y: x + y
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return ``x + branch(x, *args, **kwargs)``.
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return ``x + branch(x, *args, **kwargs)``, in the place of the first tensor that the branch returns.
 
         Raises
         ------
@@ -41,4 +43,4 @@ class Residual(nn.Module):
         """
         if self.branch is None:
             raise TypeError("branch: this Residual wraps none; use `u, write = residual.read(x)`")
-        return x + self.branch(x, *args, **kwargs)
+        return replace_first_tensor(self.branch(x, *args, **kwargs), lambda y: x + y)

@@ -1,0 +1,94 @@
+"""Layers under the transformations that people put models through."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from jpmhc import layers
+
+MIXERS = [str(info) for info in layers.mixers() if info.supports(4)]
+
+
+def layer(mixer, **options):
+    """A layer away from its start."""
+    torch.manual_seed(0)
+    hc = layers.HyperConnection(8, nn.Linear(8, 8), streams=4, mixer=mixer, **options)
+    with torch.no_grad():
+        for parameter in layers.mixing_parameters(hc):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return hc
+
+
+def streams(batch=5):
+    return torch.randn(batch, 4, 8, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(function, hc, x):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(function(x).sin().sum(), [x, *hc.parameters()])
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_compiled_whole_it_computes_the_same(mixer):
+    torch._dynamo.reset()
+    hc = layer(mixer)
+    compiled = torch.compile(hc, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(streams()), hc(streams()), rtol=1e-5, atol=1e-5)
+    for actual, expected in zip(gradients(compiled, hc, streams()), gradients(hc, hc, streams()), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixer", ["sinkhorn", "cayley"])
+@pytest.mark.slow
+def test_compiled_by_inductor_it_computes_the_same(mixer):
+    torch._dynamo.reset()
+    hc = layer(mixer)
+    compiled = torch.compile(hc, fullgraph=True)
+    for actual, expected in zip(gradients(compiled, hc, streams()), gradients(hc, hc, streams()), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_vmap_is_a_loop(mixer):
+    hc = layer(mixer)
+    x = streams(6).view(2, 3, 4, 8)
+    torch.testing.assert_close(torch.func.vmap(hc)(x), torch.stack([hc(part) for part in x]))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_exported_it_computes_the_same(mixer):
+    hc = layer(mixer)
+    exported = torch.export.export(hc, (streams(),)).module()
+    torch.testing.assert_close(exported(streams()), hc(streams()))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_recomputed_in_backward_it_has_the_same_gradients(mixer):
+    hc = layer(mixer)
+
+    def again(x):
+        return checkpoint(hc, x, use_reentrant=False)
+
+    for actual, expected in zip(gradients(again, hc, streams()), gradients(hc, hc, streams()), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_forward_mode_agrees_with_reverse_mode(mixer):
+    hc = layer(mixer).double()
+    x, tangent, cotangent = (torch.randn(3, 4, 8, dtype=torch.float64) for _ in range(3))
+    _, pushed = torch.func.jvp(hc, (x,), (tangent,))
+    _, pull = torch.func.vjp(hc, x)
+    torch.testing.assert_close((pushed * cotangent).sum(), (pull(cotangent)[0] * tangent).sum())
+
+
+@pytest.mark.parametrize("gate", ["softmax", "sigmoid", "tanh"])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_no_token_sees_another(mixer, gate):
+    hc = layer(mixer, gate=gate)
+    x = streams(6)
+    before = hc(x)
+    changed = x.clone()
+    changed[3:] += 1.0
+    assert torch.equal(hc(changed)[:3], before[:3])
