@@ -23,6 +23,11 @@ class Gate(ConstantModule):
         Number of streams n.
     layer_index : int
         Place of the layer in the network; the read favours stream ``k = layer_index mod n``.
+
+    Attributes
+    ----------
+    n_read, n_write : int
+        Raw numbers of the read and of the write.
     """
 
     preference: Tensor
@@ -31,6 +36,7 @@ class Gate(ConstantModule):
         super().__init__()
         self.streams = streams
         self.favourite = layer_index % streams
+        self.n_read = self.n_write = streams
         self.register_constant("preference", partial(self.prefer, streams, self.favourite))
 
     @staticmethod
@@ -39,11 +45,11 @@ class Gate(ConstantModule):
         raise NotImplementedError
 
     def forward(self, raw_read: Tensor, raw_write: Tensor) -> tuple[Tensor, Tensor]:
-        """Map raw numbers, each (..., n), to read and write weights, each (..., n)."""
+        """Map raw numbers (..., n_read) and (..., n_write) to read and write weights, each (..., n)."""
         raise NotImplementedError
 
     def squash(self, dynamic: Tensor) -> Tensor:
-        """Bound the token-dependent numbers (..., n) before they are scaled and added; does nothing here."""
+        """Bound the token-dependent numbers before they are scaled and added; does nothing here."""
         return dynamic
 
 
@@ -79,6 +85,25 @@ class SoftmaxGate(Gate):
     def forward(self, raw_read: Tensor, raw_write: Tensor) -> tuple[Tensor, Tensor]:
         """Map raw numbers, each (..., n), to read weights that sum to one and write weights that sum to n."""
         return (raw_read + self.preference.to(raw_read)).softmax(-1), self.streams * raw_write.softmax(-1)
+
+
+class PublishedSoftmaxGate(SoftmaxGate):
+    """JPmHC's gates as printed (arXiv 2602.18308, eq. 36-42), from two n x n matrices of raw numbers.
+
+    Read ``mean over rows of softmax(R + log p0)`` with the softmax along each row, write ``row sums of softmax(S)``
+    with the softmax along each column. Equal rows of R and equal columns of S make it :class:`SoftmaxGate`; a mean of
+    n different softmaxes goes beyond what one softmax of the token's projection can be.
+    """
+
+    def __init__(self, streams: int, layer_index: int) -> None:
+        super().__init__(streams, layer_index)
+        self.n_read = self.n_write = streams * streams
+
+    def forward(self, raw_read: Tensor, raw_write: Tensor) -> tuple[Tensor, Tensor]:
+        """Map raw numbers, each (..., n^2), row-major, to read weights of sum one and write weights of sum n."""
+        square = (self.streams, self.streams)
+        rows = (raw_read.unflatten(-1, square) + self.preference.to(raw_read)).softmax(-1)
+        return rows.mean(-2), raw_write.unflatten(-1, square).softmax(-2).sum(-1)
 
 
 class SigmoidGate(Gate):
@@ -117,14 +142,18 @@ class TanhGate(Gate):
 _GATES: dict[str, type[Gate]] = {"softmax": SoftmaxGate, "sigmoid": SigmoidGate, "tanh": TanhGate}
 
 
-def make_gate(gate: str, streams: int, layer_index: int) -> Gate:
-    """Return the gate of that name.
+def make_gate(gate: str, streams: int, layer_index: int, projection: str = "reduced") -> Gate:
+    """Return the gate of that name, reduced or as published.
 
     Raises
     ------
     ValueError
-        For an unknown name.
+        For an unknown name, or one without a published n x n form.
     """
     if gate not in _GATES:
         raise ValueError(f"gate: unknown name {gate!r}, expected one of {', '.join(_GATES)}")
+    if projection == "published":
+        if gate != "softmax":
+            raise ValueError(f"gate: only 'softmax' has a form with n x n raw numbers (published), got {gate!r}")
+        return PublishedSoftmaxGate(streams, layer_index)
     return _GATES[gate](streams, layer_index)

@@ -14,6 +14,9 @@ from jpmhc.layers.mixer import Mixer, make_mixer
 from jpmhc.layers.outputs import replace_first_tensor
 
 _NORMS = ("rms", "layer", None)
+_PROJECTIONS = ("reduced", "published")
+# Mixers that pack a skew matrix unless told otherwise.
+_SKEW = ("cayley", "cayley-iterated")
 
 
 class HyperConnection(nn.Module):
@@ -50,6 +53,10 @@ class HyperConnection(nn.Module):
     norm : str or None
         Norm of the flattened streams (n d numbers) before the projection, without gain: ``"rms"``, ``"layer"`` or
         None. The branch gets u as it is.
+    projection : str
+        ``"reduced"``: as many raw numbers as act, 2n + the mixer's. ``"published"``: 3 n^2 of them, JPmHC's three n x n
+        matrices, for the softmax gate and a mixer made of n^2 numbers. A published layer can be everything that the
+        reduced one is; with a Cayley mixer and static gates the converse holds too.
     dynamic, static : bool
         Whether the raw numbers depend on the token, on parameters, or on both; one of the two at least.
     layer_index : int
@@ -63,9 +70,9 @@ class HyperConnection(nn.Module):
     ----------
     branch : Callable or None
         The wrapped F.
-    static : Parameter or buffer, shape (2n + mixer.n_coefficients,)
-        Raw numbers in the order read, write, mixer.
-    projection : Parameter, shape (2n + mixer.n_coefficients, n d)
+    static : Parameter or buffer, shape (m,)
+        Raw numbers in the order read, write, mixer; ``sizes`` has how many of each.
+    projection : Parameter, shape (m, n d)
         Only if dynamic; zero at the start.
     scale : Parameter, shape (3,)
         Only if dynamic; of read, write and mixer; 0.01 at the start.
@@ -73,7 +80,8 @@ class HyperConnection(nn.Module):
     Raises
     ------
     ValueError
-        For sizes below one, unknown names, a mixer made for another n, and a layer neither static nor dynamic.
+        For sizes below one, unknown names, a mixer made for another n, a layer neither static nor dynamic, and a
+        published projection where there is none.
 
     Notes
     -----
@@ -102,6 +110,7 @@ class HyperConnection(nn.Module):
         mixer: str | Mixer = "cayley",
         gate: str = "softmax",
         norm: str | None = "rms",
+        projection: str = "reduced",
         dynamic: bool = True,
         static: bool = True,
         layer_index: int = 0,
@@ -118,9 +127,18 @@ class HyperConnection(nn.Module):
             raise ValueError("dynamic, static: expected at least one to be True; layers.Residual has nothing to learn")
         self.dim, self.streams, self.norm, self.eps = dim, streams, norm, eps
         self.branch = branch
-        self.mixer = make_mixer(mixer, streams)
-        self.gate = make_gate(gate, streams, layer_index)
-        self.sizes = [streams, streams, self.mixer.n_coefficients]
+        if projection not in _PROJECTIONS:
+            raise ValueError(f"projection: expected one of {_PROJECTIONS}, got {projection!r}")
+        published = projection == "published"
+        unpacked = {"packed": False} if published and mixer in _SKEW else {}
+        self.mixer = make_mixer(mixer, streams, **unpacked)
+        self.gate = make_gate(gate, streams, layer_index, projection)
+        self.sizes = [self.gate.n_read, self.gate.n_write, self.mixer.n_coefficients]
+        if published and self.mixer.n_coefficients != streams**2:
+            raise ValueError(
+                f"projection: published takes a mixer of n^2 = {streams**2} raw numbers, {type(self.mixer).__name__} "
+                f"has {self.mixer.n_coefficients}"
+            )
         outputs = sum(self.sizes)
         start = torch.empty(outputs, device=device, dtype=dtype)
         if static:
@@ -141,7 +159,7 @@ class HyperConnection(nn.Module):
             # The start is a matter of a few numbers, computed on the CPU even while parameters are made on "meta".
             with torch.device("cpu"):
                 mixing = self.mixer.start()
-            start = torch.cat([mixing.new_zeros(2 * self.streams), mixing])
+            start = torch.cat([mixing.new_zeros(sum(self.sizes[:2])), mixing])
             self.static.copy_(start)
             if self.projection is not None:
                 self.projection.zero_()

@@ -79,6 +79,44 @@ def test_gates_are_those_of_the_papers():
             torch.testing.assert_close(post, 1 + write)
 
 
+@pytest.mark.parametrize("mixer", ["cayley", "cayley-iterated", "sinkhorn", "free"])
+def test_a_reduced_layer_embeds_in_a_published_one(mixer):
+    """Equal rows of the read matrix, equal columns of the write matrix, the skew matrix above the diagonal."""
+    reduced = layer(mixer)
+    published = layer(mixer, projection="published")
+    assert published.sizes == [9, 9, 9]
+
+    def embed(raw):
+        read, write, mix = raw.split(reduced.sizes)
+        if mixer.startswith("cayley"):
+            upper = torch.zeros(3, 3, *raw.shape[1:], dtype=raw.dtype)
+            upper[tuple(torch.triu_indices(3, 3, 1))] = mix
+            mix = upper.flatten(0, 1)
+        return torch.cat([read.repeat(3, *[1] * (raw.ndim - 1)), write.repeat_interleave(3, 0), mix])
+
+    with torch.no_grad():
+        published.scale.copy_(reduced.scale)
+        published.static.copy_(embed(reduced.static))
+        published.projection.copy_(embed(reduced.projection))
+    x = torch.randn(7, 3, 5, dtype=torch.float64)
+    for actual, expected in zip(published.coefficients(x), reduced.coefficients(x), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_published_gates_are_those_of_the_paper():
+    hc = layer("cayley", projection="published", static=False)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    flat = x.flatten() / (x.square().mean() + hc.eps).sqrt()
+    raw = [s * part.view(3, 3) for s, part in zip(hc.scale, (hc.projection @ flat).split(9), strict=True)]
+    pre, post, matrix = hc.coefficients(x)
+    h_pre = (raw[0] + torch.tensor([2.0, 0, 0], dtype=torch.float64)).softmax(-1)  # the start favours stream 0
+    h_post = raw[1].softmax(-2)
+    torch.testing.assert_close(pre @ x, (h_pre @ x).mean(0))
+    torch.testing.assert_close(post, h_post @ torch.ones(3, dtype=torch.float64))
+    half, eye = (raw[2] - raw[2].mT) / 2, torch.eye(3, dtype=torch.float64)
+    torch.testing.assert_close(matrix, torch.linalg.solve(eye - half, eye + half))
+
+
 def test_norm_none_leaves_the_streams_as_they_are():
     hc = layer("cayley", norm=None)
     x = torch.randn(7, 3, 5, dtype=torch.float64)
@@ -223,6 +261,9 @@ def test_parameters_are_never_zero_dimensional():
         ({"gate": "relu"}, "gate: unknown name 'relu', expected one of softmax, sigmoid, tanh"),
         ({"norm": "batch"}, "norm: expected one of"),
         ({"static": False, "dynamic": False}, "expected at least one to be True"),
+        ({"projection": "full"}, "projection: expected one of"),
+        ({"projection": "published", "gate": "tanh"}, "gate: only 'softmax' has a form with n x n raw numbers"),
+        ({"projection": "published", "mixer": "quaternion"}, "published takes a mixer of n.2 = 16 raw numbers"),
     ],
 )
 def test_wrong_options_are_named(options, message):

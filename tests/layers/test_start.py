@@ -126,6 +126,25 @@ def test_start_is_not_a_saddle(mixer, gate, kind):
             assert value > 1e-8, (index, name, part)
 
 
+@pytest.mark.parametrize("mixer", ["cayley", "cayley-iterated", "sinkhorn", "free"])
+def test_published_layers_start_as_the_plain_network_and_part(mixer):
+    x, target = task()
+    plain = Network(lambda branch, index: layers.Residual(branch))
+    model = Network(
+        lambda branch, index: layers.HyperConnection(
+            WIDTH, branch, mixer=mixer, projection="published", layer_index=index, dtype=torch.float64
+        )
+    )
+    torch.testing.assert_close(model(x), plain(x), rtol=0, atol=1e-6)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        optimiser.zero_grad()
+        (model(x) - target).square().mean().backward()
+        optimiser.step()
+    streams = model.streams(x)
+    assert (streams - streams.mean(-2, keepdim=True)).norm() / streams.norm() > 1e-3
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_rows_of_the_start_sum_to_one(mixer):
     info = next(i for i in layers.mixers() if i.name == mixer)

@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jpmhc import autodiff
 from jpmhc.layers.charts.contrasts import contrasts, on_contrasts
@@ -30,6 +30,8 @@ class Cayley(Mixer):
         Number of streams n.
     step : float
         Scale of W: 1 here, 0.1 in JPmHC. With 0.1 the same raw numbers turn the streams a tenth as far.
+    packed : bool
+        False for JPmHC's n^2 raw numbers, read row by row as a matrix R with ``W = R - R^T``.
 
     Notes
     -----
@@ -44,11 +46,11 @@ class Cayley(Mixer):
     True
     """
 
-    def __init__(self, streams: int, step: float = 1.0) -> None:
+    def __init__(self, streams: int, step: float = 1.0, packed: bool = True) -> None:
         super().__init__(streams)
         self.step = step
-        self.unpack = UpperTriangle(streams)
-        self.n_coefficients = self.unpack.count
+        self.unpack: nn.Module = UpperTriangle(streams) if packed else nn.Unflatten(-1, (streams, streams))
+        self.n_coefficients = streams * (streams - 1) // 2 if packed else streams * streams
 
     def forward(self, raw: Tensor) -> Tensor:
         """Map raw (..., n(n-1)/2) to rotations (..., n, n)."""
@@ -77,6 +79,8 @@ class CayleyIterated(Cayley):
         Steps of the iteration, 2 in JPmHC.
     step : float
         Scale of W, 0.1 in JPmHC.
+    packed : bool
+        As for ``cayley``.
 
     Notes
     -----
@@ -92,8 +96,8 @@ class CayleyIterated(Cayley):
     (True, True)
     """
 
-    def __init__(self, streams: int, iterations: int = 2, step: float = 0.1) -> None:
-        super().__init__(streams, step)
+    def __init__(self, streams: int, iterations: int = 2, step: float = 0.1, packed: bool = True) -> None:
+        super().__init__(streams, step, packed)
         self.iterations = iterations
 
     def forward(self, raw: Tensor) -> Tensor:
