@@ -19,6 +19,7 @@ from jpmhc.layers.charts import (
 from jpmhc.layers.hyper_connection import HyperConnection, mixing_parameters
 from jpmhc.layers.mixer import Mixer, MixerInfo, make_mixer, mixers, register_mixer
 from jpmhc.layers.residual import Residual
+from jpmhc.layers.statistics import ConstraintWarning, LayerStatistics, Statistics, statistics
 from jpmhc.layers.streams import expand_streams, reduce_streams
 
 __all__ = [
@@ -26,10 +27,12 @@ __all__ = [
     "Cayley",
     "CayleyIterated",
     "CayleyMean",
+    "ConstraintWarning",
     "Free",
     "HyperConnection",
     "Identity",
     "Kronecker",
+    "LayerStatistics",
     "Mixer",
     "MixerInfo",
     "Orthostochastic",
@@ -39,6 +42,7 @@ __all__ = [
     "Residual",
     "Sinkhorn",
     "Spectral",
+    "Statistics",
     "expand_streams",
     "make_mixer",
     "mixers",
@@ -46,4 +50,5 @@ __all__ = [
     "reduce_streams",
     "register_mixer",
     "search_permutations",
+    "statistics",
 ]

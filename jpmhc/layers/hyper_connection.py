@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from jpmhc.kernels import streams as passes
 from jpmhc.layers.gates import make_gate
@@ -76,6 +77,8 @@ class HyperConnection(nn.Module):
         Only if dynamic; zero at the start.
     scale : Parameter, shape (3,)
         Only if dynamic; of read, write and mixer; 0.01 at the start.
+    last : tuple of (Tensor, Tensor, Tensor) or None
+        ``pre``, ``post`` and ``M`` of the last eager forward, detached, for :func:`~jpmhc.layers.statistics`.
 
     Raises
     ------
@@ -127,6 +130,7 @@ class HyperConnection(nn.Module):
             raise ValueError("dynamic, static: expected at least one to be True; layers.Residual has nothing to learn")
         self.dim, self.streams, self.norm, self.eps = dim, streams, norm, eps
         self.branch = branch
+        self.last: tuple[Tensor, Tensor, Tensor] | None = None
         if projection not in _PROJECTIONS:
             raise ValueError(f"projection: expected one of {_PROJECTIONS}, got {projection!r}")
         published = projection == "published"
@@ -229,6 +233,8 @@ class HyperConnection(nn.Module):
                 f"x: expected shape (..., {self.streams}, {self.dim}), got {tuple(x.shape)}; call expand_streams first"
             )
         pre, post, matrix = self.coefficients(x)
+        if not (torch.compiler.is_compiling() or is_functorch_wrapped_tensor(matrix)):
+            self.last = (pre.detach(), post.detach(), matrix.detach())
         with torch.autocast(x.device.type, enabled=False):
             u = passes.read(x, pre).to(x.dtype)
 
@@ -268,6 +274,9 @@ class HyperConnection(nn.Module):
             raise TypeError("branch: this HyperConnection wraps none; use `u, write = hc.read(x)`")
         u, write = self.read(x)
         return replace_first_tensor(self.branch(u, *args, **kwargs), write)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "last": None}
 
     def extra_repr(self) -> str:
         """Show the choices that the submodules do not show."""

@@ -29,10 +29,13 @@ class Mixer(ConstantModule):
         Number of streams n.
     n_coefficients : int
         Raw numbers a matrix takes.
+    promise : float
+        Largest residual in float32 that the mixer's own claim allows; beyond it :func:`~jpmhc.layers.statistics` warns.
     """
 
     streams: int
     n_coefficients: int
+    promise: float = 1e-5
 
     def __init__(self, streams: int) -> None:
         super().__init__()

@@ -96,6 +96,8 @@ class CayleyIterated(Cayley):
     (True, True)
     """
 
+    promise = 1e-3
+
     def __init__(self, streams: int, iterations: int = 2, step: float = 0.1, packed: bool = True) -> None:
         super().__init__(streams, step, packed)
         self.iterations = iterations

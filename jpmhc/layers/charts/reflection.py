@@ -1,5 +1,6 @@
 """The reflection mixer: a rotation followed by a partial reflection, which opens the way to determinant -1."""
 
+import math
 from functools import partial
 
 import torch
@@ -43,6 +44,8 @@ class Reflection(Mixer):
     -1.0
     """
 
+    # Orthogonal at both ends only: it promises a path, not a set.
+    promise = math.inf
     direction: Tensor
 
     def __init__(self, streams: int) -> None:

@@ -1,0 +1,91 @@
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from jpmhc import layers
+
+
+def model(mixer, **options):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        layers.HyperConnection(8, nn.Linear(8, 8), streams=4, mixer=mixer, layer_index=0, **options),
+        layers.HyperConnection(8, nn.Linear(8, 8), streams=4, mixer=mixer, layer_index=1, **options),
+    )
+
+
+@pytest.mark.parametrize("mixer", ["cayley", "sinkhorn", "free"])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_measures_are_their_definitions(mixer, dynamic):
+    network = model(mixer, dynamic=dynamic)
+    with torch.no_grad():
+        for parameter in layers.mixing_parameters(network):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(5, 4, 8)
+    network(x)
+    first, second = layers.statistics(network)
+    assert (first.name, second.name) == ("0", "1")
+    pre, _, matrix = network[0].coefficients(x)
+    torch.testing.assert_close(first.matrix, matrix.detach())
+    torch.testing.assert_close(first.residual, network[0].mixer.residual(matrix.detach()))
+    values = torch.linalg.svdvals(matrix.detach())
+    torch.testing.assert_close(first.sigma_max, values[..., 0])
+    torch.testing.assert_close(first.sigma_min, values[..., -1])
+    eye = torch.eye(4)
+    torch.testing.assert_close(
+        first.distance_from_identity, torch.linalg.matrix_norm(matrix.detach() - eye) / 2, rtol=1e-4, atol=1e-6
+    )
+    share = pre.detach()
+    torch.testing.assert_close(first.read_entropy, -(share * share.log()).sum(-1) / math.log(4))
+    assert not any(t.requires_grad for t in (first.pre, first.post, first.matrix))
+    assert "residual" in str(first)
+
+
+def test_entropy_is_one_where_all_streams_are_alike_and_zero_where_one_is():
+    network = model("identity", gate="tanh", dynamic=False)
+    network(torch.randn(5, 4, 8))
+    first = layers.statistics(network)[0]
+    assert first.write_entropy.item() == pytest.approx(1.0)
+    assert first.read_entropy.item() == pytest.approx(0.0)
+
+
+def test_an_iteration_outside_its_range_is_warned_of():
+    network = model("cayley-iterated")
+    network(torch.randn(5, 4, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        str(layers.statistics(network))
+    with torch.no_grad():
+        network[1].static[8:] = 3.0
+    network(torch.randn(5, 4, 8))
+    with pytest.warns(layers.ConstraintWarning, match="1: CayleyIterated is .* off its set, more than the 1e-03"):
+        str(layers.statistics(network))
+
+
+def test_too_few_sweeps_are_warned_of():
+    network = nn.Sequential(layers.HyperConnection(8, nn.Linear(8, 8), mixer=layers.Sinkhorn(4, iterations=2)))
+    with torch.no_grad():
+        network[0].static[8:] = 3 * torch.randn(16, generator=torch.Generator().manual_seed(0))
+    network(torch.randn(5, 4, 8))
+    with pytest.warns(layers.ConstraintWarning, match="Sinkhorn"):
+        layers.statistics(network).warn()
+
+
+def test_a_model_that_did_not_run_is_named():
+    with pytest.raises(ValueError, match="none of its hyper-connections has run"):
+        layers.statistics(model("cayley"))
+    with pytest.raises(ValueError, match="Linear has no HyperConnection"):
+        layers.statistics(nn.Linear(2, 2))
+
+
+def test_coefficients_of_the_last_forward_stay_with_the_layer():
+    network = model("cayley")
+    network(torch.randn(5, 4, 8))
+    twin = copy.deepcopy(network)
+    assert twin[0].last is None
+    before = network[0].last
+    torch.func.vmap(network)(torch.randn(2, 5, 4, 8))
+    assert network[0].last is before
