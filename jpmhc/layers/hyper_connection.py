@@ -13,8 +13,9 @@ from jpmhc.kernels import streams as passes
 from jpmhc.layers.gates import make_gate
 from jpmhc.layers.mixer import Mixer, make_mixer
 from jpmhc.layers.outputs import replace_first_tensor
+from jpmhc.layers.peers import from_peer
 
-_NORMS = ("rms", "layer", None)
+_NORMS = ("rms", "layer", "streams", None)
 _PROJECTIONS = ("reduced", "published")
 # Mixers that pack a skew matrix unless told otherwise.
 _SKEW = ("cayley", "cayley-iterated")
@@ -52,8 +53,8 @@ class HyperConnection(nn.Module):
     gate : str
         The map to ``pre`` and ``post``: ``"softmax"`` (JPmHC), ``"sigmoid"`` (mHC) or ``"tanh"`` (HC).
     norm : str or None
-        Norm of the flattened streams (n d numbers) before the projection, without gain: ``"rms"``, ``"layer"`` or
-        None. The branch gets u as it is.
+        Norm of the flattened streams (n d numbers) before the projection, without gain: ``"rms"``, ``"layer"``,
+        ``"streams"`` (the RMS norm of every stream by itself) or None. The branch gets u as it is.
     projection : str
         ``"reduced"``: as many raw numbers as act, 2n + the mixer's. ``"published"``: 3 n^2 of them, JPmHC's three n x n
         matrices, for the softmax gate and a mixer made of n^2 numbers. A published layer can be everything that the
@@ -195,6 +196,10 @@ class HyperConnection(nn.Module):
             return pre, post, self.mixer(raw[2])
 
     def _project(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.norm == "streams":
+            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+            normed = x * torch.rsqrt(length.square() / self.dim + self.eps)
+            return nn.functional.linear(normed.flatten(-2), self.projection.to(dtype))
         flat = x.flatten(-2)
         z = nn.functional.linear(flat.to(dtype), self.projection.to(dtype))
         if self.norm is None:
@@ -274,6 +279,40 @@ class HyperConnection(nn.Module):
             raise TypeError("branch: this HyperConnection wraps none; use `u, write = hc.read(x)`")
         u, write = self.read(x)
         return replace_first_tensor(self.branch(u, *args, **kwargs), write)
+
+    @classmethod
+    def from_peer(cls, module: nn.Module, branch: Callable[..., Any] | None = None) -> HyperConnection:
+        """Build the layer that computes what another project's module computes, with its weights.
+
+        Parameters
+        ----------
+        module : Module
+            Transformers' ``DeepseekV4HyperConnection`` or ``HYV4HyperConnection``, lucidrains' ``HyperConnections`` or
+            ``mHCv2.ManifoldConstrainedHyperConnections`` (fractions, views and proposals of 1), Liger's ``LigerMHC``.
+        branch : Callable, optional
+            The branch; the module's own where it wraps one.
+
+        Returns
+        -------
+        HyperConnection
+            Outputs and gradients agree to 1e-5 in float32 where the module's sweeps have converged: the gradient of
+            a Sinkhorn mixer is exact here and unrolled there. Small constants that peers add to sums and weights
+            (1e-6) are left out.
+
+        Raises
+        ------
+        TypeError
+            For any other module.
+        ValueError
+            For an option of the module that has no equal here; the message names it.
+
+        Notes
+        -----
+        lucidrains and Transformers apply the transpose of the matrix they name; here M is what multiplies the streams
+        from the left. lucidrains' streams stand in the batch or before the tokens; here they are the last but one
+        dimension.
+        """
+        return from_peer(cls, module, branch)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "last": None}

@@ -37,7 +37,8 @@ if rank < 0:
     loss = train(model, x, target)
 else:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    loss = train(nn.parallel.DistributedDataParallel(model), x[3 * rank : 3 * rank + 3], target[3 * rank : 3 * rank + 3])
+    mine = slice(3 * rank, 3 * rank + 3)
+    loss = train(nn.parallel.DistributedDataParallel(model), x[mine], target[mine])
     dist.all_reduce(loss)
     loss /= 2
     dist.destroy_process_group()

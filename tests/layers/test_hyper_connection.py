@@ -62,6 +62,15 @@ def test_layer_norm_takes_the_mean_out_of_the_streams():
     torch.testing.assert_close(hc.coefficients(x)[1], expected)
 
 
+def test_norm_of_streams_takes_every_stream_by_itself():
+    hc = layer("cayley", norm="streams", eps=1e-3)
+    x = torch.randn(7, 3, 5, dtype=torch.float64)
+    normed = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    raw = (normed.flatten(-2) @ hc.projection.mT).split(hc.sizes, -1)[1]
+    expected = 3 * (hc.static.split(hc.sizes)[1] + hc.scale[1] * raw).softmax(-1)
+    torch.testing.assert_close(hc.coefficients(x)[1], expected)
+
+
 def test_gates_are_those_of_the_papers():
     x = torch.randn(7, 3, 5, dtype=torch.float64)
     p0 = torch.tensor([2.0, 0, 0], dtype=torch.float64).softmax(-1)

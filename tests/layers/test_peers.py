@@ -1,0 +1,129 @@
+"""Outputs and gradients equal to those of the peers' own modules, which serve as oracles."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from jpmhc import layers
+
+
+class Config:
+    hc_mult, hc_sinkhorn_iters, hc_eps, hidden_size, rms_norm_eps, hc_magnitude = 4, 20, 1e-6, 8, 1e-6, 2.0
+
+
+def shake(module, size=0.2):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(size * torch.randn_like(parameter))
+
+
+def agree(ours, theirs, x, weights):
+    """Compare outputs, and gradients of the streams and of weights that stand for the same number in both."""
+    results = []
+    for function, parameters in ((ours, [pair[0] for pair in weights]), (theirs, [pair[1] for pair in weights])):
+        streams = x.clone().requires_grad_()
+        out = function(streams)
+        gradients = torch.autograd.grad(out.sin().sum(), [streams, *parameters])
+        results.append((out, *gradients))
+    for actual, expected in zip(*results, strict=True):
+        size = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("streams", [4, 8])
+def test_transformers_deepseek(streams):
+    peer = pytest.importorskip("transformers.models.deepseek_v4.modeling_deepseek_v4")
+    torch.manual_seed(0)
+    config = Config()
+    config.hc_mult = streams
+    theirs, branch = peer.DeepseekV4HyperConnection(config), nn.Linear(8, 8)
+    shake(theirs)
+
+    def forward(x):
+        post, comb, u = theirs(x)
+        return post.unsqueeze(-1) * branch(u).unsqueeze(-2) + comb.mT @ x
+
+    ours = layers.HyperConnection.from_peer(theirs, branch)
+    agree(ours, forward, torch.randn(2, 3, streams, 8), [(ours.scale, theirs.scale)])
+
+
+def test_transformers_hunyuan():
+    peer = pytest.importorskip("transformers.models.hy_v4.modeling_hy_v4")
+    torch.manual_seed(0)
+    theirs, branch = peer.HYV4HyperConnection(Config()), nn.Linear(8, 8)
+    shake(theirs)
+
+    def forward(x):
+        post, u = theirs(x)
+        return post.unsqueeze(-1) * branch(u).unsqueeze(-2) + x
+
+    ours = layers.HyperConnection.from_peer(theirs, branch)
+    weights = [(ours.projection, theirs.fn), (ours.static, theirs.base)]
+    agree(ours, forward, torch.randn(2, 3, 4, 8), weights)
+    theirs.hc_post_magnitude = 1.5
+    with pytest.raises(ValueError, match=r"module: HYV4HyperConnection with hc_post_magnitude=1\.5 has no equal here"):
+        layers.HyperConnection.from_peer(theirs)
+
+
+@pytest.mark.parametrize("layer_index", [0, 2])
+def test_lucidrains_hyper_connections(layer_index):
+    peer = pytest.importorskip("hyper_connections.hyper_connections")
+    torch.manual_seed(0)
+    theirs = peer.HyperConnections(4, dim=8, branch=nn.Linear(8, 8), layer_index=layer_index)
+    shake(theirs, 0.5)
+
+    def forward(x):  # streams stand in the batch there
+        flat = x.movedim(-2, 1).flatten(0, 1)
+        return theirs(flat).unflatten(0, (x.shape[0], 4)).movedim(1, -2)
+
+    ours = layers.HyperConnection.from_peer(theirs)
+    branch = theirs.branch.weight
+    agree(ours, forward, torch.randn(2, 3, 4, 8), [(branch, branch)])
+
+
+def test_lucidrains_mhc():
+    peer = pytest.importorskip("hyper_connections.mHCv2")
+    torch.manual_seed(0)
+    theirs = peer.ManifoldConstrainedHyperConnections(4, dim=8, branch=nn.Linear(8, 8), layer_index=1)
+    shake(theirs, 0.3)
+    ours = layers.HyperConnection.from_peer(theirs)
+    branch = theirs.branch.weight
+    agree(ours, theirs, torch.randn(2, 3, 4, 8), [(branch, branch)])
+    fractional = peer.ManifoldConstrainedHyperConnections(4, dim=8, num_fracs=2, layer_index=0)
+    with pytest.raises(ValueError, match="num_fracs=2 has no equal here"):
+        layers.HyperConnection.from_peer(fractional)
+
+
+LIGER = """
+import torch
+from torch import nn
+from liger_kernel.transformers.mhc import LigerMHC
+from jpmhc import layers
+
+torch.manual_seed(0)
+theirs = LigerMHC(nn.Linear(8, 8), hc=2, c=8, phi_dtype=torch.float32, allow_fp32=True)
+with torch.no_grad():
+    for parameter in theirs.parameters():
+        parameter.copy_(0.3 * torch.randn_like(parameter))
+ours = layers.HyperConnection.from_peer(theirs)
+x = torch.randn(3, 2, 8)
+torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_liger_under_the_interpreter():
+    pytest.importorskip("liger_kernel")
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", LIGER], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_any_other_module_is_named():
+    with pytest.raises(TypeError, match=r"module: expected one of transformers's Deep.*got torch\.nn.*Linear"):
+        layers.HyperConnection.from_peer(nn.Linear(2, 2))
