@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 COPY = "copy the input"
+# The arms that a claim about a mixer needs beside it: no streams, and streams that are not mixed.
+CONTROLS = ("plain", "identity")
 FINAL_STEPS = 20
 
 
@@ -169,6 +171,12 @@ def caption(rows: Sequence[Row]) -> list[str]:
         if seeds > 1
         else "One seed; ± is the evaluation's standard error."
     )
+    absent = [arm for arm in CONTROLS if arm not in {row.arm for row in rows}]
+    without = (
+        [f"Not in this comparison: {' and '.join(absent)}. Without them no difference here can be put down to a mixer."]
+        if absent
+        else []
+    )
     return [
         f"{error} Loss: mean of the last {FINAL_STEPS} steps. Scores: averaged (EMA) weights; token accuracy counts "
         "the cells of the output and its border, exact match and pass@k whole grids. Gradient: 99th percentile of the "
@@ -176,6 +184,7 @@ def caption(rows: Sequence[Row]) -> list[str]:
         f"Held-out exact match at this scale ({baseline.tests} tests) is small and noisy, and is not a ranking.",
         f"Copying the input already has {_percent(baseline.token_accuracy)} % token accuracy on the held-out tests: "
         "read every token accuracy against that.",
+        *without,
     ]
 
 

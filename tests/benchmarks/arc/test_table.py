@@ -146,6 +146,14 @@ def test_the_caption_warns_of_ranking_and_of_the_copy_baseline(tmp_path):
     assert "Copying the input already has 61.0 % token accuracy" in text
 
 
+def test_a_comparison_without_its_controls_says_so(tmp_path):
+    complete = table.caption(table.rows(write_comparison(tmp_path / "a"), tmp_path / "a"))
+    assert not any("Not in this comparison" in sentence for sentence in complete)
+    arms = ("sinkhorn", "cayley")
+    without = table.caption(table.rows(write_comparison(tmp_path / "b", arms), tmp_path / "b"))
+    assert any(sentence.startswith("Not in this comparison: plain and identity.") for sentence in without)
+
+
 def test_the_terminal_table_fits_eighty_columns(tmp_path):
     rows = table.rows(write_comparison(tmp_path), tmp_path)
     output = io.StringIO()

@@ -1,0 +1,1 @@
+"""Derivatives of equations: this library against unrolled loops and other libraries."""
