@@ -1,0 +1,1 @@
+"""One sublayer forward and backward: every mixer, the peers' layers, the plain residual."""

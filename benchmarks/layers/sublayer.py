@@ -1,0 +1,185 @@
+"""The cost of one sublayer over its branch: time, and what is kept for backward."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jpmhc import layers
+
+TOKENS, WIDTH = 4096, 512
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A layer around a branch; ``build(streams, branch)`` returns a function of streams (tokens, n, d)."""
+
+    name: str
+    build: Callable[[int, nn.Module], Function]
+    in_quick: bool = True
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Time all contenders on one thread, in float32: 4,096 tokens of width 512, the branch a 512 x 512 matrix.
+
+    Parameters
+    ----------
+    quick : bool
+        Fewer rounds, n = 4 alone, without the slowest contenders.
+
+    Returns
+    -------
+    dict
+        JSON-able: ``rows``, each with name, streams, ms (CPU time forward and backward, minimum over interleaved
+        rounds), over_branch_ms (without the plain residual's time), ratio (of over_branch_ms to that of the fastest
+        peer that mixes), saved_mib (kept for backward beyond streams and parameters) and saved_streams (in units of the
+        streams). The first row of a size is the plain residual on one stream, the second one copy of the streams: no
+        layer can be faster. A contender that does not run has an ``error`` in place of numbers.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rounds = 3 if quick else 10
+        rows = [row for n in ((4,) if quick else (4, 8)) for row in _rows(n, rounds, quick)]
+    finally:
+        torch.set_num_threads(threads)
+    return {"tokens": TOKENS, "width": WIDTH, "dtype": "float32", "threads": 1, "rounds": rounds, "rows": rows}
+
+
+def _rows(n: int, rounds: int, quick: bool) -> list[dict[str, Any]]:
+    torch.manual_seed(0)
+    x = torch.randn(TOKENS, n, WIDTH)
+    cotangent = torch.randn(TOKENS, n, WIDTH)
+    rows: list[dict[str, Any]] = []
+    calls = []
+    for contender in CONTENDERS:
+        if quick and not contender.in_quick:
+            continue
+        row: dict[str, Any] = {"name": contender.name, "streams": n}
+        branch = nn.Linear(WIDTH, WIDTH, bias=False)
+        try:
+            function = contender.build(n, branch)
+            single = contender is FLOORS[0]
+            streams, gradient = (x[:, 0], cotangent[:, 0]) if single else (x, cotangent)
+            streams = streams.clone().requires_grad_()
+            _pass(function, streams, gradient)  # compiles, where there is something to compile
+            row["saved_mib"] = _saved_mib(function, streams, branch)
+        except ValueError as error:
+            if "streams" in str(error):  # a mixer that does not exist for this n
+                continue
+            raise
+        except Exception as error:  # a peer's fault is a result here, whatever it raises
+            rows.append({**row, "error": f"{type(error).__name__}: {error}".splitlines()[0]})
+            continue
+        row["saved_streams"] = row["saved_mib"] / (x.numel() * 4 / 2**20)
+        rows.append(row)
+        calls.append((row, function, streams, gradient))
+    for _ in range(rounds):
+        for row, function, streams, gradient in calls:
+            started = time.process_time()
+            _pass(function, streams, gradient)
+            row["ms"] = min(row.get("ms", float("inf")), 1e3 * (time.process_time() - started))
+    floor = calls[0][0]["ms"]
+    compared = [row for row, *_ in calls[len(FLOORS) :]]
+    for row in compared:
+        row["over_branch_ms"] = row["ms"] - floor
+    peers = [row["over_branch_ms"] for row in compared if row["name"] in MIXING_PEERS]
+    for row in compared:
+        row["ratio"] = row["over_branch_ms"] / min(peers) if peers else None
+    return rows
+
+
+def _pass(function: Function, streams: Tensor, cotangent: Tensor) -> None:
+    streams.grad = None
+    function(streams).backward(cotangent)
+
+
+def _saved_mib(function: Function, streams: Tensor, branch: nn.Module) -> float:
+    known = {tensor.untyped_storage().data_ptr() for tensor in (streams, *branch.parameters())}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = function(streams)
+    del result
+    return sum(storages.values()) / 2**20
+
+
+def _ours(mixer: str) -> Callable[[int, nn.Module], Function]:
+    return lambda n, branch: layers.HyperConnection(WIDTH, branch, streams=n, mixer=mixer)
+
+
+def _compiled(mixer: str) -> Callable[[int, nn.Module], Function]:
+    def build(n: int, branch: nn.Module) -> Function:
+        torch._dynamo.reset()
+        return torch.compile(layers.HyperConnection(WIDTH, branch, streams=n, mixer=mixer), fullgraph=True)
+
+    return build
+
+
+def _lucidrains_hc(n: int, branch: nn.Module) -> Function:
+    from hyper_connections.hyper_connections import HyperConnections
+
+    layer = HyperConnections(n, dim=WIDTH, branch=branch, layer_index=0)
+    # Its streams stand in the batch, one sequence after the other.
+    return lambda x: layer(x.transpose(0, 1)).transpose(0, 1)
+
+
+def _lucidrains_mhc(n: int, branch: nn.Module) -> Function:
+    from hyper_connections.mHCv2 import ManifoldConstrainedHyperConnections
+
+    layer = ManifoldConstrainedHyperConnections(n, dim=WIDTH, branch=branch, layer_index=0)
+    return lambda x: layer(x.unsqueeze(0)).squeeze(0)
+
+
+def _transformers(name: str) -> Callable[[int, nn.Module], Function]:
+    class Config:
+        hc_sinkhorn_iters, hc_eps, rms_norm_eps, hc_magnitude = 20, 1e-6, 1e-6, 2.0
+
+    def build(n: int, branch: nn.Module) -> Function:
+        from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperConnection
+        from transformers.models.hy_v4.modeling_hy_v4 import HYV4HyperConnection
+
+        config: Any = Config()
+        config.hc_mult, config.hidden_size = n, WIDTH
+        layer = DeepseekV4HyperConnection(config) if name == "deepseek" else HYV4HyperConnection(config)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.normal_(std=0.02)
+
+        def forward(x: Tensor) -> Tensor:
+            post, *comb, u = layer(x.unsqueeze(0))
+            kept = comb[0].mT @ x.unsqueeze(0) if comb else x.unsqueeze(0)
+            return (post.unsqueeze(-1) * branch(u).unsqueeze(-2) + kept).squeeze(0)
+
+        return forward
+
+    return build
+
+
+FLOORS = (
+    Contender("plain residual, one stream", lambda n, branch: layers.Residual(branch)),
+    Contender("copy of the streams", lambda n, branch: torch.clone),
+)
+MIXING_PEERS = ("lucidrains HyperConnections", "lucidrains mHCv2", "transformers DeepSeek-V4")
+CONTENDERS = (
+    *FLOORS,
+    *(Contender(f"jpmhc {info.name}", _ours(info.name)) for info in layers.mixers()),
+    *(Contender(f"jpmhc {name}, compiled", _compiled(name), in_quick=False) for name in ("sinkhorn", "cayley")),
+    Contender("lucidrains HyperConnections", _lucidrains_hc),
+    Contender("lucidrains mHCv2", _lucidrains_mhc),
+    Contender("transformers DeepSeek-V4", _transformers("deepseek")),
+    Contender("transformers HY-V4 (no mixer)", _transformers("hunyuan")),
+)
