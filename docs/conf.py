@@ -22,6 +22,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 nitpicky = False
 autodoc_typehints = "none"
+napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 
 sphinx_gallery_conf = {
