@@ -6,10 +6,10 @@ import pytest
 import jpmhc
 
 
-def test_importing_the_package_loads_nothing_heavy():
+@pytest.mark.parametrize("rooms", ["", "from jpmhc import autodiff, kernels, layers; "])
+def test_importing_the_package_loads_nothing_heavy(rooms):
     code = (
-        "import torch, sys; before = set(sys.modules); import jpmhc; "
-        "from jpmhc import autodiff, kernels, layers; "
+        f"import torch, sys; before = set(sys.modules); import jpmhc; {rooms}"
         "heavy = {'triton', 'numba', 'geoopt', 'matplotlib', 'transformers', 'scipy'} - before; "
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -1,0 +1,180 @@
+"""Tensors that a function uses without being given them, found and turned into arguments."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import _functorch
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from jpmhc.autodiff.precision import raised
+from jpmhc.autodiff.stance import uncompiled
+
+
+def carries_derivative(tensor: Tensor) -> bool:
+    """Whether a derivative of any order or mode passes through ``tensor``."""
+    while True:
+        if tensor.requires_grad or forward_ad.unpack_dual(tensor).tangent is not None:
+            return True
+        if not _functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = _functorch.get_unwrapped(tensor)
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def _matters(tensor: Tensor) -> bool:
+    """Whether a captured tensor may not stay as it is: derivative, mapped axis or low precision."""
+    return (
+        tensor.requires_grad
+        or _functorch.is_functorch_wrapped_tensor(tensor)
+        or forward_ad.unpack_dual(tensor).tangent is not None
+        or raised(tensor) is not tensor
+    )
+
+
+class _Recorder(TorchFunctionMode):
+    """Collects the tensors that enter a computation from outside and lets it use constants in their place."""
+
+    def __init__(self, given: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._known = {id(tensor): tensor for tensor in given}
+        self._constants: dict[int, Tensor] = {}
+        self.captured: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = pytree.tree_map_only(Tensor, self._constant, (args, kwargs or {}))
+        result = func(*args, **kwargs)
+        # Holding every result keeps its id from being used again.
+        self._known.update((id(leaf), leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
+
+    def _constant(self, tensor: Tensor) -> Tensor:
+        if id(tensor) in self._known or not _matters(tensor):
+            return tensor
+        if id(tensor) not in self._constants:
+            self.captured.append(tensor)
+            self._constants[id(tensor)] = raised(tensor.detach())
+        return self._constants[id(tensor)]
+
+
+class _Substitution(TorchFunctionMode):
+    """Puts other tensors in the place of captured ones, wherever an operation takes them."""
+
+    def __init__(self, replacements: dict[int, Tensor]) -> None:
+        super().__init__()
+        self._replacements = replacements
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        replacements = self._replacements
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: replacements.get(id(t), t), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def find_captures(
+    fn: Callable[..., Any], arguments: Sequence[Any], owner: Callable[..., Any]
+) -> tuple[list[Tensor], Any]:
+    """Tensors that ``fn(*arguments)`` uses without being given, if a derivative or a mapped axis passes through them.
+
+    ``owner`` is the function whose words name a capture in an error.
+
+    Returns
+    -------
+    tuple
+        The captures, and the output of ``fn`` with its arguments and captures held constant.
+
+    Raises
+    ------
+    ValueError
+        ``fn`` writes to its arguments; or a derivative enters through an operation that hides its inputs, a custom
+        ``autograd.Function`` applied to a captured tensor, say.
+    """
+    # Version counters, which show what was written to, exist outside inference mode alone.
+    with torch.inference_mode(False), torch.enable_grad():
+        constants = pytree.tree_map_only(Tensor, _constant, tuple(arguments))
+        tensors = [leaf for leaf in pytree.tree_leaves(constants) if isinstance(leaf, Tensor)]
+        versions = [tensor._version for tensor in tensors]
+        recorder = _Recorder(tensors)
+        with uncompiled(), recorder:
+            output = fn(*constants)
+    if versions != [tensor._version for tensor in tensors]:
+        raise ValueError("fn: writes to its arguments in place, which the iteration still needs; return a new tensor")
+    hidden = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and carries_derivative(leaf)]
+    if hidden:
+        name = _name_of_source(owner, hidden[0])
+        raise ValueError(
+            f"fn: captures {name}, which needs a gradient and is used where it cannot be replaced by an argument "
+            "(by an autograd.Function or a scripted module); pass it through args: "
+            "fixed_point(lambda z, weight: ..., z0, weight), or for a module "
+            "fixed_point(lambda z, weights: torch.func.functional_call(module, weights, (z,)), z0, "
+            "dict(module.named_parameters()))"
+        )
+    return recorder.captured, output
+
+
+def with_captures(fn: Callable[..., Any], captures: Sequence[Tensor]) -> Callable[..., Any]:
+    """``fn`` with the captures as its first argument: ``(replacements, *args) -> fn(*args)``."""
+    if not captures:
+        return lambda replacements, *args: fn(*args)
+
+    def lifted(replacements: Sequence[Tensor], *args: Any) -> Any:
+        changed = {id(old): new for old, new in zip(captures, replacements, strict=True) if new is not old}
+        if not changed:
+            return fn(*args)
+        with uncompiled(), _Substitution(changed):
+            return fn(*args)
+
+    return lifted
+
+
+def _name_of_source(fn: Callable[..., Any], output: Tensor) -> str:
+    """Name of a tensor at which the graph of ``output`` ends, as ``fn`` knows it."""
+    names = {id(tensor): name for name, tensor in _reachable(fn, "")}
+    pending, seen = [output.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        source = getattr(node, "variable", None)
+        if source is not None:
+            shape = f"a tensor of shape {tuple(source.shape)}"
+            return f"`{names[id(source)]}`, {shape}" if id(source) in names else shape
+        pending.extend(following for following, _ in node.next_functions)
+    return "a tensor"
+
+
+def _reachable(holder: Any, name: str, depth: int = 4) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that an object holds, with the path to them: closures, bound methods, partials, modules, containers."""
+    if isinstance(holder, Tensor):
+        yield name, holder
+    elif isinstance(holder, nn.Module):
+        for path, parameter in holder.named_parameters():
+            yield f"{name}.{path}".strip("."), parameter
+    if depth == 0 or isinstance(holder, Tensor | nn.Module):
+        return
+    inner: dict[str, Any] = {}
+    if isinstance(holder, functools.partial):
+        inner = {"": holder.func, **{str(i): value for i, value in enumerate(holder.args)}, **holder.keywords}
+    elif inspect.ismethod(holder):
+        inner = {"self": holder.__self__, "": holder.__func__}
+    elif inspect.isfunction(holder):
+        variables = inspect.getclosurevars(holder)
+        inner = {**variables.globals, **variables.nonlocals}
+    elif isinstance(holder, dict):
+        inner = {str(key): value for key, value in holder.items()}
+    elif isinstance(holder, list | tuple):
+        inner = {str(i): value for i, value in enumerate(holder)}
+    elif hasattr(holder, "__dict__") and not inspect.ismodule(holder) and not inspect.isclass(holder):
+        inner = vars(holder)
+    for key, value in inner.items():
+        yield from _reachable(value, f"{name}.{key}".strip("."), depth - 1)

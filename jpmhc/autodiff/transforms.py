@@ -1,0 +1,84 @@
+"""What an ``autograd.Function`` on a batch of matrices needs to stay right under nested ``torch.func`` transforms."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+FunctionClass = TypeVar("FunctionClass", bound=type[torch.autograd.Function])
+
+
+def tangent_rule(rule: Callable[..., Tensor]) -> Any:
+    """Turn ``rule(saved, *tangents)`` into the ``jvp`` of a function that calls ``ctx.save_for_forward``.
+
+    Torch runs a ``jvp`` with forward mode switched off, so that the tangent of an outer level (``jvp`` of ``jvp``,
+    ``jacfwd`` of ``jacfwd``) is dropped without a word: measured on 2.13, such second derivatives lack a term. Here
+    forward mode is on, and the saved tensors come without their tangent at the rule's own level. Options
+    that ``setup_context`` keeps in the dictionary ``ctx.options`` reach the rule as keywords.
+    """
+
+    @wraps(rule)
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        saved = tuple(forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors)
+        with forward_ad._set_fwd_grad_enabled(True):
+            return rule(saved, *tangents, **ctx.options)
+
+    return staticmethod(jvp)
+
+
+def leading_batch(function: FunctionClass) -> FunctionClass:
+    """Give a function whose tensors share their leading batch dimensions the ``vmap`` rule that adds one more.
+
+    ``generate_vmap_rule = True`` would run the other rules on batched tensors, which ``unpack_dual`` refuses.
+    """
+
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        def front(value: Any, dim: int | None) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.movedim(dim, 0) if dim is not None else value.expand(info.batch_size, *value.shape)
+
+        return function.apply(*map(front, args, in_dims)), 0
+
+    function.vmap = staticmethod(vmap)  # type: ignore[method-assign]
+    return function
+
+
+def differentiable() -> bool:
+    """Whether what is computed now may be differentiated again, in reverse or in forward mode.
+
+    Where it may not, a derivative rule calls a kernel, which has no derivative. A backward pass without
+    ``create_graph`` runs with gradients switched off, and yet carries tangents where a dual level is open.
+    """
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def transform_depth() -> int:
+    """Count the transforms at work while ``torch.compile`` traces: levels of ``torch.func``, and a dual level if any.
+
+    The tracer guards on the result. At depth 0 a custom backward is safe; deeper, the tracer would drop it without a
+    word.
+    """
+    return _functorch_depth() + (forward_ad._current_level >= 0)
+
+
+def traced_orders() -> int:
+    """Highest order of derivative that can be asked of a function while ``torch.compile`` traces it.
+
+    One for each transform at work, and one for a backward pass outside, which cannot be repeated.
+    """
+    return transform_depth() + 1
+
+
+def _functorch_depth() -> int:
+    level: int | None = _functorch.maybe_current_level()
+    return level or 0
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler, and Triton with it, for those who
+# do not compile.
+_functorch_depth._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,0 +1,26 @@
+"""Primitives on batches of small matrices: plain functions with an adjoint, without derivative rules of their own."""
+
+from jpmhc.kernels.cayley import cayley_adjoint, cayley_forward, cayley_iterated
+from jpmhc.kernels.polar import polar_adjoint, polar_forward, polar_newton, sylvester
+from jpmhc.kernels.sinkhorn import (
+    sinkhorn_adjoint,
+    sinkhorn_forward,
+    sinkhorn_inverse,
+    sinkhorn_potentials,
+    sinkhorn_sweeps,
+)
+
+__all__ = [
+    "cayley_adjoint",
+    "cayley_forward",
+    "cayley_iterated",
+    "polar_adjoint",
+    "polar_forward",
+    "polar_newton",
+    "sinkhorn_adjoint",
+    "sinkhorn_forward",
+    "sinkhorn_inverse",
+    "sinkhorn_potentials",
+    "sinkhorn_sweeps",
+    "sylvester",
+]

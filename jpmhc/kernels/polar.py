@@ -1,0 +1,103 @@
+"""Polar factor: the nearest matrix with orthonormal columns, with its adjoint.
+
+All functions work on any batch of m x n matrices with m >= n and full column rank.
+"""
+
+import torch
+from torch import Tensor
+
+from jpmhc.kernels.primitive import primitive
+
+_NEWTON_STEPS = 10  # 7 reach round-off at condition number 1e14 (measured)
+
+
+@primitive("polar_forward")
+def polar_forward(matrix: Tensor) -> Tensor:
+    """Compute the factor U of ``matrix = U H`` with orthonormal columns and symmetric positive definite H.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (..., m, n)
+        float32 or float64, m >= n.
+
+    Returns
+    -------
+    Tensor, shape (..., m, n)
+        Orthonormal to round-off; NaN where the columns are linearly dependent, as there the factor is not unique.
+    """
+    return polar_newton(matrix)
+
+
+def polar_newton(matrix: Tensor) -> Tensor:
+    """Compute `polar_forward` in plain operations, differentiable as they are.
+
+    Notes
+    -----
+    Newton's iteration ``X <- (g X + X^-T / g) / 2`` on the triangular factor, with Higham's scaling
+    ``g = (|X^-1|_F / |X|_F)^(1/2)``. It converges quadratically at any spectrum and, unlike a singular value
+    decomposition, never waits for the device; a fixed number of steps reaches round-off. A Newton-Schulz step ends it.
+    """
+    q, x = torch.linalg.qr(matrix)
+    for _ in range(_NEWTON_STEPS):
+        inverse = torch.linalg.inv_ex(x).inverse.mT
+        scale = (_norm(inverse) / _norm(x)).sqrt()
+        x = (scale * x + inverse / scale) / 2
+    u = q @ x
+    return u + (u - u @ (u.mT @ u)) / 2
+
+
+@primitive("polar_adjoint")
+def polar_adjoint(matrix: Tensor, factor: Tensor, cotangent: Tensor) -> Tensor:
+    """Apply the derivative ``dU / dmatrix``, a symmetric map: the pullback and the pushforward at once.
+
+    Parameters
+    ----------
+    matrix, factor : Tensor, shape (..., m, n)
+        The matrix and its factor U.
+    cotangent : Tensor, shape (..., m, n)
+        G, a gradient with respect to U (or a tangent of the matrix).
+
+    Returns
+    -------
+    Tensor, shape (..., m, n)
+        ``U X + (G - U U^T G) H^-1`` with ``H = U^T matrix`` and ``H X + X H = U^T G - G^T U``.
+    """
+    symmetric = factor.mT @ matrix
+    symmetric = (symmetric + symmetric.mT) / 2
+    inner = factor.mT @ cotangent
+    result = factor @ sylvester(symmetric, inner - inner.mT)
+    if factor.shape[-2] > factor.shape[-1]:
+        result += (cotangent - factor @ inner) @ torch.linalg.inv_ex(symmetric).inverse
+    return result
+
+
+@primitive("sylvester", fake=lambda symmetric, right_side: torch.empty_like(right_side))
+def sylvester(symmetric: Tensor, right_side: Tensor) -> Tensor:
+    """Solve ``H X + X H = C`` for symmetric positive definite H.
+
+    Parameters
+    ----------
+    symmetric, right_side : Tensor, shape (..., n, n)
+        H and C.
+
+    Returns
+    -------
+    Tensor, shape (..., n, n)
+        X; finite at equal eigenvalues of H, where the eigenvectors have no derivative.
+
+    Notes
+    -----
+    The matrix sign iteration on ``[[H, -C], [0, -H]]`` (Roberts, 1980): Newton's iteration of `polar_newton` on H
+    drags C along to ``2 X``. No eigenvalue routine, so nothing waits for the device.
+    """
+    h, c = symmetric, right_side
+    for _ in range(_NEWTON_STEPS):
+        inverse = torch.linalg.inv_ex(h).inverse
+        scale = (_norm(inverse) / _norm(h)).sqrt()
+        h = (scale * h + inverse / scale) / 2
+        c = (scale * c + inverse @ c @ inverse / scale) / 2
+    return c / 2
+
+
+def _norm(matrix: Tensor) -> Tensor:
+    return matrix.square().sum((-2, -1), keepdim=True).sqrt()

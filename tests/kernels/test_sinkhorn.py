@@ -1,0 +1,116 @@
+"""The Sinkhorn primitives against dense algebra, on the path that looks at its data and on the one that does not."""
+
+import math
+
+import pytest
+import torch
+
+from jpmhc import kernels
+from jpmhc.kernels.sinkhorn import _marginal, _newton, _potentials
+
+
+def positive(*shape, seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).exp()
+
+
+def system(matrix):
+    return torch.cat(
+        [
+            torch.cat([torch.diag_embed(matrix.sum(-1)), matrix], -1),
+            torch.cat([matrix.mT, torch.diag_embed(matrix.sum(-2))], -1),
+        ],
+        -2,
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 5, 3, 6), (1, 7, 2), (0, 4, 4), (5, 1, 3), (5, 1, 1)])
+def test_potentials_have_the_marginals_asked_for(shape):
+    matrix, imbalance = positive(*shape), torch.randn(shape, dtype=torch.float64)
+    potentials = kernels.sinkhorn_potentials(matrix, imbalance)
+    torch.testing.assert_close((matrix * potentials).sum(-1), imbalance.sum(-1), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close((matrix * potentials).sum(-2), imbalance.sum(-2), rtol=1e-10, atol=1e-12)
+    # A sum of a column and a row: all its 2 x 2 differences vanish.
+    differences = potentials.diff(dim=-1).diff(dim=-2)
+    torch.testing.assert_close(differences, torch.zeros_like(differences), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 3, 6), (2, 16, 16)])
+def test_adjoint_is_the_projection_of_the_dense_system(shape):
+    matrix, cotangent = positive(*shape), torch.randn(shape, dtype=torch.float64)
+    n = shape[-2]
+    weighted = matrix * cotangent
+    right_side = torch.cat([weighted.sum(-1), weighted.sum(-2)], -1)
+    solution = (torch.linalg.pinv(system(matrix), hermitian=True) @ right_side.unsqueeze(-1)).squeeze(-1)
+    expected = weighted - matrix * (solution[..., :n, None] + solution[..., None, n:])
+    torch.testing.assert_close(kernels.sinkhorn_adjoint(matrix, cotangent), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_inverse_gives_the_potentials():
+    matrix, imbalance = positive(4, 5, 3), torch.randn(4, 5, 3, dtype=torch.float64)
+    inverse = kernels.sinkhorn_inverse(matrix)
+    columns = matrix.sum(-2)
+    conditional = matrix / columns.unsqueeze(-2)
+    right_side = imbalance.sum(-1) - (conditional * imbalance.sum(-2).unsqueeze(-2)).sum(-1)
+    u = (inverse @ right_side.unsqueeze(-1)).squeeze(-1)
+    v = imbalance.sum(-2) / columns - (conditional.mT @ u.unsqueeze(-1)).squeeze(-1)
+    expected = kernels.sinkhorn_potentials(matrix, imbalance)
+    torch.testing.assert_close(u.unsqueeze(-1) + v.unsqueeze(-2), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(inverse, inverse.mT, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        15 * torch.randn(64, 4, 4, generator=torch.Generator().manual_seed(0)),
+        100 * torch.rand(64, 4, 4, generator=torch.Generator().manual_seed(0)) - 50,
+        50 * torch.eye(4).expand(64, 4, 4) + torch.randn(64, 4, 4, generator=torch.Generator().manual_seed(0)),
+    ],
+    ids=["normal 15", "uniform 50", "permutation 50"],
+)
+def test_float32_adjoint_keeps_its_precision_where_rows_are_nearly_disconnected(logits):
+    matrix = kernels.sinkhorn_forward(logits, None, None, 2e-6, 64)
+    cotangent = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    truth = kernels.sinkhorn_adjoint(matrix.double(), cotangent.double())
+    assert (kernels.sinkhorn_adjoint(matrix, cotangent) - truth).abs().max() <= 2e-6
+
+
+@pytest.mark.parametrize("marginals", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 8.0])
+def test_the_schedule_that_never_looks_gives_the_same_result(marginals, scale):
+    logits = scale * torch.randn(5, 3, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = columns = None
+    if marginals:
+        rows = positive(32, 5)
+        columns = positive(32, 3, seed=1)
+        columns = columns * (rows.sum(-1, keepdim=True) / columns.sum(-1, keepdim=True))
+    expected = kernels.sinkhorn_forward(logits.movedim(-1, 0), rows, columns, 1e-14, 64)
+    rows, columns = _marginal(rows, 1.0), _marginal(columns, 5 / 3)
+    start = torch.log_softmax(logits, 0) + (math.log(columns) if isinstance(columns, float) else columns.log())
+    for logarithmic in (start.clone(), None):
+        if logarithmic is None and scale > 1:
+            continue
+        blind = _newton(start.exp(), logarithmic, rows, columns, 1e-14, 64, reads=False)
+        torch.testing.assert_close(blind.movedim(-1, 0), expected, rtol=1e-10, atol=1e-13)
+
+
+def test_entries_that_underflow_come_back():
+    # Row shifts of 400 make whole rows of exp(logits) underflow in float32 after the first normalisation of columns.
+    logits = torch.randn(16, 4, 4, generator=torch.Generator().manual_seed(0))
+    shifted = logits + torch.tensor([0.0, 64.0, -64.0, 128.0])[:, None] * torch.tensor([1.0, 0.0, 0.0, 0.0])
+    truth = kernels.sinkhorn_forward(shifted.double(), None, None, 1e-14, 200)
+    result = kernels.sinkhorn_forward(shifted, None, None, 2e-6, 200)
+    torch.testing.assert_close(result.double(), truth, rtol=0, atol=1e-5)
+
+
+def test_too_few_steps_return_the_last_iterate_with_exact_columns():
+    logits = 20 * torch.randn(16, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = kernels.sinkhorn_forward(logits, None, None, 1e-14, 1)
+    torch.testing.assert_close(matrix.sum(-2), torch.ones(16, 4, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert (matrix.sum(-1) - 1).abs().max() > 1e-3
+
+
+def test_last_potential_is_the_ground():
+    matrix = positive(4, 3, 8)
+    potentials = _potentials(matrix, torch.randn(4, 3, 8, dtype=torch.float64))
+    assert potentials.shape == (4, 3, 8)
