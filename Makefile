@@ -38,7 +38,7 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP) ## build the documentation, warnings are errors
+docs: $(STAMP) peers ## build the documentation, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 peers: $(STAMP) ## add the libraries that benchmarks compare with

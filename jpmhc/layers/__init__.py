@@ -16,6 +16,8 @@ from jpmhc.layers.charts import (
     Spectral,
     search_permutations,
 )
+from jpmhc.layers.adapters.checkpoint import load_converted
+from jpmhc.layers.convert import convert
 from jpmhc.layers.hyper_connection import HyperConnection, mixing_parameters
 from jpmhc.layers.mixer import Mixer, MixerInfo, make_mixer, mixers, register_mixer
 from jpmhc.layers.residual import Residual
@@ -43,7 +45,9 @@ __all__ = [
     "Sinkhorn",
     "Spectral",
     "Statistics",
+    "convert",
     "expand_streams",
+    "load_converted",
     "make_mixer",
     "mixers",
     "mixing_parameters",

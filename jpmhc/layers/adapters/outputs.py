@@ -1,0 +1,87 @@
+"""What a model with streams shows to the outside: hidden states are vectors, and outputs are those of the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jpmhc.layers.streams import reduce_streams
+
+
+class HiddenStates:
+    """Forward hook of a module around a chain of blocks: replaces streams in its output by their mean.
+
+    Libraries that collect what every block returns (``output_hidden_states=True``) collect streams.
+
+    Parameters
+    ----------
+    ndim : int
+        Dimensions of the residual vectors (..., d) between blocks.
+    streams, width : int
+        The last two sizes (n, d) of the streams.
+    """
+
+    def __init__(self, ndim: int, streams: int, width: int) -> None:
+        self.ndim, self.end = ndim, (streams, width)
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Return the output with collected streams replaced; raise if streams themselves came out."""
+        if isinstance(output, Mapping):
+            self._refuse(next(iter(output.values()), None))
+            for name, value in output.items():
+                if "hidden_states" in name and isinstance(value, tuple):
+                    output[name] = self._vectors(value)  # type: ignore[index]
+            return output
+        if type(output) is tuple and output:
+            self._refuse(output[0])
+            return tuple(self._vectors(item) if isinstance(item, tuple) else item for item in output)
+        self._refuse(output)
+        return output
+
+    def _vectors(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(reduce_streams(value) if self._are_streams(value) else value for value in values)
+
+    def _are_streams(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.ndim == self.ndim + 1 and value.shape[-2:] == self.end
+
+    def _refuse(self, value: Any) -> None:
+        if self._are_streams(value):
+            raise RuntimeError(
+                "the last converted block did not run, so the streams were not reduced: remove layers before you "
+                "convert, and switch layer drop off"
+            )
+
+
+def largest_difference(ours: Any, theirs: Any) -> tuple[float, float, torch.dtype]:
+    """Return the largest difference of two outputs, the size of the second, and their least precise dtype.
+
+    Floating tensors are compared at every depth of tuples, lists and mappings; outputs of different structure differ
+    by infinity.
+    """
+    left, right = list(_tensors(ours)), list(_tensors(theirs))
+    if [value.shape for value in left] != [value.shape for value in right]:
+        return float("inf"), 0.0, torch.float32
+    difference = max(
+        (float((a.double() - b.double()).abs().max()) for a, b in zip(left, right, strict=True)), default=0.0
+    )
+    size = max((float(value.double().abs().max()) for value in right), default=0.0)
+    return (
+        difference,
+        size,
+        max((value.dtype for value in right), key=lambda d: torch.finfo(d).eps, default=torch.float32),
+    )
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        if output.is_floating_point() and output.numel():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from _tensors(value)

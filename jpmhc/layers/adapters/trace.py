@@ -1,0 +1,393 @@
+"""Where the residual additions of a model are: one run on a small example in which every residual vector is watched."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jpmhc.layers.adapters.blocks import swap_first, swap_result
+from jpmhc.layers.adapters.vector import ResidualVector
+from jpmhc.layers.residual import Residual
+
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+# While tracing, every addition is a plain one; no block has more of them than this.
+_PLAIN = (Residual(),) * 1024
+
+
+@dataclass
+class Anatomy:
+    """What conversion must know of one block.
+
+    Attributes
+    ----------
+    name : str
+        Of the block in the model.
+    block : Module
+        The block.
+    argument : str
+        Its argument that holds the residual vector.
+    additions : list of str
+        Where each of its residual additions stands; additions with no read between them count as one.
+    norms : list of Module
+        Norms on the residual path (post-norm).
+    readers : list of Module
+        Modules that are handed the residual vector and do not carry it on.
+    shape : torch.Size
+        Of the residual vectors in the example, (..., d).
+    """
+
+    name: str
+    block: nn.Module
+    argument: str
+    additions: list[str] = field(default_factory=list)
+    norms: list[nn.Module] = field(default_factory=list)
+    readers: list[nn.Module] = field(default_factory=list)
+    shape: torch.Size = field(default_factory=torch.Size)
+
+
+@dataclass
+class Survey:
+    """What a traced run found.
+
+    Attributes
+    ----------
+    chains : dict of str to list of Anatomy
+        Name of the list of blocks, and its blocks in the order in which they run.
+    idle : list of str
+        Lists of blocks that did not run on the example.
+    """
+
+    chains: dict[str, list[Anatomy]] = field(default_factory=dict)
+    idle: list[str] = field(default_factory=list)
+
+
+def survey(model: nn.Module, call: Callable[[], Any]) -> Survey:
+    """Find the chains of residual blocks that ``call()``, a run of the model, goes through.
+
+    A chain is a ``ModuleList`` or ``Sequential`` (or the model itself) whose members hand one vector a token from
+    each to the next and add to it. Outer lists are tried before the lists inside their members.
+
+    Raises
+    ------
+    ValueError
+        If there is no chain, or one with an addition that streams cannot take the place of; names both and where
+        they stand.
+    """
+    refused: dict[str, _Refusal] = {}
+    for candidates in (_block_lists(model), {"": [("", model)]}):
+        found = _search(candidates, call, refused)
+        if found.chains or any(refusal.adds for refusal in refused.values()):
+            break
+    # Lists that add nothing (a patch embedding, a head) are no reason to give up beside a chain.
+    unplaced = {name: refusal.reason for name, refusal in refused.items() if refusal.adds or not found.chains}
+    if unplaced or not found.chains:
+        reasons = [f"\n  {name or type(model).__name__}: {reason}" for name, reason in unplaced.items()]
+        raise ValueError(
+            f"model: the residual additions of {type(model).__name__} could not be placed:{''.join(reasons)}\n"
+            "In a model of your own, write each `x = x + branch(x)` as `x = layers.HyperConnection(dim, branch)(x)` "
+            "between layers.expand_streams and layers.reduce_streams, with layers.Residual(branch) for the plain one."
+        )
+    return found
+
+
+def _search(
+    candidates: dict[str, list[tuple[str, nn.Module]]], call: Callable[[], Any], refused: dict[str, _Refusal]
+) -> Survey:
+    """Run with lists of blocks, and again with the lists inside those that are no chains, until all others are."""
+    found = Survey()
+    while candidates:
+        refusals = _Run(candidates).refusals(call, found)
+        if not refusals:
+            break
+        refused.update(refusals)
+        inner = [_block_lists(block, key) for name in refusals for key, block in candidates[name]]
+        candidates = {name: blocks for name, blocks in candidates.items() if name not in refusals}
+        for lists in inner:
+            candidates.update(lists)
+    return found
+
+
+def _block_lists(module: nn.Module, name: str = "") -> dict[str, list[tuple[str, nn.Module]]]:
+    """Outermost lists of composite modules, by name, with the names of their members."""
+    children = [(f"{name}.{key}" if name else key, child) for key, child in module.named_children()]
+    is_list = isinstance(module, nn.ModuleList | nn.Sequential)
+    if is_list and children and all(next(child.children(), None) is not None for _, child in children):
+        return {name: children}
+    found: dict[str, list[tuple[str, nn.Module]]] = {}
+    for key, child in children:
+        found.update(_block_lists(child, key))
+    return found
+
+
+@dataclass
+class _Refusal:
+    """Why a list of blocks is no chain, and whether its blocks add to residual vectors in code of their own."""
+
+    reason: str
+    adds: bool = False
+
+
+class _TracedVector(ResidualVector):
+    """A residual vector of one stream (..., d) that keeps a record of what becomes of it."""
+
+    def __init__(self, x: Tensor | None, record: _Record, place: int = 0, normed: _Normed | None = None) -> None:
+        super().__init__(x, _PLAIN, place)
+        self.record = record
+        self.normed = normed
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._sum[1].shape if self._x is None and self._sum else self.streams().shape
+
+    def read(self) -> Tensor:
+        self.record.reads.append((self.record.stack[-1] if self.record.stack else None, _here()))
+        return super().read()
+
+    def add(self, y: Tensor) -> ResidualVector:
+        self.record.carriers.update(self.record.stack)
+        self.record.adds |= self.record.inner.isdisjoint(self.record.stack)
+        merged = self._x is None
+        result = super().add(y)
+        if merged:
+            self.record.additions[-1] += f" and {_here()}"
+        else:
+            self.record.additions.append(_here())
+        return result
+
+    __add__ = __radd__ = __iadd__ = add
+
+    def _after(self, before: ResidualVector, y: Tensor) -> ResidualVector:
+        result = _TracedVector(None, self.record, before.place + 1)
+        result._sum = (before, y)
+        return result
+
+    def spend(self) -> None:
+        super().spend()
+        if self.normed is not None:
+            self.normed.before.spend()
+            self.normed.check()
+            self.record.norms.append(self.normed.norm)
+            self.record.carriers.update(self.normed.stack)
+
+    @property
+    def on_residual_path(self) -> bool:
+        """False for the output of a norm that only a branch read."""
+        return self.normed is None or self._spent
+
+    def has_been_read(self) -> bool:
+        return self._read is not None
+
+
+@dataclass
+class _Normed:
+    """A norm was given the vector ``before``: whether it stands on the residual path shows when its result is used."""
+
+    before: _TracedVector
+    norm: nn.Module
+    stack: tuple[nn.Module, ...]
+
+    def check(self) -> None:
+        x = self.before.streams()
+        if not torch.allclose(self.norm(x.unsqueeze(-2)).squeeze(-2), self.norm(x), rtol=1e-3, atol=1e-3):
+            raise RuntimeError(f"{type(self.norm).__name__} on the residual path does not act on single vectors")
+
+
+@dataclass
+class _Record:
+    """One call of one block."""
+
+    anatomy: Anatomy
+    # Members of lists inside the block; what these add is found again when they are tried.
+    inner: set[nn.Module]
+    adds: bool = False
+    additions: list[str] = field(default_factory=list)
+    reads: list[tuple[nn.Module | None, str]] = field(default_factory=list)
+    stack: list[nn.Module] = field(default_factory=list)
+    carriers: set[nn.Module] = field(default_factory=set)
+    norms: list[nn.Module] = field(default_factory=list)
+    received: list[tuple[nn.Module, tuple[nn.Module, ...], _TracedVector]] = field(default_factory=list)
+
+    def anatomise(self) -> None:
+        """Write down what the call showed."""
+        readers: dict[nn.Module, None] = {}
+        for module, ancestors, vector in self.received:
+            topmost = all(ancestor in self.carriers for ancestor in ancestors)
+            if vector.on_residual_path and topmost and module not in self.carriers and module not in self.norms:
+                readers[module] = None
+        self.anatomy.additions = self.additions
+        self.anatomy.norms = list(dict.fromkeys(self.norms))
+        self.anatomy.readers = list(readers)
+
+    def last_uses(self) -> str:
+        """Describe where the block's own code took the residual vector as a plain one."""
+        uses = dict.fromkeys(where for module, where in self.reads if module is None or module in self.carriers)
+        return "; ".join(uses) or "none"
+
+
+class _Run:
+    """One traced run over some lists of blocks."""
+
+    def __init__(self, candidates: dict[str, list[tuple[str, nn.Module]]]) -> None:
+        self.candidates = candidates
+        self.current: tuple[str, _Record] | None = None
+        self.calls: dict[str, list[tuple[_Record, Tensor, Any]]] = {name: [] for name in candidates}
+        self.failed: dict[str, str] = {}
+
+    def refusals(self, call: Callable[[], Any], found: Survey) -> dict[str, _Refusal]:
+        """Run, put chains and idle lists into ``found`` and return the lists that are no chain, with the reason."""
+        found.chains.clear()
+        found.idle.clear()
+        hooks = list(self._hooks())
+        try:
+            call()
+        except Exception as error:
+            if self.current is None:
+                raise
+            name, record = self.current
+            reason = f"{record.anatomy.name}: {error} at {_where(error.__traceback__)}"
+            # What the other lists would have done is not known yet: they run again without this one.
+            return {name: _Refusal(reason, self._adds(name))}
+        finally:
+            for hook in hooks:
+                hook.remove()
+        found.idle.extend(name for name, calls in self.calls.items() if not calls)
+        for name, calls in self.calls.items():
+            if calls and name not in self.failed:
+                gap = self._gap(name)
+                if gap:
+                    self.failed[name] = gap
+                else:
+                    found.chains[name] = [record.anatomy for record, _, _ in calls]
+        return {name: _Refusal(reason, self._adds(name)) for name, reason in self.failed.items()}
+
+    def _adds(self, name: str) -> bool:
+        return any(record.adds for record, _, _ in self.calls[name])
+
+    def _gap(self, name: str) -> str | None:
+        calls = [(record.anatomy, x, out) for record, x, out in self.calls[name]]
+        blocks = [anatomy.name for anatomy, _, _ in calls]
+        missing = {block for block, _ in self.candidates[name]} - set(blocks)
+        if missing:
+            return f"{', '.join(sorted(missing))} did not run on the example"
+        if len(set(blocks)) < len(blocks):
+            return "a block runs more than once, with one set of weights at several depths"
+        for (before, _, out), (after, x, _) in pairwise(calls):
+            if out is not x:
+                return f"the vectors are changed between {before.name} and {after.name}"
+        if len({anatomy.shape[-1] for anatomy, _, _ in calls}) > 1:
+            return "the width changes along the list"
+        return None
+
+    def _hooks(self) -> Iterator[Any]:
+        for name, blocks in self.candidates.items():
+            for key, block in blocks:
+                yield block.register_forward_pre_hook(partial(self._enter, name, key), with_kwargs=True)
+                for inner in block.modules():
+                    if inner is not block:
+                        yield inner.register_forward_pre_hook(self._push, with_kwargs=True)
+                        yield inner.register_forward_hook(self._pop, with_kwargs=True)
+                # Before the hooks of others, which know nothing of residual vectors.
+                yield block.register_forward_hook(partial(self._leave, name), prepend=True)
+
+    def _enter(
+        self, name: str, key: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        argument = next(iter(inspect.signature(block.forward).parameters), "")
+        inner = {member for members in _block_lists(block).values() for _, member in members}
+        record = _Record(Anatomy(key, block, argument), inner)
+
+        def wrap(x: Any) -> Any:
+            if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+                return x
+            record.anatomy.shape = x.shape
+            self.current = (name, record)
+            self.calls[name].append((record, x, None))
+            return _TracedVector(x, record)
+
+        if not args and argument not in kwargs:
+            return args, kwargs
+        return swap_first(argument, args, kwargs, wrap)
+
+    def _leave(self, name: str, block: nn.Module, args: Any, result: Any) -> Any:
+        if self.current is None or self.current[1].anatomy.block is not block:
+            self.failed.setdefault(name, "its members take no vectors")
+            return result
+        record = self.current[1]
+
+        def unwrap(out: Any) -> Any:
+            if not isinstance(out, _TracedVector):
+                reason = f"{record.anatomy.name}: its result is not the sum of the residual additions"
+                lost = f"{reason}; placed: {'; '.join(record.additions)}; taken as plain vectors: {record.last_uses()}"
+                self.failed.setdefault(name, lost)
+                return out
+            if out.place == 0:
+                self.failed.setdefault(name, f"{record.anatomy.name} adds nothing")
+            elif out.has_been_read():
+                reason = f"{record.anatomy.name}: reads the residual again after its last addition"
+                self.failed.setdefault(name, f"{reason}: {record.last_uses()}")
+            out.spend()
+            x = out.streams()
+            self.calls[name][-1] = (record, self.calls[name][-1][1], x)
+            return x
+
+        result = swap_result(result, unwrap)
+        record.anatomise()
+        self.current = None
+        return result
+
+    def _push(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.current is not None:
+            record = self.current[1]
+            for vector in _vectors([*args, *kwargs.values()]):
+                record.received.append((module, tuple(record.stack), vector))
+            record.stack.append(module)
+
+    def _pop(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        if self.current is None:
+            return None
+        record = self.current[1]
+        if next(_vectors([result]), None) is not None:
+            record.carriers.update(record.stack)
+        record.stack.pop()
+        single = len(args) == 1 and not kwargs and isinstance(args[0], _TracedVector)
+        if single and "norm" in type(module).__name__.lower() and isinstance(result, Tensor):
+            before = args[0]
+            return _TracedVector(result, record, before.place, _Normed(before, module, tuple(record.stack)))
+        return None
+
+
+def _vectors(values: Sequence[Any]) -> Iterator[_TracedVector]:
+    for value in values:
+        if isinstance(value, _TracedVector):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _vectors(value)
+
+
+def _foreign(filename: str) -> bool:
+    return not filename.startswith(_LIBRARIES) and not filename.startswith("<")
+
+
+def _here() -> str:
+    frame = sys._getframe(1)
+    while frame.f_back is not None and not _foreign(frame.f_code.co_filename):
+        frame = frame.f_back
+    filename, line = frame.f_code.co_filename, frame.f_lineno
+    return f"{Path(filename).name}:{line} `{linecache.getline(filename, line).strip()}`"
+
+
+def _where(trace: TracebackType | None) -> str:
+    frames = [frame for frame in traceback.extract_tb(trace) if _foreign(frame.filename)]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} `{frames[-1].line}`" if frames else "its end"

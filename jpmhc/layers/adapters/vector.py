@@ -1,0 +1,166 @@
+"""The stand-in for a residual vector that runs through a block's own forward code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Connection(Protocol):
+    """What one residual addition becomes: :class:`~jpmhc.layers.HyperConnection`, or a plain residual while tracing."""
+
+    def read(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return the branch input and the function that writes the branch's result."""
+
+
+class ResidualVector:
+    """n streams that look like one vector (..., d) to the code of a residual block.
+
+    The block runs as its author wrote it. Where it hands this object to a sub-module or a torch function, that sees
+    the read ``sum_i pre_i x_i``; where it adds a branch's result to it, the result is written to the streams and the
+    sum is the next vector. Anything else raises, so that an operation on the residual that has no meaning for streams
+    (a scaling, a slice) is never lost.
+
+    A vector is read at most once, by one connection, and added to at most once. Additions with no read between them
+    are one write of their sum: the parallel block ``x + attention(x) + mlp(x)`` is one connection around both branches.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., n, d), or None
+        Streams; None where they are still to be written.
+    connections : sequence of Connection
+        One for each residual addition of the block, in the order in which they run.
+    place : int
+        Which of them reads this vector.
+    """
+
+    def __init__(self, x: Tensor | None, connections: Sequence[Connection], place: int = 0) -> None:
+        self._x = x
+        self._connections = connections
+        self.place = place
+        self._sum: tuple[ResidualVector, Tensor] | None = None
+        self._read: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
+        self._spent = False
+        self._grad_mode = torch.is_grad_enabled()
+
+    def streams(self) -> Tensor:
+        """Return the streams (..., n, d), written now if they were not yet."""
+        if self._x is None:
+            assert self._sum is not None
+            before, y = self._sum
+            self._x = before._connect()[1](y)
+        return self._x
+
+    def read(self) -> Tensor:
+        """Return the branch input (..., d)."""
+        return self._connect()[0]
+
+    def _connect(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        # Inside a torch.autograd.Function gradients are off and torch sees no tensor to differentiate by.
+        if torch.is_grad_enabled() != self._grad_mode:
+            raise RuntimeError("the residual vector is read under another gradient mode than it was made in")
+        if self._read is None:
+            if self.place >= len(self._connections):
+                raise RuntimeError(f"the residual vector is read again after its {self.place} additions")
+            self._read = self._connections[self.place].read(self.streams())
+        return self._read
+
+    def add(self, y: Tensor) -> ResidualVector:
+        """Return the vector with a branch's result y (..., d) written to it."""
+        if not isinstance(y, Tensor):
+            raise TypeError(f"a residual addition takes a tensor, got {type(y).__name__}")
+        if y.shape != self.shape:
+            raise TypeError(f"a residual addition takes shape {tuple(self.shape)}, got {tuple(y.shape)}")
+        self.spend()
+        if self._x is None:
+            assert self._sum is not None
+            before, first = self._sum
+            return self._after(before, first + y)
+        return self._after(self, y)
+
+    __add__ = __radd__ = __iadd__ = add
+
+    def _after(self, before: ResidualVector, y: Tensor) -> ResidualVector:
+        result = ResidualVector(None, self._connections, before.place + 1)
+        result._sum = (before, y)
+        return result
+
+    def spend(self) -> None:
+        """Mark that the residual path goes on from this vector; it can do so once."""
+        if self._spent:
+            raise RuntimeError("two residual additions start from the same vector")
+        self._spent = True
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> ResidualVector:
+        """Return the vector with a function of single vectors, a norm, applied to every stream."""
+        self.spend()
+        return ResidualVector(fn(self.streams()), self._connections, self.place)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of one vector, (..., d)."""
+        if self._x is None:
+            assert self._sum is not None
+            return self._sum[1].shape
+        return self._x.shape[:-2] + self._x.shape[-1:]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the streams."""
+        return self.streams().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the streams."""
+        return self.streams().device
+
+    @property
+    def ndim(self) -> int:
+        """Of one vector."""
+        return len(self.shape)
+
+    def dim(self) -> int:
+        """Return the number of dimensions of one vector."""
+        return len(self.shape)
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """Return the shape of one vector, or one of its sizes."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def __getattr__(self, name: str) -> Any:
+        # Methods of a tensor read; those that would change it in place have no meaning for streams.
+        if name.startswith("__") or name.endswith("_") or not hasattr(Tensor, name):
+            raise AttributeError(f"a residual vector in streams has no {name!r}")
+        return getattr(self.read(), name)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Write for an addition, read for every other function of torch."""
+        if func in _ADDITIONS and not kwargs and len(args) == 2:
+            left, right = args
+            if isinstance(left, ResidualVector) and isinstance(right, ResidualVector):
+                raise RuntimeError("the residual vector is added to itself")
+            return left.add(right) if isinstance(left, ResidualVector) else right.add(left)
+        args, kwargs = read_arguments(args, kwargs or {})
+        return func(*args, **kwargs)
+
+
+_ADDITIONS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
+
+
+def read_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Replace every residual vector among the arguments of a call, also inside a list or tuple, by what it reads."""
+    return tuple(_read(a) for a in args), {name: _read(a) for name, a in kwargs.items()}
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, ResidualVector):
+        return value.read()
+    if type(value) in (list, tuple):
+        return type(value)(_read(item) for item in value)
+    return value
