@@ -3,7 +3,7 @@
 import jpmhc
 
 project = "jpmhc"
-copyright = "2026, the jpmhc authors"  # noqa: A001
+copyright = "2026, the jpmhc authors"
 author = "the jpmhc authors"
 release = version = jpmhc.__version__
 

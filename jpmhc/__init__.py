@@ -1,7 +1,8 @@
 """Hyper-connections whose skip matrix lives on a manifold, with exact derivatives and measured Jacobians.
 
 Sub-packages are loaded when first asked for: ``jpmhc.autodiff`` (maps defined by an equation, with their derivatives),
-``jpmhc.kernels`` (the primitives beneath them) and ``jpmhc.layers`` (hyper-connections).
+``jpmhc.kernels`` (the primitives beneath them), ``jpmhc.manifolds``, ``jpmhc.layers`` (hyper-connections) and
+``jpmhc.optim`` (Riemannian optimisers).
 """
 
 import importlib
@@ -9,7 +10,7 @@ from types import ModuleType
 
 __version__ = "0.1.0.dev0"
 
-_ROOMS = ("autodiff", "kernels", "layers")
+_ROOMS = ("autodiff", "kernels", "layers", "manifolds", "optim")
 
 __all__ = ["__version__", *_ROOMS]
 

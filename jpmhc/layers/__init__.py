@@ -1,13 +1,16 @@
 """Layers whose skip connection is a matrix on a manifold: read from n residual streams, mix them, write to them."""
 
+from jpmhc.layers.adapters.checkpoint import load_converted
 from jpmhc.layers.charts import (
     JPMHC_PERMUTATIONS,
     Cayley,
     CayleyIterated,
     CayleyMean,
     Free,
+    Grassmann,
     Identity,
     Kronecker,
+    Manifold,
     Orthostochastic,
     Permutations,
     Quaternion,
@@ -16,7 +19,6 @@ from jpmhc.layers.charts import (
     Spectral,
     search_permutations,
 )
-from jpmhc.layers.adapters.checkpoint import load_converted
 from jpmhc.layers.convert import convert
 from jpmhc.layers.hyper_connection import HyperConnection, mixing_parameters
 from jpmhc.layers.mixer import Mixer, MixerInfo, make_mixer, mixers, register_mixer
@@ -31,10 +33,12 @@ __all__ = [
     "CayleyMean",
     "ConstraintWarning",
     "Free",
+    "Grassmann",
     "HyperConnection",
     "Identity",
     "Kronecker",
     "LayerStatistics",
+    "Manifold",
     "Mixer",
     "MixerInfo",
     "Orthostochastic",

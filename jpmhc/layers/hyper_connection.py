@@ -136,8 +136,8 @@ class HyperConnection(nn.Module):
             raise ValueError(f"projection: expected one of {_PROJECTIONS}, got {projection!r}")
         published = projection == "published"
         unpacked = {"packed": False} if published and mixer in _SKEW else {}
-        self.mixer = make_mixer(mixer, streams, **unpacked)
-        self.gate = make_gate(gate, streams, layer_index, projection)
+        self.mixer = make_mixer(mixer, streams, **unpacked).to(device=device, dtype=dtype)
+        self.gate = make_gate(gate, streams, layer_index, projection).to(device=device)
         self.sizes = [self.gate.n_read, self.gate.n_write, self.mixer.n_coefficients]
         if published and self.mixer.n_coefficients != streams**2:
             raise ValueError(
@@ -160,6 +160,7 @@ class HyperConnection(nn.Module):
 
     def reset_parameters(self) -> None:
         """Set the mixing parameters to the function-preserving start; the branch is left alone."""
+        self.mixer.reset_parameters()
         with torch.no_grad():
             # The start is a matter of a few numbers, computed on the CPU even while parameters are made on "meta".
             with torch.device("cpu"):

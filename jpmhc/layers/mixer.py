@@ -55,6 +55,9 @@ class Mixer(ConstantModule):
         """Distance (...) of matrices (..., n, n) from the set that the mixer promises."""
         raise NotImplementedError
 
+    def reset_parameters(self) -> None:
+        """Return parameters of the mixer's own to their start; there are none here."""
+
     def squash(self, dynamic: Tensor) -> Tensor:
         """Bound the token-dependent numbers (..., n_coefficients) before they are scaled and added; nothing here."""
         return dynamic

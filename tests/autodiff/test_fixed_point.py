@@ -619,6 +619,31 @@ def test_the_older_functional_interface():
     assert error(torch.autograd.functional.hessian(f, bias, **options), truth) < 1e-11
 
 
+def test_samples_that_depend_on_each_other_are_one_sample():
+    weight, x, bias = arguments()
+
+    def mixing(z, weight, x):
+        return torch.tanh((z - 0.5 * z.mean(0)) @ weight.T + x + bias)
+
+    def truth(weight, x):
+        z = torch.zeros_like(x)
+        for _ in range(100):
+            z = mixing(z, weight, x)
+        return z
+
+    def solve(weight, x, linear_solver=autodiff.GMRES(), batch_dims=0):  # noqa: B008
+        options = {"solver": EXACT, "adjoint": autodiff.Implicit(linear_solver), "batch_dims": batch_dims}
+        return autodiff.fixed_point(mixing, torch.zeros_like(x), weight, x, **options).value
+
+    expected = gradients(lambda *a: loss(truth(*a)), (weight, x))
+    assert error(gradients(lambda *a: loss(solve(*a)), (weight, x)), expected) < 1e-11
+    # Declared independent, a solve that counts on it misses its tolerance; one that meets it is right all the same.
+    with pytest.raises(autodiff.NotConvergedError, match="adjoint"):
+        gradients(lambda *a: loss(solve(*a, autodiff.Dense(), batch_dims=1)), (weight, x))
+    found = gradients(lambda *a: loss(solve(*a, batch_dims=1)), (weight, x))
+    assert error(found, expected) < 1e-9
+
+
 def test_wrong_outputs_are_refused_with_both_structures():
     z0 = torch.zeros(3, 2)
     wrong = {

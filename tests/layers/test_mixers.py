@@ -66,7 +66,7 @@ def test_extreme_numbers_give_finite_matrices_and_gradients(mixer, scale):
     raw = (scale * torch.randn(64, chart.n_coefficients)).requires_grad_()
     matrix = chart(raw)
     assert matrix.isfinite().all()
-    if matrix.requires_grad:
+    if raw.numel():
         matrix.sin().sum().backward()
         assert raw.grad.isfinite().all()
 
@@ -88,7 +88,25 @@ def test_wrong_number_of_coefficients_is_refused(mixer, streams):
         chart(torch.zeros(2, chart.n_coefficients + 1))
 
 
-@pytest.mark.parametrize(("mixer", "count"), [("identity", 0), ("free", 16), ("sinkhorn", 16), ("cayley", 6)])
+COUNTS = {
+    "identity": 0,
+    "free": 16,
+    "sinkhorn": 16,
+    "permutations": 24,
+    "kronecker": 4,
+    "orthostochastic": 28,
+    "cayley": 6,
+    "cayley-iterated": 6,
+    "cayley-mean": 3,
+    "quaternion": 8,
+    "reflection": 11,
+    "spectral": 9,
+    "grassmann": 8,
+    "manifold": 0,
+}
+
+
+@pytest.mark.parametrize(("mixer", "count"), COUNTS.items())
 def test_number_of_coefficients(mixer, count):
     assert layers.make_mixer(mixer, 4).n_coefficients == count
 
@@ -212,6 +230,62 @@ def test_spectral_has_free_singular_values_below_one_and_keeps_sums():
     assert (matrix < 0).any()
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+def test_grassmann_is_a_projector_of_its_rank_and_its_reflector_is_orthogonal(rank):
+    torch.manual_seed(0)
+    chart, mirror = layers.Grassmann(4, rank=rank), layers.Grassmann(4, rank=rank, reflector=True)
+    raw = torch.randn(9, 4 * rank, dtype=torch.float64)
+    matrix = chart(raw)
+    values = torch.linalg.eigvalsh(matrix)
+    expected = torch.tensor([0.0] * (4 - rank) + [1.0] * rank, dtype=torch.float64).expand(9, 4)
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(mirror(raw), 2 * matrix - torch.eye(4))
+    assert mirror.residual(mirror(raw)).max() < 1e-13
+    torch.testing.assert_close(chart(chart.start()).sum(-1), torch.ones(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("tangent", [False, True])
+@pytest.mark.parametrize("name", ["SpecialOrthogonal", "Stiefel", "Birkhoff", "Grassmann"])
+def test_manifold_mixers_stay_on_their_manifold(name, tangent):
+    from jpmhc import manifolds
+
+    torch.manual_seed(0)
+    chart = layers.Manifold(4, getattr(manifolds, name)(), tangent=tangent)
+    assert isinstance(chart.base, manifolds.Parameter)
+    assert chart.n_coefficients == (chart.base.numel() if tangent else 0)
+    matrix = chart(0.3 * torch.randn(9, chart.n_coefficients))
+    assert matrix.shape == (9, 4, 4)
+    assert chart.residual(matrix).max() < 5e-6
+    torch.testing.assert_close(chart(chart.start()).sum(-1), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-6)
+    matrix.sin().sum().backward()
+    assert chart.base.grad.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["SpecialOrthogonal", "Birkhoff", "Grassmann"])
+def test_riemannian_optimisers_move_the_base_point_along_its_manifold(name):
+    from jpmhc import manifolds, optim
+
+    torch.manual_seed(0)
+    mixers = [layers.Manifold(4, getattr(manifolds, name)(), tangent=True) for _ in range(2)]
+    model = torch.nn.Sequential(
+        *(layers.HyperConnection(8, torch.nn.Linear(8, 8), mixer=m, layer_index=i) for i, m in enumerate(mixers))
+    )
+    x, target = torch.randn(2, 16, 4, 8)
+    start = [m.base.detach().clone() for m in mixers]
+    optimiser = optim.RiemannianAdam(optim.parameter_groups(model, lr=1e-2))
+    losses = []
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss = (model(x) - target).square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    for mixer, before in zip(mixers, start, strict=True):
+        assert (mixer.base - before).abs().max() > 1e-2
+        assert mixer.manifold.point_error(mixer.base.detach()).max() < 1e-5
+
+
 def test_search_finds_the_set_with_the_largest_gap():
     best, gap = layers.search_permutations(3, 2)
     others = [p for p in itertools.permutations(range(3)) if p != (0, 1, 2)]
@@ -236,6 +310,9 @@ def test_search_finds_the_set_with_the_largest_gap():
         (lambda: layers.Permutations(2, [(1, 0)]), "expected the identity among them and none twice"),
         (lambda: layers.Kronecker(6, (2, 2)), r"factors: expected sizes of at least 2 and product 6, got \(2, 2\)"),
         (lambda: layers.Orthostochastic(4, blocks=0), "blocks: expected at least 1, got 0"),
+        (lambda: layers.Grassmann(4, rank=5), "rank: expected 1 to 4, got 5"),
+        (lambda: layers.Manifold(4, base=torch.eye(3)), r"base: expected a point that is, or projects to, .*\(4, 4\)"),
+        (lambda: layers.Manifold(4, base=torch.ones(4, 4)), "SpecialOrthogonal"),
         (lambda: layers.search_permutations(6, 2), "streams: expected 2 to 5, got 6"),
         (lambda: layers.search_permutations(4, 1), "count: expected 2 to 24, got 1"),
         (lambda: layers.search_permutations(5, 6), f"count: {math.comb(119, 5)} sets of 6 permutations are too many"),

@@ -90,7 +90,7 @@ def test_network_starts_as_the_plain_residual_network(mixer, gate, kind):
 def must_be_still(mixer, gate, index, part):
     """Equal streams hide a first read of sum one, the mean hides a last write of sum n, both hide what fixes ones."""
     if part == "mixer":
-        return mixer == "identity" or (mixer in FIXES_ONES and index in (0, DEPTH - 1))
+        return mixer in ("identity", "manifold") or (mixer in FIXES_ONES and index in (0, DEPTH - 1))
     return gate == "softmax" and (part, index) in {("read", 0), ("write", DEPTH - 1)}
 
 
@@ -151,7 +151,9 @@ def test_rows_of_the_start_sum_to_one(mixer):
     for streams in filter(info.supports, range(1, 7)):
         chart = layers.make_mixer(mixer, streams)
         matrix = chart(chart.start())
-        torch.testing.assert_close(matrix.sum(-1), torch.ones(streams, dtype=torch.float64), rtol=0, atol=1e-14)
+        # Base points are parameters, and those are float32 unless asked otherwise.
+        atol = 1e-14 if not list(chart.parameters()) else 1e-6
+        torch.testing.assert_close(matrix.sum(-1), torch.ones(streams, dtype=torch.float64), rtol=0, atol=atol)
 
 
 def test_read_favours_another_stream_in_each_layer():

@@ -4,6 +4,7 @@ from jpmhc.layers.charts.cayley import Cayley, CayleyIterated, CayleyMean
 from jpmhc.layers.charts.free import Free
 from jpmhc.layers.charts.identity import Identity
 from jpmhc.layers.charts.kronecker import Kronecker
+from jpmhc.layers.charts.manifold import Grassmann, Manifold
 from jpmhc.layers.charts.orthostochastic import Orthostochastic
 from jpmhc.layers.charts.permutations import JPMHC_PERMUTATIONS, Permutations, search_permutations
 from jpmhc.layers.charts.quaternion import Quaternion
@@ -17,8 +18,10 @@ __all__ = [
     "CayleyIterated",
     "CayleyMean",
     "Free",
+    "Grassmann",
     "Identity",
     "Kronecker",
+    "Manifold",
     "Orthostochastic",
     "Permutations",
     "Quaternion",

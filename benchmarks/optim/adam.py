@@ -1,0 +1,119 @@
+"""A RiemannianAdam step over two hundred small parameters: ours, geoopt's, and the same numbers in one parameter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jpmhc import manifolds, optim
+from jpmhc.manifolds.peer import geoopt
+
+
+@dataclass(frozen=True)
+class Case:
+    """One manifold in both libraries, and what the parameters on it look like."""
+
+    name: str
+    ours: geoopt.Manifold
+    theirs: geoopt.Manifold
+    shape: tuple[int, ...] = (4, 4)
+    dtype: torch.dtype = torch.float32
+
+
+COUNT = 200
+CASES = (
+    Case("stiefel canonical", manifolds.Stiefel(), geoopt.CanonicalStiefel()),
+    Case("stiefel euclidean", manifolds.Stiefel("euclidean", "qr"), geoopt.EuclideanStiefel()),
+    Case("birkhoff", manifolds.Birkhoff(), geoopt.BirkhoffPolytope()),
+    Case("stiefel canonical", manifolds.Stiefel(), geoopt.CanonicalStiefel(), dtype=torch.float64),
+    Case("birkhoff", manifolds.Birkhoff(), geoopt.BirkhoffPolytope(), dtype=torch.float64),
+    Case("stiefel canonical", manifolds.Stiefel(), geoopt.CanonicalStiefel(), shape=(16, 8)),
+)
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Time one step of every contender on one thread, and compare separate with stacked parameters.
+
+    Parameters
+    ----------
+    quick : bool
+        Few rounds, and the first case alone.
+
+    Returns
+    -------
+    dict
+        JSON-able: ``rows``, each with name, manifold, shape, dtype, ms (minimum over interleaved rounds), speedup (time
+        of geoopt over 200 parameters over that of the row), passes (over the time to clone the data once), and for ours
+        ``separate_minus_stacked`` and ``off_manifold`` (largest entries after 20 steps).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rounds = 3 if quick else 25
+        rows = [row for case in CASES[: 1 if quick else None] for row in _rows(case, rounds)]
+    finally:
+        torch.set_num_threads(threads)
+    return {"parameters": COUNT, "threads": 1, "rounds": rounds, "rows": rows}
+
+
+def _rows(case: Case, rounds: int) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    points = case.ours.random(COUNT, *case.shape, dtype=case.dtype, generator=generator).as_subclass(Tensor)
+    slopes = torch.randn(points.shape, dtype=case.dtype, generator=generator)
+
+    def parameters(manifold: geoopt.Manifold | None, separate: bool) -> list[Tensor]:
+        made = []
+        for value, slope in zip(points, slopes, strict=True) if separate else [(points, slopes)]:
+            value = value.clone()
+            made.append(torch.nn.Parameter(value) if manifold is None else geoopt.ManifoldParameter(value, manifold))
+            made[-1].grad = slope.clone()
+        return made
+
+    many, one = parameters(case.ours, True), parameters(case.ours, False)
+    separate, stacked = (optim.RiemannianAdam(p, lr=0.01) for p in (many, one))
+    for _ in range(20):
+        separate.step()
+        stacked.step()
+    result = torch.stack([p.detach() for p in many])
+    errors = {
+        "separate_minus_stacked": (result - one[0].detach()).abs().max().item(),
+        "off_manifold": case.ours.point_error(result).max().item(),
+    }
+    contenders: dict[str, Callable[[], object]] = {
+        "geoopt": geoopt.optim.RiemannianAdam(parameters(case.theirs, True), lr=0.01).step,
+        "geoopt, stacked": geoopt.optim.RiemannianAdam(parameters(case.theirs, False), lr=0.01).step,
+        "jpmhc": separate.step,
+        "jpmhc, stacked": stacked.step,
+        "torch AdamW, no manifold": torch.optim.AdamW(parameters(None, True), foreach=True).step,
+        "clone": points.clone,
+    }
+    best = dict.fromkeys(contenders, float("inf"))
+    for _ in range(rounds):
+        for name, step in contenders.items():
+            best[name] = min(best[name], _milliseconds(step))
+    shared = {"manifold": case.name, "shape": list(case.shape), "dtype": str(case.dtype).removeprefix("torch.")}
+    return [
+        {
+            "name": name,
+            **shared,
+            "ms": ms,
+            "speedup": best["geoopt"] / ms,
+            "passes": ms / best["clone"],
+            **(errors if name == "jpmhc" else {}),
+        }
+        for name, ms in best.items()
+    ]
+
+
+def _milliseconds(function: Callable[[], object], at_least: float = 0.02) -> float:
+    """Mean time of a call over a stretch of at least 20 ms."""
+    calls, begin = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - begin) < at_least or not calls:
+        function()
+        calls += 1
+    return elapsed / calls * 1e3

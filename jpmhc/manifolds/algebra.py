@@ -1,0 +1,195 @@
+"""Functions of small matrices that the manifolds share: smooth everywhere, no factorisation, no look at the data."""
+
+import math
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_EXPONENTIAL_DEGREE = 22  # round-off in float64 for a norm up to 2
+_EXPONENTIAL_DOUBLINGS = 6
+_TRIGONOMETRIC_DEGREE = 12  # round-off in float64 for an angle up to 2
+_TRIGONOMETRIC_DOUBLINGS = 6
+_ARC_DEGREE = 23  # the coefficients fall by 5.8 each
+
+
+def symmetric(matrix: Tensor) -> Tensor:
+    """Symmetric part."""
+    return (matrix + matrix.mT) / 2
+
+
+def skew(matrix: Tensor) -> Tensor:
+    """Skew part."""
+    return (matrix - matrix.mT) / 2
+
+
+def identity(like: Tensor) -> Tensor:
+    """Identity matrix with as many columns as `like`."""
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+
+
+def polish(matrix: Tensor) -> Tensor:
+    """Newton-Schulz step ``Q (3 I - Q^T Q) / 2``: squares the distance of the columns from orthonormal.
+
+    Without it the round-off of retractions adds up: 10,000 Cayley steps in float32 end 4e-5 away.
+    """
+    return matrix @ (1.5 * identity(matrix) - 0.5 * (matrix.mT @ matrix))
+
+
+def root(square: Tensor) -> Tensor:
+    """Square root whose derivative at zero is zero, so that norms and distances have finite gradients there."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
+
+
+def norm(vector: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Euclidean norm with the derivative of `root`; the dimensions are kept."""
+    return root((vector * vector).sum(dims, keepdim=True))
+
+
+def polynomial(coefficients: Sequence[float], matrix: Tensor) -> Tensor:
+    """Evaluate ``sum_k c_k X^k`` in about ``2 sqrt(degree)`` products (Paterson and Stockmeyer, 1973)."""
+    block = max(1, math.isqrt(len(coefficients)))
+    powers = [identity(matrix), matrix]
+    while len(powers) <= block:
+        powers.append(powers[-1] @ matrix)
+    result: Tensor | None = None
+    for start in reversed(range(0, len(coefficients), block)):
+        terms = [c * power for c, power in zip(coefficients[start : start + block], powers, strict=False)]
+        term = reduce(add, terms)
+        result = term if result is None else term + powers[block] @ result
+    assert result is not None
+    return result
+
+
+def divided_exponential(matrix: Tensor) -> Tensor:
+    """``phi(M) = (e^M - I) / M`` by scaling and doubling, in products alone.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (..., n, n)
+        Any, singular or not, of Frobenius norm up to 128.
+
+    Returns
+    -------
+    Tensor, shape (..., n, n)
+        NaN where the norm is larger.
+
+    Notes
+    -----
+    ``phi(2 M) = phi(M) + phi(M) M phi(M) / 2``. Every order of derivative follows from the polynomial, and nothing
+    waits for the device, as ``torch.linalg.matrix_exp`` does to sort its batch by norm.
+    """
+    halvings = _halvings(matrix, 2.0, _EXPONENTIAL_DOUBLINGS)
+    m = matrix * torch.exp2(-halvings)
+    result = polynomial([1 / math.factorial(k + 1) for k in range(_EXPONENTIAL_DEGREE + 1)], m)
+    for k in range(_EXPONENTIAL_DOUBLINGS):
+        double = halvings > k
+        result = torch.where(double, result + result @ m @ result / 2, result)
+        m = torch.where(double, 2 * m, m)
+    return _where_in_range(halvings, _EXPONENTIAL_DOUBLINGS, result)
+
+
+def exponential(matrix: Tensor) -> Tensor:
+    """Matrix exponential, with the range of `divided_exponential`."""
+    return identity(matrix) + matrix @ divided_exponential(matrix)
+
+
+def sine_and_versine(square: Tensor) -> tuple[Tensor, Tensor]:
+    """``sin(sqrt S) / sqrt S`` and ``(1 - cos(sqrt S)) / S``, entire functions of a symmetric positive semidefinite S.
+
+    Parameters
+    ----------
+    square : Tensor, shape (..., p, p)
+        S, whose eigenvalues are squares of angles; Frobenius norm up to 2^14, that is angles up to 128.
+
+    Returns
+    -------
+    tuple of Tensor, shape (..., p, p)
+        NaN where the norm is larger.
+    """
+    halvings = torch.ceil(_halvings(square, 4.0, 2 * _TRIGONOMETRIC_DOUBLINGS) / 2)
+    s = square * torch.exp2(-2 * halvings)
+    signs = [(-1) ** k for k in range(_TRIGONOMETRIC_DEGREE + 1)]
+    sine = polynomial([sign / math.factorial(2 * k + 1) for k, sign in enumerate(signs)], s)
+    versine = polynomial([sign / math.factorial(2 * k + 2) for k, sign in enumerate(signs)], s)
+    for k in range(_TRIGONOMETRIC_DOUBLINGS):
+        double = halvings > k
+        sine, versine = (
+            torch.where(double, sine - sine @ s @ versine, sine),
+            torch.where(double, sine @ sine / 2, versine),
+        )
+        s = torch.where(double, 4 * s, s)
+    most = _TRIGONOMETRIC_DOUBLINGS
+    return _where_in_range(halvings, most, sine), _where_in_range(halvings, most, versine)
+
+
+def angle_over_sine(cosine: Tensor) -> Tensor:
+    """``acos(C) / sqrt(1 - C^2)`` for symmetric C with eigenvalues in [0, 1]: analytic there, at 1 too.
+
+    Parameters
+    ----------
+    cosine : Tensor, shape (..., p, p)
+        C.
+
+    Notes
+    -----
+    The only singularity is at -1, so a polynomial of degree 23 is exact to round-off on [0, 1], and equal
+    angles and zero angles need no care, in any derivative.
+    """
+    return polynomial(_ARC_COEFFICIENTS, 2 * cosine - identity(cosine))
+
+
+def scalar_angle_over_sine(cosine: Tensor) -> Tensor:
+    """`angle_over_sine` of numbers in [-1, 1], infinite at -1."""
+    positive = cosine > 0
+    z = 2 * torch.where(positive, cosine, 1.0) - 1
+    near = torch.zeros_like(z)
+    for c in reversed(_ARC_COEFFICIENTS):
+        near = near * z + c
+    negative = torch.where(positive, 0.0, cosine)
+    far = torch.acos(negative) / ((1 - negative) * (1 + negative)).sqrt()
+    return torch.where(positive, near, far)
+
+
+def cosine_and_sinc(square: Tensor) -> tuple[Tensor, Tensor]:
+    """``cos(sqrt t)`` and ``sin(sqrt t) / sqrt t`` of numbers t >= 0, smooth at 0."""
+    small = square < 0.25
+    t = torch.where(small, square, 0.0)
+    cosine_near, sinc_near = torch.zeros_like(t), torch.zeros_like(t)
+    for k in reversed(range(9)):
+        cosine_near = cosine_near * -t + 1 / math.factorial(2 * k)
+        sinc_near = sinc_near * -t + 1 / math.factorial(2 * k + 1)
+    angle = torch.where(small, 1.0, square).sqrt()
+    return torch.where(small, cosine_near, angle.cos()), torch.where(small, sinc_near, angle.sin() / angle)
+
+
+def _halvings(matrix: Tensor, radius: float, most: int) -> Tensor:
+    """Smallest number of halvings that brings the Frobenius norm to `radius`; one more than `most` is the limit.
+
+    A constant to differentiation, exactly: the result does not depend on it.
+    """
+    size = matrix.detach().square().sum((-2, -1), keepdim=True).sqrt()
+    return torch.ceil(torch.log2((size / radius).clamp_min(1.0))).clamp_max(most + 1)
+
+
+def _where_in_range(halvings: Tensor, most: int, result: Tensor) -> Tensor:
+    return torch.where(halvings <= most, result, math.nan)
+
+
+def _arc_coefficients() -> tuple[float, ...]:
+    """Interpolate ``acos(c) / sqrt(1 - c^2)`` at Chebyshev points of [0, 1], in powers of ``2 c - 1``."""
+
+    def values(z: Any) -> Any:
+        angle = 2 * np.arcsin(np.sqrt((1 - z) / 4))
+        return angle / np.sin(angle)
+
+    series = np.polynomial.chebyshev.chebinterpolate(values, _ARC_DEGREE)
+    return tuple(float(c) for c in np.polynomial.chebyshev.cheb2poly(series))
+
+
+_ARC_COEFFICIENTS = _arc_coefficients()

@@ -1,0 +1,140 @@
+"""Checks of what the maps of a manifold are given: shapes and dtypes always, values under `checked`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jpmhc.autodiff.precision import full_precision
+from jpmhc.manifolds.checked import is_checked
+
+if TYPE_CHECKING:
+    from jpmhc.manifolds.base import Manifold
+
+TOLERANCE = 1e-5
+DTYPES = (torch.float32, torch.float64)
+
+POINT, TANGENT, AMBIENT = "point", "tangent", "ambient"
+
+_X_U = {"x": POINT, "u": TANGENT}
+_X_U_V = {"x": POINT, "u": TANGENT, "v": TANGENT}
+_X_Y = {"x": POINT, "y": POINT}
+
+# What each argument of a map must be, and what its result is: a point, a vector at the named point, or unknown.
+MAPS: dict[str, tuple[Mapping[str, str], str | None]] = {
+    "projx": ({"x": AMBIENT}, POINT),
+    "proju": ({"x": POINT, "u": AMBIENT}, "x"),
+    "egrad2rgrad": ({"x": POINT, "u": AMBIENT}, "x"),
+    "ehess2rhess": ({"x": POINT, "egrad": AMBIENT, "ehess": AMBIENT, "u": TANGENT}, "x"),
+    "inner": (_X_U_V, None),
+    "norm": (_X_U, None),
+    "retr": (_X_U, POINT),
+    "expmap": (_X_U, POINT),
+    "logmap": (_X_Y, "x"),
+    "dist": (_X_Y, None),
+    "dist2": (_X_Y, None),
+    "transp": ({"x": POINT, "y": POINT, "v": TANGENT}, "y"),
+    "retr_transp": (_X_U_V, None),
+    "expmap_transp": (_X_U_V, None),
+    "transp_follow_retr": (_X_U_V, None),
+    "transp_follow_expmap": (_X_U_V, None),
+}
+
+
+def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a map check its arguments, and run it in full precision where autocast is on."""
+    kinds, result_kind = MAPS[method.__name__]
+    names = list(inspect.signature(method).parameters)[1:]
+
+    @functools.wraps(method)
+    def wrapped(self: Manifold, *args: Any, **options: Any) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **options}
+        tensors = {name: given[name] for name in kinds if given.get(name) is not None}
+        check_shapes(self, tensors)
+        looks = not torch.compiler.is_compiling() and is_checked() and not _transformed(tensors)
+        if looks:
+            for name, value in tensors.items():
+                check_values(self, name, value, kinds[name], tensors["x"])
+        with full_precision(next(iter(tensors.values())).device):
+            result = method(self, *args, **options)
+        if looks and result_kind is not None:
+            kind = POINT if result_kind == POINT else TANGENT
+            check_values(self, f"result of {method.__name__}", result, kind, tensors.get(result_kind, result))
+        return result
+
+    wrapped.__guarded__ = True  # type: ignore[attr-defined]
+    return wrapped
+
+
+def check_shapes(manifold: Manifold, tensors: Mapping[str, Tensor]) -> None:
+    """Check types, dtypes and shapes against the manifold and against each other."""
+    first: Tensor | None = None
+    for name, value in tensors.items():
+        check_dtype(name, value)
+        shape = value.shape
+        if first is None:
+            check_shape(manifold, name, shape)
+            first = value
+            continue
+        if value.dtype != first.dtype:
+            raise TypeError(f"{name}: expected the dtype of the point, {first.dtype}, got {value.dtype}")
+        core = first.shape[len(first.shape) - manifold.ndim :]
+        if shape[max(0, len(shape) - manifold.ndim) :] != core:
+            raise ValueError(
+                f"{name}: expected shape (..., {', '.join(map(str, core))}) like the point, got {tuple(shape)}"
+            )
+        if shape != first.shape:
+            try:
+                torch.broadcast_shapes(shape, first.shape)
+            except RuntimeError:
+                raise ValueError(
+                    f"{name}: expected batch dimensions that broadcast with the point's, "
+                    f"{tuple(first.shape)}, got {tuple(shape)}"
+                ) from None
+
+
+def check_dtype(name: str, value: Any) -> None:
+    """Refuse what is not a tensor of float32 or float64."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
+
+
+def check_shape(manifold: Manifold, name: str, shape: tuple[int, ...]) -> None:
+    """Refuse a shape that no point of the manifold has."""
+    if not manifold.accepts(tuple(shape)):
+        raise ValueError(f"{name}: expected shape {manifold.shape_pattern}, got {tuple(shape)}")
+
+
+def check_values(manifold: Manifold, name: str, value: Tensor, kind: str, at: Tensor) -> None:
+    """Refuse NaN, infinity, a point off the manifold and a vector off the tangent space `at` a point."""
+    value = value.detach()
+    if value.numel() == 0:
+        return
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name}: holds NaN or infinity")
+    if kind == POINT:
+        error = float(manifold.point_error(value).max())
+        if not error <= TOLERANCE:
+            raise ValueError(
+                f"{name}: off the {manifold.name} manifold by {error:.2g} (tolerance {TOLERANCE:g}); "
+                "project it with projx"
+            )
+    elif kind == TANGENT:
+        size = max(1.0, float(value.abs().max()))
+        error = float(manifold.tangent_error(at.detach(), value).max())
+        if not error <= TOLERANCE * size:
+            raise ValueError(
+                f"{name}: off the tangent space by {error:.2g} (tolerance {TOLERANCE * size:.2g}); "
+                "project it with proju"
+            )
+
+
+def _transformed(tensors: Mapping[str, Tensor]) -> bool:
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(value) for value in tensors.values())

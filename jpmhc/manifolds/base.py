@@ -1,0 +1,210 @@
+"""The base class of all manifolds, itself a ``geoopt.Manifold``."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from jpmhc.manifolds.algebra import root
+from jpmhc.manifolds.arguments import DTYPES, MAPS, TOLERANCE, check_shape, guarded
+from jpmhc.manifolds.peer import geoopt
+
+
+class Manifold(geoopt.Manifold):
+    """A Riemannian manifold of vectors or matrices, of any size and any batch.
+
+    Points are tensors whose last `ndim` dimensions are one point; all others are batch, broadcast as usual. A
+    manifold carries no size and no data, so one instance serves all shapes, and two of equal type and options are
+    equal and hash alike.
+
+    A subclass defines `accepts`, `shape_pattern`, `point_error`, `tangent_error`, `dim`, `_random`, `_origin` and the
+    maps ``projx, proju, egrad2rgrad, ehess2rhess, inner, retr, transp``, and ``expmap, logmap, dist`` where it has
+    them; `check_manifold` then says whether they are right. Every map it defines is wrapped: shapes and dtypes of its
+    arguments are checked (values too, inside `checked`) and it runs with autocast off.
+
+    Attributes
+    ----------
+    ndim : int
+        Number of trailing dimensions of a point.
+    retraction_order : int
+        Claimed order of `retr`: 1 if it agrees with the exponential to first order, 2 to second (or exactly).
+    isometric_transport : bool
+        Whether `retr_transp` preserves the metric.
+
+    Notes
+    -----
+    All maps work under ``torch.func`` transforms and ``torch.compile(fullgraph=True)``, have derivatives of every
+    order, and never wait for the device, unless their docstring says otherwise.
+    """
+
+    ndim: int = 2
+    reversible = False
+    shape_pattern: str
+    retraction_order: int = 1
+    isometric_transport: bool = False
+    retractions: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _guard(cls)
+
+    # --- what a subclass says about itself -------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Whether points may have this shape, batch dimensions included."""
+
+    @abc.abstractmethod
+    def point_error(self, x: Tensor) -> Tensor:
+        """Largest violation of the constraint, one number a point."""
+
+    @abc.abstractmethod
+    def tangent_error(self, x: Tensor, u: Tensor) -> Tensor:
+        """Largest violation of the tangent condition, one number a vector."""
+
+    @abc.abstractmethod
+    def dim(self, shape: tuple[int, ...]) -> int:
+        """Dimension of the manifold of points of this shape; batch dimensions do not count."""
+
+    @abc.abstractmethod
+    def _random(self, shape: tuple[int, ...], generator: torch.Generator | None, like: dict[str, Any]) -> Tensor: ...
+
+    @abc.abstractmethod
+    def _origin(self, shape: tuple[int, ...], like: dict[str, Any]) -> Tensor: ...
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Ambient array that is the same for all representatives of a point: `x` itself unless points have several."""
+        return x
+
+    # --- maps ------------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def ehess2rhess(self, x: Tensor, egrad: Tensor, ehess: Tensor, u: Tensor) -> Tensor:
+        """Riemannian Hessian along `u` from the Euclidean gradient and the Euclidean Hessian along `u`."""
+
+    def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Norm of a tangent vector, one number a point; its derivative at a zero vector is zero."""
+        return root(self.inner(x, u, keepdim=keepdim))
+
+    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
+        """Exponential map."""
+        raise NotImplementedError(f"{self.name}: no formula for the exponential map is known; use retr")
+
+    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
+        """Inverse of the exponential map."""
+        raise NotImplementedError(f"{self.name}: no formula for the logarithm is known")
+
+    def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Geodesic distance, one number a pair."""
+        return self.norm(x, self.logmap(x, y), keepdim=keepdim)
+
+    def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Squared geodesic distance, smooth at equal points."""
+        return self.inner(x, self.logmap(x, y), keepdim=keepdim)
+
+    def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Vector that `retr_transp` gives."""
+        return self.retr_transp(x, u, v)[1]
+
+    def transp_follow_expmap(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Vector that `expmap_transp` gives."""
+        return self.expmap_transp(x, u, v)[1]
+
+    # --- making points ---------------------------------------------------------------------------------------------
+
+    def random(
+        self,
+        *size: int | tuple[int, ...],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Random points, a plain tensor of shape `size`; the class says of which distribution.
+
+        Not a ``geoopt.ManifoldTensor``, which custom operators refuse under ``torch.compile``: give the manifold to
+        `Parameter` (or to ``geoopt.ManifoldParameter``).
+        """
+        shape, like = self._options(size, dtype, device)
+        return self._random(shape, generator, like)
+
+    def origin(
+        self,
+        *size: int | tuple[int, ...],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Distinguished points, a plain tensor of shape `size`; nothing about it is random, `seed` has no effect."""
+        shape, like = self._options(size, dtype, device)
+        return self._origin(shape, like)
+
+    def _options(
+        self, size: tuple[Any, ...], dtype: torch.dtype | None, device: torch.device | str | None
+    ) -> tuple[tuple[int, ...], dict[str, Any]]:
+        shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
+        check_shape(self, "size", shape)
+        dtype = dtype or torch.get_default_dtype()
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
+        return shape, {"dtype": dtype, "device": device}
+
+    # --- geoopt's checks -------------------------------------------------------------------------------------------
+
+    def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
+        if self.accepts(tuple(shape)):
+            return True, None
+        return False, f"{name}: expected shape {self.shape_pattern}, got {tuple(shape)}"
+
+    def _check_point_on_manifold(
+        self, x: Tensor, *, atol: float = TOLERANCE, rtol: float = TOLERANCE
+    ) -> tuple[bool, str | None]:
+        return _verdict("x", self.point_error(x), atol)
+
+    def _check_vector_on_tangent(
+        self, x: Tensor, u: Tensor, *, atol: float = TOLERANCE, rtol: float = TOLERANCE
+    ) -> tuple[bool, str | None]:
+        size = float(u.detach().abs().max()) if u.numel() else 0.0
+        return _verdict("u", self.tangent_error(x, u), atol + rtol * size)
+
+    # --- identity --------------------------------------------------------------------------------------------------
+
+    def _settings(self) -> tuple[Any, ...]:
+        """Return the constructor arguments; two manifolds are equal if their types and these are."""
+        return ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._settings() == other._settings()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._settings()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._settings()
+
+    def _choose(self, name: str, value: str, choices: tuple[str, ...]) -> str:
+        if value not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        return value
+
+
+def _guard(cls: type) -> None:
+    for name in MAPS:
+        method = vars(cls).get(name)
+        if callable(method) and not getattr(method, "__guarded__", False):
+            setattr(cls, name, guarded(method))
+
+
+_guard(Manifold)
+
+
+def _verdict(name: str, error: Tensor, tolerance: float) -> tuple[bool, str | None]:
+    worst = float(error.detach().max()) if error.numel() else 0.0
+    if worst <= tolerance:
+        return True, None
+    fault = "holds NaN" if math.isnan(worst) else f"violates the constraint by {worst:.2g}"
+    return False, f"{name}: {fault}, tolerance {tolerance:.2g}"

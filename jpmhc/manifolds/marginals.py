@@ -1,0 +1,51 @@
+"""Removal of row and column sums within the weights of a positive matrix."""
+
+import torch
+from torch import Tensor
+
+from jpmhc import kernels
+from jpmhc.autodiff.sinkhorn import _Potentials
+from jpmhc.autodiff.transforms import traced_orders
+
+
+def balanced(weights: Tensor, matrix: Tensor) -> Tensor:
+    """``H - P * (a 1^T + 1 b^T)`` whose rows and columns sum to zero.
+
+    Parameters
+    ----------
+    weights : Tensor, shape (..., n, n)
+        P, positive.
+    matrix : Tensor, shape (..., n, n)
+        H, with the same batch dimensions.
+
+    Returns
+    -------
+    Tensor, shape (..., n, n)
+        The projection of H along ``P * (a 1^T + 1 b^T)``, orthogonal under ``sum(u v / P)``.
+
+    Notes
+    -----
+    One Laplacian system of size n a matrix (`jpmhc.kernels.sinkhorn_potentials`), O(n^3), whose sums are not squared
+    as in normal equations. Under ``torch.compile`` the system is solved by refinement steps with the inverse of a
+    constant Laplacian, one for each order of derivative that the trace can be asked for and one more.
+    """
+    if torch.compiler.is_compiling():
+        return matrix - weights * _traced_potentials(weights, matrix)
+    return matrix - weights * _Potentials.apply(weights, matrix)
+
+
+def _traced_potentials(weights: Tensor, matrix: Tensor) -> Tensor:
+    inverse = kernels.sinkhorn_inverse(weights.detach().contiguous())
+    row_sums, column_sums = weights.sum(-1), weights.sum(-2)
+    wanted = matrix.sum(-2) / column_sums
+    missing = matrix.sum(-1) - _apply(weights, wanted)
+    u = torch.zeros_like(missing)
+    v = wanted
+    for _ in range(traced_orders() + 1):
+        u = u + _apply(inverse, missing - row_sums * u + _apply(weights, wanted - v))
+        v = wanted - _apply(weights.mT, u) / column_sums
+    return u.unsqueeze(-1) + v.unsqueeze(-2)
+
+
+def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix * vector.unsqueeze(-2)).sum(-1)

@@ -1,0 +1,168 @@
+"""A parameter that lives on a manifold and never loses it in silence."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from jpmhc.manifolds.arguments import POINT, check_dtype, check_shape, check_values
+from jpmhc.manifolds.base import Manifold
+from jpmhc.manifolds.peer import geoopt
+
+
+class Parameter(geoopt.ManifoldParameter):
+    """Points of a manifold as a module parameter.
+
+    Parameters
+    ----------
+    data : Tensor
+        float32 or float64, of a shape the manifold accepts.
+    manifold : geoopt.Manifold
+        Kept as ``parameter.manifold``.
+    requires_grad : bool
+        As for ``torch.nn.Parameter``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the dtype or the shape does not fit, or if the values hold NaN or infinity or are off the manifold by more
+        than 1e-5; values on the meta device are not looked at.
+
+    Notes
+    -----
+    The manifold survives ``deepcopy``, pickle, ``torch.save`` and ``torch.load(weights_only=True)``, ``.to()``, DDP and
+    ``load_state_dict``, whose values are checked. Where torch replaces a module's parameter by a plain one
+    (``load_state_dict(assign=True)``, ``to_empty`` from the meta device, an assignment) the module it is registered in
+    puts the manifold back; delete the attribute first to drop it on purpose. FSDP2 replaces parameters without
+    telling the module: leave them out with `unsharded_parameters`; `lost_parameters` finds those that were not.
+    """
+
+    manifold: geoopt.Manifold
+
+    def __new__(cls, data: Tensor, manifold: geoopt.Manifold, requires_grad: bool = True) -> Parameter:
+        """Check the value and make the parameter."""
+        if not isinstance(manifold, geoopt.Manifold):
+            raise TypeError(f"manifold: expected a geoopt.Manifold, got {type(manifold).__name__}")
+        _check("data", data, manifold)
+        return _made(data, manifold, requires_grad, cls)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
+        if id(self) not in memo:
+            data = self.data.clone(memory_format=torch.preserve_format)
+            manifold = copy.deepcopy(self.manifold, memo)
+            memo[id(self)] = _made(data, manifold, self.requires_grad, type(self))
+        result: Parameter = memo[id(self)]
+        return result
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return rebuild_parameter, (self.detach(), self.manifold, self.requires_grad)
+
+
+def rebuild_parameter(data: Tensor, manifold: geoopt.Manifold, requires_grad: bool) -> Parameter:
+    """Make the parameter that a file describes; its values are checked as those of a new one."""
+    return Parameter(data, manifold, requires_grad)
+
+
+def unsharded_parameters(module: nn.Module) -> set[nn.Parameter]:
+    """All manifold parameters of a module, for ``fully_shard(module, ignored_params=...)``.
+
+    A shard of a matrix is not a point of a manifold, and 4 x 4 matrices are not worth sharding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from jpmhc import manifolds
+    >>> module = torch.nn.Linear(3, 3)
+    >>> so = manifolds.SpecialOrthogonal()
+    >>> module.weight = manifolds.Parameter(so.origin(3, 3), so)
+    >>> [tuple(parameter.shape) for parameter in manifolds.unsharded_parameters(module)]
+    [(3, 3)]
+    """
+    return {parameter for parameter in module.parameters() if isinstance(parameter, geoopt.ManifoldParameter)}
+
+
+def lost_parameters(module: nn.Module) -> list[str]:
+    """Names of parameters that were given a manifold when registered and now are plain tensors."""
+    lost = []
+    for prefix, child in module.named_modules():
+        keeper = vars(child).get("_apply")
+        if isinstance(keeper, _Keeper):
+            lost += [f"{prefix}.{name}".lstrip(".") for name in keeper.manifolds if keeper.is_lost(name)]
+    return lost
+
+
+class _Keeper:
+    """Stands in for ``module._apply``, which ``to_empty`` and ``to`` call and which may replace parameters."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.manifolds: dict[str, geoopt.Manifold] = {}
+
+    def is_lost(self, name: str) -> bool:
+        """Whether a parameter that had a manifold is there without it."""
+        parameter = self.module._parameters.get(name)
+        return parameter is not None and not isinstance(parameter, geoopt.ManifoldParameter)
+
+    def __call__(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        type(self.module)._apply(self.module, function, recurse)
+        for name, manifold in self.manifolds.items():
+            plain = self.module._parameters.get(name)
+            if plain is not None and self.is_lost(name):
+                kept = _made(plain.data, manifold, plain.requires_grad, Parameter)
+                kept.grad = plain.grad
+                self.module._parameters[name] = kept
+        return self.module
+
+
+def _on_registration(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    """Keep the manifold of a parameter that is replaced by a plain one; watch over modules that hold one."""
+    keeper = vars(module).get("_apply")
+    if isinstance(parameter, Parameter):
+        if not isinstance(keeper, _Keeper):
+            keeper = _Keeper(module)
+            vars(module)["_apply"] = keeper
+            module.register_load_state_dict_post_hook(_check_loaded)
+        keeper.manifolds[name] = parameter.manifold
+    elif isinstance(keeper, _Keeper) and parameter is not None and name in keeper.manifolds:
+        if isinstance(parameter, geoopt.ManifoldParameter):
+            del keeper.manifolds[name]
+        elif name in module._parameters:
+            return Parameter(parameter.data, keeper.manifolds[name], parameter.requires_grad)
+        else:
+            del keeper.manifolds[name]  # it was deleted on purpose
+    return None
+
+
+def _check_loaded(module: nn.Module, _: Any) -> None:
+    for name, parameter in module._parameters.items():
+        if isinstance(parameter, Parameter):
+            _check(name, parameter.detach(), parameter.manifold)
+
+
+def _check(name: str, data: Tensor, manifold: geoopt.Manifold) -> None:
+    check_dtype(name, data)
+    if not isinstance(manifold, Manifold):
+        manifold.assert_check_point(data)
+        if data.device.type != "meta" and not torch.isfinite(data).all():
+            raise ValueError(f"{name}: holds NaN or infinity")
+        if data.device.type != "meta":
+            manifold.assert_check_point_on_manifold(data)
+        return
+    check_shape(manifold, name, data.shape)
+    if data.device.type != "meta":
+        check_values(manifold, name, data, POINT, data)
+
+
+def _made(data: Tensor, manifold: geoopt.Manifold, requires_grad: bool, cls: type[Parameter]) -> Parameter:
+    """Make a parameter without a look at its values."""
+    instance: Parameter = Tensor._make_subclass(cls, data.detach(), requires_grad)
+    instance.manifold = manifold
+    return instance
+
+
+register_module_parameter_registration_hook(_on_registration)  # type: ignore[arg-type]  # it may return a tensor

@@ -1,0 +1,147 @@
+"""The bookkeeping that all Riemannian optimisers share: which parameter lives where, and in which batch."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from operator import is_
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from jpmhc.manifolds.peer import geoopt
+from jpmhc.optim.batch import Batch
+from jpmhc.optim.parameters import check_parameter, kind, label, manifold_of
+
+
+class Plan(NamedTuple):
+    """Who moves in a step of one group, as long as nothing about its parameters changes."""
+
+    live: list[Tensor]
+    manifolds: list[Any]
+    states: list[dict[str, Any]]
+    free: list[Tensor]
+    batches: list[Batch]
+
+    def holds(self, live: list[Tensor], manifolds: list[Any], states: list[dict[str, Any]]) -> bool:
+        """Whether it was made for the same parameters on the same manifolds, with the same state objects."""
+        return (
+            len(live) == len(self.live)
+            and all(map(is_, live, self.live))
+            and all(map(is_, manifolds, self.manifolds))
+            and all(map(is_, states, self.states))
+            and all(batch.is_current() for batch in self.batches)
+        )
+
+
+class RiemannianOptimizer(torch.optim.Optimizer):
+    """A ``torch.optim.Optimizer`` that knows the manifold of every parameter and batches those of one kind.
+
+    Parameters
+    ----------
+    params : iterable
+        Parameters, ``named_parameters()`` or groups, as for every optimiser of torch. Those that are a
+        ``geoopt.ManifoldTensor`` (``manifolds.Parameter`` is one) stay on their manifold.
+    defaults : dict
+        Options of groups that do not set them.
+    """
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self._manifolds: dict[Tensor, tuple[geoopt.Manifold, Hashable] | None] = {}
+        self._plans: dict[int, Plan] = {}
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plans = {}
+        self._manifolds = self.__dict__.get("_manifolds", {})
+        for index, group in enumerate(self.param_groups):
+            # A state of torch's AdamW or SGD lacks options that only we have.
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
+            self._register(index)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as ``torch.optim.Optimizer.add_param_group``; its options and parameters are checked.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an option is outside its range, or a parameter is complex or in a precision that its manifold refuses.
+            Nothing is added then.
+        """
+        self._check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        try:
+            self._register(len(self.param_groups) - 1)
+        except TypeError:
+            self.param_groups.pop()
+            raise
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _register(self, group: int) -> None:
+        parameters = self.param_groups[group]["params"]
+        for index, parameter in enumerate(parameters):
+            check_parameter(parameter, label(self.param_groups, group, index))
+        for parameter in parameters:
+            # Once known as bound, a parameter stays so: this is what tells a lost manifold from one that never was.
+            if parameter not in self._manifolds:
+                manifold = manifold_of(parameter)
+                self._manifolds[parameter] = None if manifold is None else (manifold, kind(manifold))
+
+    def _collect(self, group: int, flat: geoopt.Manifold | None = None) -> Plan:
+        """Return who moves in this step: free parameters as they are, batches of the others.
+
+        Parameters without a gradient are left out. With ``flat`` given, none is, and free ones are batched on it.
+        """
+        parameters = self.param_groups[group]["params"]
+        gradients = [p.grad for p in parameters]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None and gradient.layout is not torch.strided:
+                raise TypeError(f"{self._label(group, parameter)}: expected a dense gradient, got {gradient.layout}")
+        if flat is None:
+            live = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+        else:
+            live = list(parameters)
+        manifolds = [getattr(p, "manifold", None) for p in live]
+        states = [self.state[p] for p in live]
+        plan = self._plans.get(group)
+        if plan is None or not plan.holds(live, manifolds, states):
+            free, batches = self._divide(group, live, states, flat)
+            plan = self._plans[group] = Plan(live, manifolds, states, free, batches)
+        return plan
+
+    def _divide(
+        self, group: int, live: list[Tensor], states: list[dict[str, Any]], flat: geoopt.Manifold | None
+    ) -> tuple[list[Tensor], list[Batch]]:
+        free: list[Tensor] = []
+        buckets: dict[Hashable, Batch] = {}
+        for parameter, state in zip(live, states, strict=True):
+            bound = self._bound(parameter, group)
+            if bound is None:
+                if flat is None:
+                    free.append(parameter)
+                    continue
+                bound = flat, None
+            key = (bound[1], parameter.shape, parameter.dtype, parameter.device)
+            buckets.setdefault(key, Batch(bound[0])).add(parameter, state)
+        return free, list(buckets.values())
+
+    def _bound(self, parameter: Tensor, group: int) -> tuple[geoopt.Manifold, Hashable] | None:
+        known = self._manifolds[parameter]
+        if known is None or getattr(parameter, "manifold", None) is known[0]:
+            return known
+        manifold = manifold_of(parameter)
+        if manifold is None:
+            raise TypeError(
+                f"{self._label(group, parameter)}: expected a parameter on {known[0]!r}, got a plain "
+                f"{type(parameter).__name__}; something replaced it and its constraint would be lost"
+            )
+        self._manifolds[parameter] = manifold, kind(manifold)
+        return self._manifolds[parameter]
+
+    def _label(self, group: int, parameter: Tensor) -> str:
+        places = (i for i, p in enumerate(self.param_groups[group]["params"]) if p is parameter)
+        return label(self.param_groups, group, next(places))

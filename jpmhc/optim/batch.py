@@ -1,0 +1,92 @@
+"""Parameters of one kind as one stacked batch: a step costs one sequence of launches a kind, not one a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jpmhc.manifolds.peer import geoopt
+
+
+class Batch:
+    """k parameters of equal shape, dtype and device on one manifold, seen as one tensor of shape (k, *shape).
+
+    Every parameter keeps a state of its own, as ``torch.optim`` and checkpoints expect, but what it keeps is a view of
+    one stacked tensor, which the update works on in place. A state that somebody replaced (loading a checkpoint does)
+    is noticed at the next use and stacked anew.
+
+    Parameters
+    ----------
+    manifold : geoopt.Manifold
+        Of all of them.
+    """
+
+    def __init__(self, manifold: geoopt.Manifold) -> None:
+        self.manifold = manifold
+        self.parameters: list[Tensor] = []
+        self.states: list[dict[str, Any]] = []
+        self._stacked: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
+        self._written: tuple[Tensor, tuple[Tensor, ...]] | None = None
+
+    def add(self, parameter: Tensor, state: dict[str, Any]) -> None:
+        """Take in a parameter and the dictionary that holds its state; before the first use."""
+        self.parameters.append(parameter)
+        self.states.append(state)
+
+    def is_current(self) -> bool:
+        """Whether the parameters still are where the last points written were; a model moves as a whole."""
+        if self._written is None:
+            return True
+        first, written = self.parameters[0], self._written[0]
+        return first.dtype is written.dtype and first.device == written.device
+
+    def points(self) -> Tensor:
+        """Return the parameters, shape (k, *shape); not to be written to."""
+        return self.parameters[0].unsqueeze(0) if len(self.parameters) == 1 else torch.stack(self.parameters)
+
+    def gradients(self) -> Tensor:
+        """Return their gradients, zero where there is none, shape (k, *shape)."""
+        # Always a copy: geoopt's Lorentz flips a sign of the gradient it is given, in place.
+        return torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
+
+    def write(self, points: Tensor) -> None:
+        """Copy points of shape (k, *shape) into the parameters."""
+        if self._written is None:
+            # Kept from step to step: making hundreds of views takes longer than copying what they show.
+            copy = points.clone()
+            self._written = copy, copy.unbind()
+        else:
+            self._written[0].copy_(points)
+        torch._foreach_copy_(self.parameters, self._written[1])
+
+    def state(self, name: str, start: Callable[[], Tensor]) -> Tensor:
+        """Return the stacked state of that name, to be updated in place.
+
+        Parameters
+        ----------
+        name : str
+            Key in every parameter's state.
+        start : Callable
+            Returns what parameters without such a state start from, a tensor of shape (k, ...); its dtype and device
+            are those of the result. Called only where something has to be stacked.
+
+        Returns
+        -------
+        Tensor, shape (k, ...)
+        """
+        found = [state.get(name) for state in self.states]
+        if name in self._stacked:
+            stacked, views = self._stacked[name]
+            if all(map(is_, found, views)):
+                return stacked
+        pieces = zip(found, start().unbind(), strict=True)
+        stacked = torch.stack([s if f is None else f.to(s) for f, s in pieces])
+        views = stacked.unbind()
+        for state, view in zip(self.states, views, strict=True):
+            state[name] = view
+        self._stacked[name] = stacked, views
+        return stacked

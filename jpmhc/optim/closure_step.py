@@ -1,0 +1,75 @@
+"""What the two solvers for deterministic problems share: one group, a closure, and its value and gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jpmhc.manifolds.peer import geoopt
+from jpmhc.optim.base import RiemannianOptimizer
+from jpmhc.optim.blocks import Blocks, Vector
+from jpmhc.optim.options import check_count, check_range
+
+Closure = Callable[[], Any]
+
+
+class ClosureOptimizer(RiemannianOptimizer):
+    """An optimiser that calls a closure, as ``torch.optim.LBFGS``, several times a step.
+
+    All parameters are one point: an option cannot differ between groups, so there is one group only. Parameters without
+    a manifold take part, on the flat one.
+    """
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        if self.param_groups:
+            raise ValueError(f"params: expected one group, {type(self).__name__} has no options per parameter")
+        check_count("max_iter", group["max_iter"])
+        check_range("tolerance_grad", group["tolerance_grad"], 0.0)
+
+    def _blocks(self) -> Blocks:
+        return Blocks(self._collect(0, flat=geoopt.Euclidean()).batches)
+
+    def _evaluate(self, closure: Closure, blocks: Blocks) -> tuple[float, Vector]:
+        with torch.enable_grad():
+            loss = number(closure())
+        self._counters["func_evals"] += 1
+        return loss, [batch.gradients() for batch in blocks.batches]
+
+    def _check_start(self, loss: float, egrad: Vector, blocks: Blocks) -> None:
+        """Raise unless the loss and all gradients are finite where the step begins."""
+        if not math.isfinite(loss):
+            raise ValueError(f"closure: expected a finite loss at the start of a step, got {loss}")
+        for parameter, gradient in zip(blocks.parameters, blocks.scatter(egrad), strict=True):
+            if bad := int((~torch.isfinite(gradient)).sum()):
+                raise ValueError(
+                    f"{self._label(0, parameter)}: expected a finite gradient, got NaN or infinity in {bad} of "
+                    f"{parameter.numel()} numbers"
+                )
+
+    @property
+    def _counters(self) -> dict[str, Any]:
+        """Numbers of the whole point, kept in the state of the first parameter, as ``torch.optim.LBFGS`` does."""
+        state = self.state[self.param_groups[0]["params"][0]]
+        state.setdefault("func_evals", 0)
+        state.setdefault("n_iter", 0)
+        return state
+
+
+def number(loss: Any) -> float:
+    """Return a closure's loss as a number.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a tensor of one element nor a number.
+    """
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return float(loss.detach())
+    if isinstance(loss, int | float):
+        return float(loss)
+    got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise TypeError(f"closure: expected it to return the loss, one number, got {got}")

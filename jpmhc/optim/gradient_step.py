@@ -1,0 +1,159 @@
+"""The step that RiemannianAdam and RiemannianSGD share: collect, check, then update one batch after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from jpmhc.optim.base import RiemannianOptimizer
+from jpmhc.optim.batch import Batch
+from jpmhc.optim.options import check_count, check_range
+from jpmhc.optim.parameters import label
+
+
+class GradientOptimizer(RiemannianOptimizer):
+    """An optimiser that makes one update from the gradients that are there.
+
+    A subclass says how free parameters move (:meth:`_update_free`), and how a batch on a manifold does
+    (:meth:`_update_batch`); everything is checked before the first of them is written to.
+    """
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        super().__init__(params, {**defaults, "step": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient; gradients are read, never written.
+
+        Parameters
+        ----------
+        closure : Callable, optional
+            Computes the gradients and returns the loss.
+
+        Returns
+        -------
+        Any
+            What the closure returned, or None.
+
+        Raises
+        ------
+        ValueError
+            If a gradient is not finite (see ``check``). No parameter has moved then.
+        TypeError
+            If a gradient is sparse, or a parameter has lost its manifold. No parameter has moved then.
+        RuntimeError
+            If a CUDA graph is being captured and ``capturable`` is not set.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._check_capture()
+        plans = [self._collect(index) for index in range(len(self.param_groups))]
+        work = [
+            (group, plan.free, [(batch, batch.gradients()) for batch in plan.batches])
+            for group, plan in zip(self.param_groups, plans, strict=True)
+        ]
+        for index, plan in enumerate(plans):
+            self._check_free(index, plan.free)
+        gradients = [
+            gradient
+            for group, free, batches in work
+            if group["check"] == "raise" or (group["check"] is None and not group["capturable"])
+            for gradient in [*(p.grad for p in free if p.grad is not None), *(g for _, g in batches)]
+        ]
+        # The largest absolute value is not finite exactly if some value is not: one number to read.
+        if gradients and not torch.isfinite(get_total_norm(gradients, float("inf"))):
+            self._name_the_bad_gradient()
+        for group, free, batches in work:
+            group["step"] += 1
+            interval = group["stabilize"]
+            stabilize = interval is not None and group["step"] % interval == 0
+            if free:
+                self._update_free(group, free)
+            for batch, gradient in batches:
+                signed = gradient.neg() if group["maximize"] else gradient
+                self._update_batch(group, batch, signed, stabilize)
+        return loss
+
+    @torch.no_grad()
+    def stabilize(self) -> None:
+        """Project every bound parameter onto its manifold, and its momentum onto the tangent space, now."""
+        for index in range(len(self.param_groups)):
+            for batch in self._collect(index).batches:
+                point = batch.manifold.projx(batch.points())
+                name = self._momentum
+                if all(name in state for state in batch.states):
+                    momentum = batch.state(name, partial(torch.zeros_like, point))
+                    momentum.copy_(batch.manifold.proju(point, momentum))
+                batch.write(point)
+
+    _momentum: str
+    """Key of the tangent vector in every parameter's state."""
+
+    def _update_free(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        raise NotImplementedError
+
+    def _update_batch(self, group: dict[str, Any], batch: Batch, gradient: Tensor, stabilize: bool) -> None:
+        raise NotImplementedError
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        check_range("weight_decay", group["weight_decay"], 0.0)
+        if group["stabilize"] is not None:
+            check_count("stabilize", group["stabilize"])
+        if group["check"] not in (None, "raise", "none"):
+            raise ValueError(f"check: expected None, 'raise' or 'none', got {group['check']!r}")
+        if group["capturable"] and group["stabilize"] is not None:
+            raise ValueError("stabilize: expected None with capturable=True; a CUDA graph cannot count steps")
+        if group["capturable"] and group["check"] == "raise":
+            raise ValueError("check: expected None or 'none' with capturable=True; a CUDA graph cannot raise")
+
+    def _check_capture(self) -> None:
+        if not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
+            return
+        if not all(group["capturable"] for group in self.param_groups):
+            raise RuntimeError("capturable: expected True while a CUDA graph captures step(), got False")
+
+    def _check_free(self, group: int, parameters: list[Tensor]) -> None:
+        """Raise where torch's implementation would refuse free parameters half-way through a step."""
+
+    def _name_the_bad_gradient(self) -> None:
+        for index, group in enumerate(self.param_groups):
+            for place, parameter in enumerate(group["params"]):
+                if parameter.grad is not None and (bad := int((~torch.isfinite(parameter.grad)).sum())):
+                    raise ValueError(
+                        f"{label(self.param_groups, index, place)}: expected a finite gradient, got NaN or infinity in "
+                        f"{bad} of {parameter.numel()} numbers"
+                    )
+
+
+def move(batch: Batch, point: Tensor, tangent: Tensor, momentum: Tensor | None, stabilize: bool) -> None:
+    """Retract a batch along a tangent vector; its momentum, transported, and the parameters are written in place.
+
+    Parameters
+    ----------
+    batch : Batch
+        The parameters.
+    point, tangent : Tensor, shape (k, *shape)
+        Where they are, and how far they go.
+    momentum : Tensor, shape (k, *shape), or None
+        State that goes along.
+    stabilize : bool
+        Project both afterwards.
+    """
+    manifold = batch.manifold
+    if momentum is None:
+        point = manifold.retr(point, tangent)
+    else:
+        point, moved = manifold.retr_transp(point, tangent, momentum)
+        momentum.copy_(moved)
+    if stabilize:
+        point = manifold.projx(point)
+        if momentum is not None:
+            momentum.copy_(manifold.proju(point, momentum))
+    batch.write(point)

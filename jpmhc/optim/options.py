@@ -1,0 +1,66 @@
+"""Checks of the numbers an optimiser is given: an argument is honoured or refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+
+def check_range(name: str, value: Any, low: float, high: float = math.inf, *, open_high: bool = False) -> None:
+    """Raise unless a value is a finite number in [low, high], or in [low, high) if ``open_high``.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    value : Any
+        What was given.
+    low, high : float
+        The range.
+    open_high : bool
+        Whether high itself is refused.
+
+    Raises
+    ------
+    TypeError
+        If it is not an int or a float.
+    ValueError
+        If it is outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and low <= value <= high) or (open_high and value == high):
+        above = "" if high == math.inf else f" and {'below' if open_high else 'at most'} {high}"
+        raise ValueError(f"{name}: expected a finite number, at least {low}{above}, got {value}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise unless a value is an integer of at least one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no integer, or below one.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def check_rate(value: Any, capturable: bool) -> None:
+    """Raise unless a learning rate is a number >= 0, or with ``capturable`` a tensor of one element.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is anything else.
+    """
+    if not isinstance(value, Tensor):
+        check_range("lr", value, 0.0)
+    elif not capturable:
+        raise TypeError("lr: expected a number, got a tensor; a tensor is for capturable=True")
+    elif value.numel() != 1:
+        raise ValueError(f"lr: expected a tensor of one element, got shape {tuple(value.shape)}")

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from jpmhc import manifolds as m
+
+EYE = torch.eye(4, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: m.Stiefel().projx(torch.ones(2, 4)), ValueError, r"x: expected shape \(..., n, p\) with n >= p"),
+        (lambda: m.Birkhoff().projx(torch.ones(2, 3)), ValueError, r"x: expected shape \(..., n, n\)"),
+        (lambda: m.SpecialOrthogonal().random(3, 2), ValueError, "size: expected shape"),
+        (lambda: m.Sphere().projx(torch.ones(3).long()), TypeError, "x: expected float32 or float64, got torch.int64"),
+        (lambda: m.Sphere().projx(torch.ones(3).half()), TypeError, "x: expected float32 or float64"),
+        (lambda: m.Sphere().random(3, dtype=torch.bfloat16), TypeError, "dtype: expected float32 or float64"),
+        (lambda: m.Sphere().projx([1.0, 0.0]), TypeError, "x: expected a tensor, got list"),
+        (lambda: m.Stiefel().retr(EYE, EYE.double()), TypeError, "u: expected the dtype of the point"),
+        (lambda: m.Stiefel().retr(EYE, torch.ones(4, 1)), ValueError, r"u: expected shape \(..., 4, 2\)"),
+        (
+            lambda: m.Stiefel().retr(EYE.expand(2, 4, 2), EYE.expand(3, 4, 2)),
+            ValueError,
+            "u: expected batch dimensions",
+        ),
+        (lambda: m.Stiefel("flat"), ValueError, "metric: expected one of canonical, euclidean, got 'flat'"),
+        (lambda: m.Birkhoff().expmap(*2 * [torch.ones(2, 2)]), NotImplementedError, "Birkhoff: no formula"),
+        (lambda: m.Product((m.Sphere(), (2, 3))), ValueError, "parts: expected shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("point", "words"),
+    [
+        (torch.tensor([float("nan"), 1.0]), "x: holds NaN"),
+        (torch.tensor([1.0, 1.0]), "x: off the Sphere manifold by 1"),
+    ],
+)
+def test_checked_refuses_bad_values_and_nothing_else_does(point, words):
+    sphere = m.Sphere()
+    sphere.proju(point, point)
+    with m.checked(), pytest.raises(ValueError, match=words):
+        sphere.proju(point, point)
+    sphere.proju(point, point)
+
+
+def test_checked_refuses_a_vector_off_the_tangent_space():
+    sphere = m.Sphere()
+    x = torch.tensor([1.0, 0.0])
+    with m.checked(), pytest.raises(ValueError, match="u: off the tangent space by 1"):
+        sphere.retr(x, x)
+
+
+def test_checked_refuses_a_result_that_has_no_value():
+    so = m.SpecialOrthogonal()
+    x = torch.eye(2)
+    with m.checked(), pytest.raises(ValueError, match="result of logmap: holds NaN"):
+        so.logmap(x, -x)
+
+
+@pytest.mark.parametrize("manifold", [m.Stiefel(), m.Grassmann(), m.SpecialOrthogonal()], ids=str)
+def test_products_stay_in_full_precision_under_autocast(manifold):
+    x = manifold.random(3, 3, generator=torch.Generator().manual_seed(0))
+    u = manifold.proju(x, torch.ones(3, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = manifold.retr(x, u)
+    assert y.dtype == torch.float32
+    assert manifold.point_error(y) < 1e-6

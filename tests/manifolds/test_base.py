@@ -1,0 +1,109 @@
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from jpmhc import manifolds as m
+from jpmhc.manifolds.peer import geoopt
+from tests.manifolds.cases import CASES, material, name
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_manifolds_are_geoopt_manifolds_that_equal_their_copies(case):
+    manifold, _ = case
+    assert isinstance(manifold, geoopt.Manifold)
+    for twin in (copy.deepcopy(manifold), pickle.loads(pickle.dumps(manifold))):
+        assert twin == manifold
+        assert hash(twin) == hash(manifold)
+
+
+def test_different_options_are_different_manifolds():
+    assert m.Stiefel() != m.Stiefel("euclidean")
+    assert m.Grassmann() != m.Stiefel()
+    assert len({m.Sphere(), m.Sphere(), m.Sphere("exp")}) == 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_random_is_decided_by_its_generator(case):
+    manifold, shape = case
+    first, second = (manifold.random(2, *shape, generator=torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_all_maps_run_under_vmap(case):
+    manifold, shape = case
+    x, u, v, e = material(manifold, shape)
+    calls = {
+        "projx": (x,), "proju": (x, e), "egrad2rgrad": (x, e), "ehess2rhess": (x, e, e, u), "inner": (x, u, v),
+        "norm": (x, u), "retr": (x, u), "retr_transp": (x, u, v),
+    }  # fmt: skip
+    if not isinstance(manifold, m.Birkhoff):
+        y = manifold.expmap(x, u)
+        calls |= {"expmap": (x, u), "logmap": (x, y), "dist": (x, y), "dist2": (x, y), "transp": (x, y, v)}
+    for key, arguments in calls.items():
+        function = getattr(manifold, key)
+        torch.testing.assert_close(torch.func.vmap(function)(*arguments), function(*arguments), rtol=0, atol=1e-13)
+
+
+COMPILED = [m.Sphere(), m.Simplex(), m.Birkhoff(), m.SpecialOrthogonal(), m.Grassmann(), m.Stiefel()]
+
+
+@pytest.mark.parametrize("manifold", COMPILED, ids=str)
+def test_steps_compile_as_one_graph(manifold):
+    shape = (4,) * manifold.ndim
+    x, u, v, e = material(manifold, shape)
+
+    def step(x, u, v, e):
+        return (manifold.egrad2rgrad(x, e), manifold.projx(x), *manifold.retr_transp(x, u, v))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, u, v, e), step(x, u, v, e), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("manifold", COMPILED, ids=str)
+def test_gradients_through_a_compiled_retraction_equal_eager_ones(manifold):
+    x, u, _, e = material(manifold, (4,) * manifold.ndim)
+
+    def loss(x, u):
+        return (manifold.retr(x, u) * e).sum()
+
+    torch._dynamo.reset()
+    both = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        arguments = x.clone().requires_grad_(), u.clone().requires_grad_()
+        both.append(torch.autograd.grad(function(*arguments), arguments))
+    torch.testing.assert_close(both[1], both[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_retractions_pass_gradcheck_twice(case):
+    manifold, shape = case
+    x, u, _, _ = material(manifold, shape, batch=(1,))
+
+    def moved(u):
+        return manifold.embed(manifold.retr(x, u)).square()
+
+    u = u.requires_grad_()
+    torch.autograd.gradcheck(moved, u, check_forward_ad=True, fast_mode=True, atol=1e-4)
+    torch.autograd.gradgradcheck(moved, u, fast_mode=True, atol=1e-3, rtol=1e-2)
+
+
+def test_importing_the_room_prints_no_warning_and_the_package_does_not_import_geoopt():
+    code = (
+        "import sys, jpmhc; assert 'geoopt' not in sys.modules; import jpmhc.manifolds; assert 'geoopt' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_empty_batches_pass_through():
+    for manifold in (m.Sphere(), m.Simplex(), m.Stiefel(), m.Grassmann(), m.SpecialOrthogonal(), m.Birkhoff()):
+        x = torch.empty(0, *(3,) * manifold.ndim)
+        assert manifold.retr(x, x).shape == x.shape
+        assert manifold.egrad2rgrad(x, x).shape == x.shape

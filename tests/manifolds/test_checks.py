@@ -1,0 +1,88 @@
+import warnings
+
+import pytest
+import torch
+
+from jpmhc import manifolds
+from jpmhc.manifolds.peer import geoopt
+from jpmhc.manifolds.slopes import slope
+from tests.manifolds.cases import CASES, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_every_manifold_keeps_the_contract(case, dtype):
+    report = manifolds.check_manifold(*case, dtype, drift_steps=100)
+    assert report.ok, str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_nothing_drifts_in_ten_thousand_steps(case, dtype):
+    report = manifolds.check_manifold(*case, dtype, drift_steps=10_000)
+    assert report.ok, str(report)
+
+
+def test_contract_finds_the_wrong_geometry_of_geoopt():
+    stiefel = manifolds.check_manifold(geoopt.CanonicalStiefel(), (5, 2), drift_steps=10)
+    assert {"proju is idempotent", "retraction, first order (slope)"} <= set(stiefel.failed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        birkhoff = manifolds.check_manifold(geoopt.BirkhoffPolytope(), (4, 4), drift_steps=0)
+    assert {"inner(gradient, v) is the derivative along v", "proju is idempotent"} <= set(birkhoff.failed)
+    assert abs(birkhoff["inner(gradient, v) is the derivative along v"].value) > 0.1
+
+
+class HalfStep(manifolds.Sphere):
+    def retr(self, x, u):
+        return self.projx(x + u / 2)
+
+
+class FirstOrder(manifolds.Sphere):
+    def retr(self, x, u):
+        return self.projx(x + u + (u * u).sum(-1, keepdim=True) * torch.roll(x, 1, -1))
+
+
+class Shrinking(manifolds.Sphere):
+    def transp(self, x, y, v):
+        return self.proju(y, v)
+
+
+class Leaving(manifolds.Sphere):
+    def retr(self, x, u):
+        return (x + u) / (1 + (u * u).sum(-1, keepdim=True) / 2)
+
+
+@pytest.mark.parametrize(
+    ("manifold", "law"),
+    [
+        (HalfStep(), "retraction, first order (slope)"),
+        (FirstOrder(), "retraction against expmap, second order (slope)"),
+        (Shrinking(), "retr_transp is isometric"),
+        (Leaving(), "points are feasible after 50 steps"),
+    ],
+)
+def test_contract_finds_a_planted_fault(manifold, law):
+    report = manifolds.check_manifold(manifold, (4,), drift_steps=50)
+    assert law in report.failed, str(report)
+
+
+def test_report_reads_as_a_table_with_a_number_for_every_law():
+    report = manifolds.check_manifold(manifolds.Birkhoff(), (3, 3), drift_steps=1)
+    lines = str(report).splitlines()
+    assert lines[0].startswith("Birkhoff")
+    assert lines[-1] == "not offered: expmap, logmap, dist"
+    assert all(line.startswith("ok ") for line in lines[1:-1])
+    with pytest.raises(KeyError, match="none of the laws"):
+        report["nonsense"]
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_slope_is_the_power_of_the_remainder(power):
+    assert slope(lambda t: 3 * t**power + t ** (power + 1)) == pytest.approx(power, abs=1e-2)
+
+
+def test_slope_of_round_off_is_infinite_and_of_nan_is_nan():
+    assert slope(lambda t: 1e-16) == float("inf")
+    assert slope(lambda t: float("nan")) != slope(lambda t: float("nan"))

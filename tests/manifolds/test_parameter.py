@@ -1,0 +1,157 @@
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from jpmhc import manifolds as m
+from jpmhc.manifolds.peer import geoopt
+
+
+class Net(nn.Module):
+    def __init__(self, device=None):
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.weight = m.Parameter(m.Stiefel().origin(4, 2, device=device), m.Stiefel())
+        self.bias = nn.Parameter(torch.zeros(2, device=device))
+
+    def forward(self, x):
+        return x @ self.inner.weight + self.bias
+
+
+def through_bytes(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def assigned(net):
+    fresh = Net()
+    fresh.load_state_dict(through_bytes(net.state_dict()), assign=True)
+    return fresh
+
+
+def from_meta(net):
+    fresh = Net("meta").to_empty(device="cpu")
+    fresh.load_state_dict(net.state_dict())
+    return fresh
+
+
+def from_meta_assigned(net):
+    fresh = Net("meta")
+    fresh.load_state_dict(net.state_dict(), assign=True)
+    return fresh
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        copy.deepcopy,
+        lambda net: pickle.loads(pickle.dumps(net)),
+        lambda net: net.double(),
+        lambda net: from_meta(pickle.loads(pickle.dumps(net))),
+        assigned,
+        from_meta,
+        from_meta_assigned,
+    ],
+)
+def test_parameter_keeps_its_manifold(path):
+    net = path(Net())
+    weight = net.inner.weight
+    assert isinstance(weight, m.Parameter)
+    assert isinstance(weight, geoopt.ManifoldParameter)
+    assert weight.manifold == m.Stiefel()
+    assert weight.requires_grad
+    assert dict(net.named_parameters())["inner.weight"] is weight
+    assert m.lost_parameters(net) == []
+    torch.testing.assert_close(weight.detach(), torch.eye(4, 2, dtype=weight.dtype))
+
+
+@pytest.mark.parametrize(
+    "manifold", [m.Grassmann("qr"), m.Product((m.Sphere("exp"), 2), (m.Stiefel("euclidean"), (2, 1)))], ids=str
+)
+def test_a_saved_parameter_loads_with_weights_only(manifold):
+    shape = (4,) if manifold.ndim == 1 else (4, 2)
+    saved = m.Parameter(manifold.random(*shape, generator=torch.Generator().manual_seed(0)), manifold, False)
+    loaded = through_bytes(saved)
+    assert isinstance(loaded, m.Parameter)
+    assert loaded.manifold == manifold
+    assert not loaded.requires_grad
+    assert torch.equal(loaded, saved)
+
+
+def test_copies_still_watch_their_own_parameters():
+    for twin in (copy.deepcopy(Net()), pickle.loads(pickle.dumps(Net()))):
+        twin.to("meta").to_empty(device="cpu")
+        assert isinstance(twin.inner.weight, m.Parameter)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_loading_values_off_the_manifold_raises(assign):
+    state = Net().state_dict()
+    state["inner.weight"] = 2 * state["inner.weight"]
+    with pytest.raises((ValueError, RuntimeError), match="off the Stiefel manifold by 3"):  # torch wraps the second
+        Net().load_state_dict(state, assign=assign)
+
+
+def test_assigning_a_plain_parameter_restores_the_manifold_unless_it_was_deleted():
+    net = Net()
+    net.inner.weight = nn.Parameter(torch.eye(4, 2))
+    assert isinstance(net.inner.weight, m.Parameter)
+    del net.inner.weight
+    net.inner.weight = nn.Parameter(torch.ones(3))
+    assert type(net.inner.weight) is nn.Parameter
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        (torch.ones(4, 2), ValueError, "data: off the Stiefel manifold"),
+        (torch.full((4, 2), float("nan")), ValueError, "data: holds NaN"),
+        (torch.eye(2, 4), ValueError, "data: expected shape"),
+        (torch.eye(4, 2).long(), TypeError, "data: expected float32 or float64"),
+        (torch.eye(4, 2).bfloat16(), TypeError, "data: expected float32 or float64"),
+    ],
+)
+def test_bad_values_are_refused_when_made(data, error, words):
+    with pytest.raises(error, match=words):
+        m.Parameter(data, m.Stiefel())
+
+
+def test_a_manifold_of_geoopt_is_accepted_and_checked():
+    euclidean = geoopt.Euclidean(ndim=1)
+    assert m.Parameter(torch.ones(3), euclidean).manifold is euclidean
+    with pytest.raises(ValueError, match="not lying on Sphere"):
+        m.Parameter(torch.ones(3), geoopt.Sphere())
+
+
+def test_parameters_replaced_behind_the_module_are_found():
+    net = Net()
+    assert m.unsharded_parameters(net) == {net.inner.weight}
+    net.inner._parameters["weight"] = nn.Parameter(torch.eye(4, 2))  # as FSDP2 does
+    assert m.lost_parameters(net) == ["inner.weight"]
+
+
+def test_distributed_data_parallel_keeps_the_manifold(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        net = nn.parallel.DistributedDataParallel(Net())
+        net(torch.ones(1, 4)).sum().backward()
+        assert isinstance(net.module.inner.weight, m.Parameter)
+        assert net.module.inner.weight.grad is not None
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_geoopts_optimiser_keeps_our_parameter_on_its_manifold():
+    net = Net()
+    optimiser = geoopt.optim.RiemannianAdam(net.parameters(), lr=0.1)
+    target = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    for _ in range(20):
+        optimiser.zero_grad()
+        (net.inner.weight * target).sum().backward()
+        optimiser.step()
+    assert m.Stiefel().point_error(net.inner.weight) < 1e-6

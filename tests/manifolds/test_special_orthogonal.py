@@ -1,0 +1,58 @@
+import math
+
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from jpmhc.manifolds import SpecialOrthogonal
+from tests.manifolds.cases import material
+
+SO = SpecialOrthogonal()
+D = {"dtype": torch.float64}
+
+
+def test_logarithm_and_distance_are_those_of_rotation_vectors():
+    first, second = Rotation.random(50, rng=0), Rotation.random(50, rng=1)
+    x, y = (torch.tensor(r.as_matrix(), **D) for r in (first, second))
+    vector = torch.tensor((first.inv() * second).as_rotvec(), **D)
+    w = x.mT @ SO.logmap(x, y)
+    torch.testing.assert_close(torch.stack([w[:, 2, 1], w[:, 0, 2], w[:, 1, 0]], -1), vector, rtol=0, atol=1e-9)
+    torch.testing.assert_close(SO.dist(x, y), math.sqrt(2) * vector.norm(dim=-1), rtol=0, atol=1e-12)
+
+
+def test_half_turns_have_a_distance_and_no_logarithm():
+    x = SO.origin(3, 3, **D)
+    y = torch.diag(torch.tensor([-1.0, -1.0, 1.0], **D))
+    assert SO.dist(x, y).item() == pytest.approx(math.sqrt(2) * math.pi)
+    assert SO.logmap(x, y).isnan().any()
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 7])
+def test_exponential_is_the_matrix_exponential(n):
+    x, u, _, _ = material(SO, (n, n), length=5.0)
+    torch.testing.assert_close(SO.expmap(x, u), x @ torch.linalg.matrix_exp(x.mT @ u), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_projection_is_the_nearest_rotation_whatever_the_determinant(n):
+    a = torch.randn(20, n, n, generator=torch.Generator().manual_seed(n), **D)
+    u, _, vt = torch.linalg.svd(a)
+    sign = torch.ones(20, n, **D)
+    sign[:, -1] = torch.linalg.det(u @ vt)
+    torch.testing.assert_close(SO.projx(a), (u * sign.unsqueeze(-2)) @ vt, rtol=0, atol=1e-11)
+    assert SO.point_error(SO.projx(-torch.eye(3, **D))) < 1e-14
+
+
+def test_random_is_haar_distributed():
+    x = SO.random(20_000, 3, 3, generator=torch.Generator().manual_seed(0), **D)
+    angle = torch.arccos(((x.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).clamp(-1, 1)).sort().values
+    law = (angle - angle.sin()) / math.pi  # distribution function of the angle of a uniform rotation
+    assert (law - torch.linspace(0, 1, 20_000, **D)).abs().max() < 1.63 / math.sqrt(20_000)
+    torch.testing.assert_close(torch.linalg.det(x), torch.ones(20_000, **D))
+
+
+def test_average_of_two_rotations_is_half_way():
+    x, u, _, _ = material(SO, (3, 3), length=0.8)
+    y = SO.expmap(x, u)
+    middle = SO.expmap(x, u / 2)
+    torch.testing.assert_close(SO.logmap(middle, x), -SO.logmap(middle, y), rtol=0, atol=1e-13)

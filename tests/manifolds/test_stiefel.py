@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from jpmhc.manifolds import Stiefel
+from tests.manifolds.cases import material
+
+CANONICAL, EUCLIDEAN = Stiefel(), Stiefel("euclidean")
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (4, 4), (5, 1), (40, 6)])
+def test_cayley_step_is_the_rotation_of_the_dense_skew_matrix(shape):
+    x, u, v, _ = material(CANONICAL, shape, length=1.5)
+    half = u - x @ (x.mT @ u) / 2
+    w = half @ x.mT - x @ half.mT
+    eye = torch.eye(shape[0], dtype=torch.float64)
+    rotation = torch.linalg.solve(eye - w / 2, eye + w / 2)
+    y, moved = CANONICAL.retr_transp(x, u, v)
+    torch.testing.assert_close(y, rotation @ x, rtol=0, atol=1e-13)
+    torch.testing.assert_close(moved, rotation @ v, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("length", [0.1, 2.0, 12.0])
+def test_canonical_exponential_is_that_of_the_dense_skew_matrix(length):
+    x, u, _, _ = material(CANONICAL, (6, 2), length=length)
+    normal = u - x @ (x.mT @ u)
+    w = normal @ x.mT - x @ normal.mT + x @ (x.mT @ u) @ x.mT
+    torch.testing.assert_close(CANONICAL.expmap(x, u), torch.linalg.matrix_exp(w) @ x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("manifold", [CANONICAL, EUCLIDEAN], ids=str)
+def test_exponential_solves_the_geodesic_equation(manifold):
+    x, u, _, _ = material(manifold, (5, 2), length=1.0)
+    # x'' = -x x'^T x' (Euclidean) and x'' = -x' x'^T x - x ((x^T x')^2 + x'^T x') (canonical): Edelman et al., 1998.
+    if manifold is EUCLIDEAN:
+        acceleration = lambda x, u: -x @ (u.mT @ u)  # noqa: E731
+    else:
+        acceleration = lambda x, u: -u @ u.mT @ x - x @ ((x.mT @ u) @ (x.mT @ u) + u.mT @ u)  # noqa: E731
+    y, w, h = x, u, 1 / 400
+    for _ in range(400):
+        k1 = w, acceleration(y, w)
+        k2 = w + h / 2 * k1[1], acceleration(y + h / 2 * k1[0], w + h / 2 * k1[1])
+        k3 = w + h / 2 * k2[1], acceleration(y + h / 2 * k2[0], w + h / 2 * k2[1])
+        k4 = w + h * k3[1], acceleration(y + h * k3[0], w + h * k3[1])
+        y, w = (a + h / 6 * (b + 2 * c + 2 * d + e) for a, b, c, d, e in zip((y, w), k1, k2, k3, k4, strict=True))
+    torch.testing.assert_close(manifold.expmap(x, u), y, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("manifold", [CANONICAL, EUCLIDEAN], ids=str)
+@pytest.mark.parametrize("shape", [(6, 2), (8, 4), (3, 3)])
+def test_logarithm_inverts_the_exponential_up_to_length_one(manifold, shape):
+    x, u, _, _ = material(manifold, shape, batch=(4,), length=1.0)
+    torch.testing.assert_close(manifold.logmap(x, manifold.expmap(x, u)), u, rtol=0, atol=1e-11)
+
+
+def test_logarithm_that_did_not_converge_is_nan_and_not_wrong():
+    x = CANONICAL.origin(4, 4, dtype=torch.float64)
+    flipped = x.clone()
+    flipped[0, 0] = -1  # another component of the orthogonal group: no geodesic leads there
+    assert CANONICAL.logmap(x, flipped).isnan().all()
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+@pytest.mark.parametrize("retraction", ["cayley", "qr", "polar"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_thousand_steps_along_one_direction_leave_no_drift(retraction, sign, dtype, tol):
+    manifold = Stiefel(retraction=retraction)
+    x, _, _, constant = material(manifold, (8, 4), dtype=dtype)
+    for _ in range(1000):
+        u = manifold.proju(x, constant)
+        x = manifold.retr(x, sign * 0.1 * u / manifold.norm(x, u, keepdim=True).clamp_min(1e-4))
+    assert manifold.point_error(x).max() <= tol
+
+
+def test_procrustes_optimum_is_critical_with_a_negative_definite_hessian():
+    a = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    optimum = EUCLIDEAN.projx(a)  # maximises <a, x>: the polar factor
+    for manifold in (CANONICAL, EUCLIDEAN):
+        assert manifold.egrad2rgrad(optimum, a).abs().max() < 1e-13
+        u = manifold.proju(optimum, torch.randn(50, 7, 3, dtype=torch.float64))
+        bend = manifold.inner(optimum, manifold.ehess2rhess(optimum, a, torch.zeros_like(a), u), u)
+        assert (bend < 0).all()

@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from jpmhc import manifolds
+from jpmhc.manifolds.peer import geoopt
+from jpmhc.optim.parameters import kind, label, manifold_of
+
+ALIKE = [
+    (manifolds.Stiefel(), manifolds.Stiefel()),
+    (manifolds.Birkhoff(), manifolds.Birkhoff()),
+    (geoopt.Sphere(), geoopt.Sphere()),
+    (geoopt.CanonicalStiefel(), geoopt.CanonicalStiefel()),
+    (geoopt.BirkhoffPolytope(tol=1e-6), geoopt.BirkhoffPolytope(tol=1e-6)),
+]
+DIFFERENT = [
+    (manifolds.Stiefel(), manifolds.Stiefel(metric="euclidean")),
+    (manifolds.Stiefel(), manifolds.Grassmann()),
+    (geoopt.Sphere(), manifolds.Sphere()),
+    (geoopt.CanonicalStiefel(), geoopt.EuclideanStiefel()),
+    (geoopt.BirkhoffPolytope(tol=1e-6), geoopt.BirkhoffPolytope(tol=1e-5)),
+    (geoopt.Stereographic(-1.0), geoopt.Stereographic(-1.0)),
+    (geoopt.Scaled(geoopt.Sphere(), 2.0), geoopt.Scaled(geoopt.Sphere(), 3.0)),
+    (geoopt.Sphere(torch.eye(3)[:, :2]), geoopt.Sphere(torch.eye(3)[:, 1:])),
+]
+
+
+@pytest.mark.parametrize(("left", "right"), ALIKE, ids=str)
+def test_manifolds_that_compute_the_same_are_of_one_kind(left, right):
+    assert kind(left) == kind(right)
+    assert hash(kind(left)) == hash(kind(right))
+
+
+@pytest.mark.parametrize(("left", "right"), DIFFERENT, ids=str)
+def test_manifolds_that_may_differ_are_not(left, right):
+    assert kind(left) != kind(right)
+    assert kind(left) == kind(left)
+
+
+def test_flat_parameters_have_no_manifold():
+    sphere = geoopt.Sphere()
+    assert manifold_of(torch.ones(2)) is None
+    assert manifold_of(geoopt.ManifoldParameter(torch.ones(2), manifold=geoopt.Euclidean(1))) is None
+    assert manifold_of(geoopt.ManifoldParameter(torch.eye(2)[0], manifold=sphere)) is sphere
+    assert manifold_of(geoopt.ManifoldTensor(torch.eye(2)[0], manifold=sphere)) is sphere
+
+
+def test_labels_are_names_or_places():
+    groups = [{"params": [0, 1], "param_names": ["a", "b"]}, {"params": [2]}]
+    assert label(groups, 0, 1) == "b"
+    assert label(groups, 1, 0) == "param_groups[1]['params'][0]"

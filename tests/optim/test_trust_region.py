@@ -1,0 +1,141 @@
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+
+from jpmhc import autodiff, optim
+from jpmhc.manifolds.peer import geoopt
+from tests.optim import problems
+
+
+def test_convergence_is_quadratic():
+    problem = problems.procrustes()
+    x = problem.starts(count=1)
+    optimizer = optim.RiemannianTrustRegion([x], max_iter=1, tolerance_grad=0.0)
+    closure = problems.closure_of(optimizer, x, problem.loss)
+    errors = []
+    for _ in range(9):
+        optimizer.step(closure)
+        errors.append(float(problem.error(x.detach())))
+    asymptotic = [(a, b) for a, b in pairwise(errors) if 1e-7 < a < 0.3]
+    assert asymptotic
+    assert all(b <= 10 * a**2 + 1e-14 for a, b in asymptotic)
+
+
+def test_a_given_hessian_is_used_and_agrees_with_the_closures():
+    problem = problems.brockett()
+    given, taken = problem.starts(), problem.starts()
+    calls = []
+
+    def hessian(direction):
+        calls.append(direction.shape)
+        return torch.func.jvp(torch.func.grad(problem.loss), (given.detach(),), (direction,))[1]
+
+    first = optim.RiemannianTrustRegion([given], max_iter=6, hessian=hessian)
+    second = optim.RiemannianTrustRegion([taken], max_iter=6)
+    first.step(problems.closure_of(first, given, problem.loss))
+    second.step(problems.closure_of(second, taken, problem.loss))
+    assert set(calls) == {given.shape}
+    assert torch.allclose(given, taken, atol=1e-10)
+
+
+def test_a_given_hessian_sees_its_directions_in_the_order_of_the_parameters():
+    # The batches are formed by shape, which is not the order given.
+    parameters = [torch.nn.Parameter(problems.randn(n, seed=i)) for i, n in enumerate((2, 3, 2))]
+    weights = [1.0, 2.0, 3.0]
+    optimizer = optim.RiemannianTrustRegion(
+        parameters, hessian=lambda *u: [2 * w * v for w, v in zip(weights, u, strict=True)]
+    )
+
+    def loss(_):
+        return sum(w * (p - w).square().sum() for w, p in zip(weights, parameters, strict=True))
+
+    optimizer.step(problems.closure_of(optimizer, None, loss))
+    for p, w in zip(parameters, weights, strict=True):
+        assert torch.allclose(p, torch.full_like(p, w), atol=1e-9)
+
+
+def test_a_copy_keeps_the_hessian():
+    x = torch.nn.Parameter(problems.randn(3))
+    y, optimizer = copy.deepcopy((x, optim.RiemannianTrustRegion([x], hessian=lambda u: 2 * u)))
+    optimizer.step(problems.closure_of(optimizer, y, lambda y: y.square().sum()))
+    assert y.abs().max() < 1e-7 < x.abs().max()
+
+
+def test_results_of_a_hessian_that_do_not_fit_are_refused():
+    x = torch.nn.Parameter(problems.randn(3))
+    optimizer = optim.RiemannianTrustRegion([x], hessian=lambda u: u[:2])
+    with pytest.raises(ValueError, match="hessian: expected results of shapes"):
+        optimizer.step(problems.closure_of(optimizer, x, lambda x: x.square().sum()))
+    with pytest.raises(TypeError, match="hessian: expected a callable, got Tensor"):
+        optim.RiemannianTrustRegion([x], hessian=torch.eye(3))
+
+
+def test_without_a_hessian_gradients_are_left_as_they_were():
+    problem = problems.procrustes()
+    x = problem.starts()
+    x.grad = torch.full_like(x, 7.0)
+    optimizer = optim.RiemannianTrustRegion([x])
+
+    def closure():
+        loss = problem.loss(x)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert torch.equal(x.grad, torch.full_like(x, 7.0))
+    assert problem.error(x.detach()) < 1e-6
+
+
+def test_closures_through_custom_derivatives_are_differentiated_twice():
+    raw = torch.nn.Parameter(0.3 * problems.randn(3, 3))
+    target = autodiff.cayley(0.3 * problems.randn(3, 3, seed=5))
+    optimizer = optim.RiemannianTrustRegion([raw], max_iter=50)
+    optimizer.step(
+        problems.closure_of(
+            optimizer, raw, lambda raw: (autodiff.cayley(raw) - target).square().sum() + (raw + raw.mT).square().sum()
+        )
+    )
+    assert (autodiff.cayley(raw) - target).abs().max() < 1e-6
+
+
+def test_a_closure_that_returns_a_number_needs_a_hessian():
+    x = torch.nn.Parameter(problems.randn(3))
+    optimizer = optim.RiemannianTrustRegion([x])
+    closure = problems.closure_of(optimizer, x, lambda x: x.square().sum())
+    with pytest.raises(TypeError, match="closure: expected it to return the loss as a tensor"):
+        optimizer.step(lambda: float(closure().detach()))
+    optim.RiemannianTrustRegion([x], hessian=lambda u: 2 * u).step(lambda: float(closure().detach()))
+    assert x.abs().max() < 1e-7
+
+
+def test_a_linear_loss_has_no_curvature_and_is_followed_to_the_boundary():
+    x = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    optimizer = optim.RiemannianTrustRegion([x], max_iter=1, max_radius=8.0)
+    optimizer.step(problems.closure_of(optimizer, x, lambda x: x.sum()))
+    assert float(x.norm()) == pytest.approx(1.0)
+
+
+def test_saddles_are_left():
+    # Brockett's function has a saddle at every other choice of eigenvectors; a nudge must be enough.
+    problem = problems.brockett()
+    _, vectors = problems.symmetric(torch.linspace(1, 3, 8, dtype=torch.float64))
+    nudged = torch.linalg.qr(vectors[:, 3:6] + 1e-6 * problems.randn(8, 3)).Q
+    x = geoopt.ManifoldParameter(nudged, manifold=problem.manifold)
+    optimizer = optim.RiemannianTrustRegion([x], max_iter=60)
+    optimizer.step(problems.closure_of(optimizer, x, problem.loss))
+    assert problem.error(x.detach()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_inner": 0}, "max_inner: expected at least 1"),
+        ({"max_radius": -1.0}, "max_radius: expected"),
+        ({"accept": 0.3}, "accept: expected .* below 0.25, got 0.3"),
+    ],
+)
+def test_values_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        optim.RiemannianTrustRegion([torch.nn.Parameter(torch.ones(2))], **options)
