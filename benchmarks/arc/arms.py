@@ -36,12 +36,14 @@ class Arm:
         Raises
         ------
         ValueError
-            For an unknown mixer or an argument it does not take.
+            For an unknown mixer or arguments that cannot be read.
 
         Examples
         --------
         >>> Arm.parse("cayley:step=0.1")
         Arm(text='cayley:step=0.1', mixer='cayley', arguments={'step': 0.1})
+        >>> Arm.parse("kronecker:factors=(2, 2)").arguments
+        {'factors': (2, 2)}
         """
         name, _, rest = text.partition(":")
         if name == "plain":
@@ -51,25 +53,25 @@ class Arm:
         known = [str(info) for info in layers.mixers()]
         if name not in known:
             raise ValueError(f"arm {text!r}: unknown, expected plain or one of {', '.join(known)}")
-        arguments = {}
-        for item in filter(None, rest.split(",")):
-            key, equals, value = item.partition("=")
-            if not equals:
-                raise ValueError(f"arm {text!r}: expected argument=value, got {item!r}")
-            try:
-                arguments[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                arguments[key] = value
+        return cls(text, name, _arguments(text, rest))
+
+    def check(self, streams: int) -> None:
+        """Raise a ValueError that names the arm if its mixer cannot be made for that number of streams."""
+        if self.mixer is None:
+            return
         try:
-            layers.make_mixer(name, 2, **arguments)
-        except TypeError as error:
-            raise ValueError(f"arm {text!r}: {error}") from error
-        return cls(text, name, arguments)
+            mixer = layers.make_mixer(self.mixer, streams, **self.arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"arm {self.text!r} with {streams} streams: {error}") from error
+        if any(hasattr(parameter, "manifold") for parameter in mixer.parameters()):
+            raise ValueError(
+                f"arm {self.text!r}: its parameters live on a manifold, which this benchmark's optimisers would leave"
+            )
 
     @property
     def folder(self) -> str:
         """The arm as a folder name, for example ``cayley-step0.1``."""
-        return self.text.replace(":", "-").replace("=", "").replace(",", "-")
+        return "".join(c for c in self.text.replace(":", "-").replace(",", "-") if c.isalnum() or c in "-.")
 
     def residual(self, width: int, branch: nn.Module, streams: int, index: int) -> nn.Module:
         """Wrap a branch in this arm's residual."""
@@ -77,3 +79,19 @@ class Arm:
             return layers.Residual(branch)
         mixer = layers.make_mixer(self.mixer, streams, **self.arguments)
         return layers.HyperConnection(width, branch, streams=streams, mixer=mixer, layer_index=index)
+
+
+def _arguments(text: str, rest: str) -> dict[str, Any]:
+    """Read ``argument=value,...`` as Python reads the keywords of a call with literal values."""
+    try:
+        call = ast.parse(f"f({rest})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError(rest)
+        arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        if len(arguments) < len(call.keywords):
+            raise ValueError(rest)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"arm {text!r}: expected argument=value,... with literal values, got {rest!r}") from error
+    if "streams" in arguments:
+        raise ValueError(f"arm {text!r}: the number of streams is the preset's")
+    return arguments

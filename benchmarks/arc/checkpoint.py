@@ -29,7 +29,9 @@ class CheckpointError(ValueError):
 
 
 def save(folder: Path, step: int, files: TensorFiles, state: dict[str, Any], keep: int = 2) -> Path:
-    """Write a checkpoint and delete all but the newest ``keep``.
+    """Write a checkpoint and delete all but the last ``keep`` up to it.
+
+    Checkpoints of later steps are deleted too: a run that writes step 11 has gone back behind them.
 
     Parameters
     ----------
@@ -57,8 +59,8 @@ def save(folder: Path, step: int, files: TensorFiles, state: dict[str, Any], kee
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
     aside = folder / f"{target.name}.partial"
-    for leftover in folder.glob("*.partial"):
-        shutil.rmtree(leftover)
+    for leftover in folder.glob("step-*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir()
     contents = {
         f"{name}.safetensors": save_tensors({key: value.contiguous() for key, value in tensors.items()})
@@ -82,8 +84,10 @@ def save(folder: Path, step: int, files: TensorFiles, state: dict[str, Any], kee
         shutil.rmtree(target)
     aside.rename(target)
     _flush(folder)
-    for old in sorted(folder.glob("step-????????"))[:-keep]:
-        shutil.rmtree(old)
+    kept = [s for s in steps(folder) if s <= step][-keep:]
+    for other in steps(folder):
+        if other not in kept:
+            shutil.rmtree(folder / f"step-{other:08d}")
     return target
 
 
@@ -101,6 +105,9 @@ def load(path: Path) -> tuple[TensorFiles, dict[str, Any]]:
             raise ValueError("not a manifest")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path / _MANIFEST}: unreadable ({error})") from error
+    absent = {f"{name}.safetensors" for name in ("weights", "training")} - set(manifest)
+    if absent:
+        raise CheckpointError(f"{path / _MANIFEST}: damaged, lacks {', '.join(sorted(absent))}")
     files: TensorFiles = {}
     state: dict[str, Any] = {}
     for name, expected in manifest.items():
@@ -119,7 +126,8 @@ def load(path: Path) -> tuple[TensorFiles, dict[str, Any]]:
 
 def steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in a folder, oldest first, damaged ones included."""
-    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-????????"))
+    digits = (path.name.removeprefix("step-") for path in folder.glob("step-????????") if path.is_dir())
+    return sorted(int(number) for number in digits if number.isdecimal())
 
 
 def load_step(folder: Path, step: int | None = None) -> tuple[int, TensorFiles, dict[str, Any]]:

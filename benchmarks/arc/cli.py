@@ -15,6 +15,8 @@ require("rich", "bench")
 require("safetensors", "bench")
 
 
+import torch  # noqa: E402
+
 from benchmarks.arc import compare as comparing  # noqa: E402
 from benchmarks.arc import report as reporting  # noqa: E402
 from benchmarks.arc import run as running  # noqa: E402
@@ -58,7 +60,7 @@ class Train:
                 seconds=self.seconds,
                 listen=display.update,
                 say=display.say,
-                device=self.device,
+                device=_device(self.device),
             )
         print(f"step {result['steps']} of {spec.preset.train.steps}, {self.out}")
 
@@ -76,7 +78,7 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Run the command."""
-        result = running.evaluate_run(self.run, self.step, self.device)
+        result = running.evaluate_run(self.run, self.step, _device(self.device))
         for part in ("held_out", "train"):
             measures = {k: v for k, v in result[part].items() if not k.endswith("_se") and k not in ("count", "tasks")}
             shown = []
@@ -108,16 +110,19 @@ class Compare:
     def __call__(self) -> None:
         """Run the command."""
         arms = [Arm.parse(text) for text in self.arms]
-        comparing.compare(
+        comparison = comparing.compare(
             find_preset(self.preset),
             arms,
             self.seeds,
             self.out,
             resume=self.resume,
             extra_task_dirs=self.extra_task_dirs,
-            device=self.device,
+            device=_device(self.device),
         )
         _show(self.out)
+        failed = [f"{run['arm']} seed {run['seed']}" for run in comparison["runs"] if "fault" in run]
+        if failed:
+            raise TrainingError(f"{len(failed)} of {len(comparison['runs'])} runs failed: {', '.join(failed)}")
 
 
 @dataclass
@@ -130,6 +135,14 @@ class Report:
     def __call__(self) -> None:
         """Run the command."""
         _show(self.run)
+
+
+def _device(name: str) -> str:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    return name
 
 
 def _show(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,21 @@ from benchmarks.arc.evaluation import copy_scores
 from benchmarks.arc.presets import Preset
 from benchmarks.arc.progress import Display
 from benchmarks.arc.run import RunSpec, build_data, train, write_json
+from benchmarks.arc.training import TrainingError
 
 COMPARISON = "comparison.json"
+# What is known of a run that failed.
+_UNFINISHED = {
+    "steps": 0,
+    "complete": False,
+    "seconds": 0.0,
+    "peak_memory_mib": None,
+    "parameters": 0,
+    "mixing_parameters": 0,
+    "segment_gflops": None,
+    "evaluation": None,
+    "metrics": None,
+}
 
 
 def compare(
@@ -60,8 +74,9 @@ def compare(
         raise ValueError(f"seeds: expected at least 1, got {seeds}")
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise ValueError(f"{folder}: not empty; pass --resume to go on, or name another folder")
+    specs = {(seed, arm.text): RunSpec(preset, arm, seed, extra_task_dirs) for seed in range(seeds) for arm in arms}
     data = build_data(preset, extra_task_dirs)
-    comparison = {
+    comparison: dict[str, Any] = {
         "preset": preset.name,
         "config": preset.to_json(),
         "split": data.split.describe(),
@@ -72,6 +87,8 @@ def compare(
         "seeds": list(range(seeds)),
         "runs": [],
     }
+    if (folder / COMPARISON).exists():
+        _add_to(comparison, folder / COMPARISON)
     folder.mkdir(parents=True, exist_ok=True)
     with Display(len(arms) * seeds, preset.train.steps) as display:
         display.say(data.split.describe())
@@ -79,17 +96,39 @@ def compare(
             for arm in arms:
                 here = Path(arm.folder) / f"seed-{seed}"
                 display.begin(f"{arm.text} seed {seed}")
-                result = train(
-                    RunSpec(preset, arm, seed, extra_task_dirs),
-                    folder / here,
-                    resume=resume,
-                    data=data,
-                    listen=display.update,
-                    say=display.say,
-                    device=device,
-                )
+                try:
+                    result = train(
+                        specs[seed, arm.text],
+                        folder / here,
+                        resume=resume,
+                        data=data,
+                        listen=display.update,
+                        say=display.say,
+                        device=device,
+                    )
+                except TrainingError as error:
+                    # One arm that diverges is a result, and no reason to lose the others.
+                    display.say(f"failed: {error}")
+                    result = {**_UNFINISHED, "arm": arm.text, "seed": seed, "fault": str(error)}
                 display.end()
                 paths = {key: str(here / result[key]) for key in ("evaluation", "metrics") if result[key]}
-                comparison["runs"].append({**result, "folder": str(here), **paths})
+                comparison["runs"] = [
+                    run for run in comparison["runs"] if (run["arm"], run["seed"]) != (arm.text, seed)
+                ] + [{**result, "folder": str(here), **paths}]
                 write_json(folder / COMPARISON, comparison)
     return comparison
+
+
+def _add_to(comparison: dict[str, Any], path: Path) -> None:
+    """Take over what an earlier call compared, if it compared the same thing."""
+    try:
+        before = json.loads(path.read_text())
+        same = all(before[key] == json.loads(json.dumps(comparison[key])) for key in ("config", "data_sha256"))
+        arms, seeds, runs = before["arms"], before["seeds"], before["runs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({error!r})") from error
+    if not same:
+        raise ValueError(f"{path}: compares other settings or data; name another folder")
+    comparison["arms"] = [*arms, *(arm for arm in comparison["arms"] if arm not in arms)]
+    comparison["seeds"] = sorted({*seeds, *comparison["seeds"]})
+    comparison["runs"] = runs

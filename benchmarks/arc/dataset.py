@@ -119,10 +119,16 @@ class ArcData:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the training arrays: runs with equal hashes and seeds see equal samples."""
+        """Hash of what trains and of what is held out: equal hashes and seeds mean equal samples and equal scores."""
         digest = hashlib.sha256(f"{self.side} {len(self.ids)} {self.num_ids}".encode())
         for array in (self.inputs, self.labels, self.ids, self.group):
             digest.update(np.ascontiguousarray(array).tobytes())
+        for index, augmentation in self.augmentations:
+            digest.update(f"{self.tasks[index].id} {augmentation};".encode())
+        for held in self.held_out:
+            digest.update(
+                f"{self.tasks[held.task].id} {held.test} {held.input.tolist()} {held.output.tolist()};".encode()
+            )
         return digest.hexdigest()
 
     @cached_property

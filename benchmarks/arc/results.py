@@ -63,7 +63,7 @@ def missing_runs(comparison: dict[str, Any], arm: str) -> list[str]:
     """Return the runs of an arm that were asked for and do not count, each with the reason."""
     found = {run["seed"]: run for run in comparison["runs"] if run["arm"] == arm}
     reasons = {
-        seed: f"stopped at step {found[seed]['steps']}" if seed in found else "not run"
+        seed: found[seed].get("fault") or f"stopped at step {found[seed]['steps']}" if seed in found else "not run"
         for seed in comparison["seeds"]
         if seed not in found or not found[seed]["complete"]
     }

@@ -46,6 +46,11 @@ class RunSpec:
     seed: int
     extra_task_dirs: tuple[Path, ...] = ()
 
+    def __post_init__(self) -> None:
+        # So that a run is the same run from any working directory.
+        object.__setattr__(self, "extra_task_dirs", tuple(Path(folder).resolve() for folder in self.extra_task_dirs))
+        self.arm.check(self.preset.model.streams)
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
         return {
@@ -141,7 +146,8 @@ def train(
             measures = trainer.step()
         except TrainingError as error:
             good, _ = checkpoint.last_good(folder / _CHECKPOINTS)
-            raise TrainingError(f"{error}; the last good checkpoint is that of step {good}") from error
+            left = "there is no checkpoint yet" if good is None else f"the last good checkpoint is that of step {good}"
+            raise TrainingError(f"{error}; {left}") from error
         step = trainer.step_number
         log.write({"kind": "train", "step": step, **measures, "seconds": time.perf_counter() - started})
         listen(step, measures)
@@ -150,6 +156,7 @@ def train(
             log.write({"kind": "evaluation", **summary(evaluated)})
         # Last, so that a checkpoint vouches for everything logged and evaluated up to its step.
         if step % settings.checkpoint_every == 0 or step == settings.steps:
+            log.flush()
             _save(trainer, folder)
             saved = step
     if saved < trainer.step_number:
@@ -212,6 +219,12 @@ def _open(folder: Path, spec: RunSpec, data: ArcData, resume: bool) -> None:
                 raise ValueError(f"{folder}: holds another run, {_difference(present, spec)}")
             _check_data(folder, data)
             return
+        foreign = sorted(path.name for path in folder.iterdir() if path.name != f"{Path(_CONFIG).stem}.partial")
+        if foreign:
+            raise ValueError(
+                f"{folder}: holds {', '.join(foreign[:3])} but no {_CONFIG}, so it is no run that could go on; "
+                "name another folder"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
         folder / _CONFIG,
@@ -232,7 +245,9 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_data(folder: Path, data: ArcData) -> None:
-    expected = json.loads((folder / _CONFIG).read_text())["data_sha256"]
+    expected = json.loads((folder / _CONFIG).read_text()).get("data_sha256")
+    if not isinstance(expected, str):
+        raise ValueError(f"{folder / _CONFIG}: damaged settings (data_sha256 is missing)")
     if data.sha256 != expected:
         raise ValueError(f"{folder}: trained on data {expected[:16]}, but the data here are {data.sha256[:16]}")
 
@@ -275,7 +290,12 @@ class _Log:
 
     def write(self, entry: dict[str, Any]) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
+
+    def flush(self) -> None:
+        """Bring what was written to the disk."""
+        with self.path.open("a") as file:
+            os.fsync(file.fileno())
 
     def cut(self, step: int) -> None:
         """Drop what was logged after a step, and a last line that a crash left unfinished."""

@@ -111,7 +111,7 @@ class Trainer:
         Raises
         ------
         TrainingError
-            If the loss is not finite; the weights are still those of the last step then.
+            If the loss or its gradient is not finite; the weights are still those of the last step then.
         """
         self._refill()
         slots, batch = self.slots, self.settings.batch
@@ -126,6 +126,11 @@ class Trainer:
         self.model.zero_grad()
         loss.backward()
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
+        if not (math.isfinite(norm.item()) and puzzle.grad.isfinite().all()):
+            raise TrainingError(
+                f"arm {self.arm.text}: the gradient is not finite at step {self.step_number + 1} "
+                f"(norm {norm.item()}, loss {loss.item()})"
+            )
 
         self.step_number += 1
         warm = min(1.0, self.step_number / max(1, self.settings.warmup))

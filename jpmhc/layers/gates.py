@@ -48,6 +48,10 @@ class Gate(ConstantModule):
         """Map raw numbers (..., n_read) and (..., n_write) to read and write weights, each (..., n)."""
         raise NotImplementedError
 
+    def extra_repr(self) -> str:
+        """Show the number of streams and the one that the read starts towards."""
+        return f"{self.streams}, favourite={self.favourite}"
+
     def squash(self, dynamic: Tensor) -> Tensor:
         """Bound the token-dependent numbers before they are scaled and added; does nothing here."""
         return dynamic
@@ -150,7 +154,7 @@ def make_gate(gate: str, streams: int, layer_index: int, projection: str = "redu
     ValueError
         For an unknown name, or one without a published n x n form.
     """
-    if gate not in _GATES:
+    if not isinstance(gate, str) or gate not in _GATES:
         raise ValueError(f"gate: unknown name {gate!r}, expected one of {', '.join(_GATES)}")
     if projection == "published":
         if gate != "softmax":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from jpmhc.kernels import streams as passes
+from jpmhc.layers.arguments import check_number, check_size
 from jpmhc.layers.gates import make_gate
 from jpmhc.layers.mixer import Mixer, make_mixer
 from jpmhc.layers.outputs import replace_first_tensor
@@ -123,8 +124,13 @@ class HyperConnection(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim: expected at least 1, got {dim}")
+        check_size("dim", dim)
+        check_size("layer_index", layer_index, least=0)
+        check_number("eps", eps, least=0.0)
+        if branch is not None and (not callable(branch) or isinstance(branch, type)):
+            raise TypeError(f"branch: expected a module or a function, got {branch!r}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype: expected a floating-point one, got {dtype}")
         if norm not in _NORMS:
             raise ValueError(f"norm: expected one of {_NORMS}, got {norm!r}")
         if not (dynamic or static):
@@ -197,22 +203,20 @@ class HyperConnection(nn.Module):
             return pre, post, self.mixer(raw[2])
 
     def _project(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.norm == "streams":
-            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-            normed = x * torch.rsqrt(length.square() / self.dim + self.eps)
-            return nn.functional.linear(normed.flatten(-2), self.projection.to(dtype))
+        x, weight = x.to(dtype), self.projection.to(dtype)
         flat = x.flatten(-2)
-        z = nn.functional.linear(flat.to(dtype), self.projection.to(dtype))
+        if self.norm == "streams":
+            normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+            return nn.functional.linear(normed.flatten(-2), weight)
+        if self.norm == "layer":
+            # Taking the mean out after the projection would cancel where it is large beside the spread.
+            return nn.functional.linear(nn.functional.layer_norm(flat, flat.shape[-1:], eps=self.eps), weight)
+        z = nn.functional.linear(flat, weight)
         if self.norm is None:
             return z
-        # The norm is one number a token (two with the mean) and the projection linear, so applying it afterwards
-        # saves a pass over the streams.
-        square = torch.linalg.vector_norm(flat, dim=-1, keepdim=True, dtype=dtype).square() / flat.shape[-1]
-        if self.norm == "layer":
-            mean = flat.mean(-1, keepdim=True, dtype=dtype)
-            z = z - mean * self.projection.to(dtype).sum(-1)
-            square = square - mean.square()
-        return z * torch.rsqrt(square + self.eps)
+        # The norm is one number a token and the projection linear, so dividing afterwards saves a pass over the
+        # streams.
+        return z * torch.rsqrt(flat.square().mean(-1, keepdim=True) + self.eps)
 
     def read(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Return the branch input and the function that writes a branch's result: the layer in two halves.
@@ -234,6 +238,9 @@ class HyperConnection(nn.Module):
         ValueError
             If x does not end in (n, d), or y is not of the shape of u.
         """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x: expected a floating-point tensor, got {got}")
         if x.shape[-2:] != (self.streams, self.dim):
             raise ValueError(
                 f"x: expected shape (..., {self.streams}, {self.dim}), got {tuple(x.shape)}; call expand_streams first"
@@ -274,7 +281,7 @@ class HyperConnection(nn.Module):
         ValueError
             As :meth:`read`.
         TypeError
-            If there is no branch.
+            If there is no branch, or it returns no tensor.
         """
         if self.branch is None:
             raise TypeError("branch: this HyperConnection wraps none; use `u, write = hc.read(x)`")

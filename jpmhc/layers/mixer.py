@@ -9,7 +9,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from jpmhc.layers.arguments import check_size
 from jpmhc.layers.constants import ConstantModule
+
+# Options of mixers, for their repr.
+_CHOICES = ("step", "iterations", "rank", "reflector", "blocks", "factors")
 
 
 class Mixer(ConstantModule):
@@ -39,9 +43,7 @@ class Mixer(ConstantModule):
 
     def __init__(self, streams: int) -> None:
         super().__init__()
-        if streams < 1:
-            raise ValueError(f"streams: expected at least 1, got {streams}")
-        self.streams = streams
+        self.streams = check_size("streams", streams)
 
     def forward(self, raw: Tensor) -> Tensor:
         """Map raw numbers (..., n_coefficients) to matrices (..., n, n), float32 or float64."""
@@ -61,6 +63,11 @@ class Mixer(ConstantModule):
     def squash(self, dynamic: Tensor) -> Tensor:
         """Bound the token-dependent numbers (..., n_coefficients) before they are scaled and added; nothing here."""
         return dynamic
+
+    def extra_repr(self) -> str:
+        """Show the number of streams and whatever else was chosen."""
+        chosen = [f"{name}={getattr(self, name)!r}" for name in _CHOICES if hasattr(self, name)]
+        return ", ".join([str(self.streams), *chosen])
 
     def _coefficients(self, raw: Tensor) -> Tensor:
         # A wrong last size would broadcast into a wrong matrix without a word.
@@ -110,6 +117,11 @@ class MixerInfo:
 
 _REGISTRY: dict[str, MixerInfo] = {}
 
+
+def _full_name(cls: Any) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
+
+
 _MixerClass = TypeVar("_MixerClass", bound=type[Mixer])
 
 
@@ -143,7 +155,7 @@ def register_mixer(
     def decorate(cls: _MixerClass) -> _MixerClass:
         taken = _REGISTRY.get(name)
         # The same class defined again (a reloaded module, a re-run notebook cell) replaces itself.
-        if taken is not None and getattr(taken.make, "__qualname__", None) != cls.__qualname__:
+        if taken is not None and _full_name(taken.make) != _full_name(cls):
             raise ValueError(f"name: mixer {name!r} is already registered by {taken.make!r}")
         _REGISTRY[name] = MixerInfo(name, set, coefficients, exact, streams, cls)
         return cls

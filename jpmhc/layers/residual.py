@@ -30,8 +30,20 @@ class Residual(nn.Module):
         self.branch = branch
 
     def read(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Return the branch input, x itself, and the function that adds a branch's result to x."""
-        return x, lambda y: x + y
+        """Return the branch input, x itself, and the function that adds a branch's result to x.
+
+        Raises
+        ------
+        ValueError
+            From the function, if the result is not of the shape of x.
+        """
+
+        def write(y: Tensor) -> Tensor:
+            if y.shape != x.shape:
+                raise ValueError(f"branch: expected a result of shape {tuple(x.shape)}, got {tuple(y.shape)}")
+            return x + y
+
+        return x, write
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return ``x + branch(x, *args, **kwargs)``, in the place of the first tensor that the branch returns.
@@ -43,4 +55,5 @@ class Residual(nn.Module):
         """
         if self.branch is None:
             raise TypeError("branch: this Residual wraps none; use `u, write = residual.read(x)`")
-        return replace_first_tensor(self.branch(x, *args, **kwargs), lambda y: x + y)
+        u, write = self.read(x)
+        return replace_first_tensor(self.branch(u, *args, **kwargs), write)

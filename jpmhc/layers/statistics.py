@@ -76,7 +76,11 @@ class LayerStatistics:
         return _entropy(self.post)
 
     def __str__(self) -> str:
+        if not self.matrix.numel():
+            return f"{self.name}: no token"
         worst = self.residual.max().item()
+        if not math.isfinite(worst):
+            return f"{self.name}: the mixers hold NaN or infinity"
         return (
             f"{self.name}: residual {worst:.1e}, singular values {self.sigma_min.min().item():.3f} to "
             f"{self.sigma_max.max().item():.3f}, from I {self.distance_from_identity.mean().item():.3f}, entropy of "

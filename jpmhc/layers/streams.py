@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from jpmhc.layers.arguments import check_size
+
 
 def expand_streams(x: Tensor, streams: int) -> Tensor:
     """Copy every vector into n streams.
@@ -30,8 +32,7 @@ def expand_streams(x: Tensor, streams: int) -> Tensor:
     >>> expand_streams(torch.zeros(2, 3, 8), 4).shape
     torch.Size([2, 3, 4, 8])
     """
-    if streams < 1:
-        raise ValueError(f"streams: expected at least 1, got {streams}")
+    check_size("streams", streams)
     if x.ndim == 0:
         raise ValueError("x: expected shape (..., d), got a tensor without dimensions")
     return x.unsqueeze(-2).expand(*x.shape[:-1], streams, x.shape[-1]).contiguous()

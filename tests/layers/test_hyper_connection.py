@@ -62,6 +62,25 @@ def test_layer_norm_takes_the_mean_out_of_the_streams():
     torch.testing.assert_close(hc.coefficients(x)[1], expected)
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(1.0, 1e-3), (100.0, 1e-1), (1000.0, 1.0), (123.4, 0.0)])
+def test_layer_norm_does_not_cancel_where_the_mean_is_large(mean, spread):
+    hc = layer("cayley", norm="layer", dtype=torch.float32, dim=64)
+    x = mean + spread * torch.randn(50, 3, 64, generator=torch.Generator().manual_seed(0))
+    exact = copy.deepcopy(hc).double().coefficients(x.double())
+    for actual, expected in zip(hc.coefficients(x), exact, strict=True):
+        assert actual.isfinite().all()
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-2 if spread < mean * 1e-2 else 1e-4)
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer", "streams"])
+def test_second_derivatives_are_finite_at_zero_streams(norm):
+    hc = layer("cayley", nn.Linear(5, 5, dtype=torch.float64), norm=norm)
+    x = torch.zeros(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(hc(x).sin().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    assert second.isfinite().all()
+
+
 def test_norm_of_streams_takes_every_stream_by_itself():
     hc = layer("cayley", norm="streams", eps=1e-3)
     x = torch.randn(7, 3, 5, dtype=torch.float64)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from jpmhc import autodiff
+from jpmhc.layers.arguments import check_number, check_size
 from jpmhc.layers.charts.contrasts import contrasts, on_contrasts
 from jpmhc.layers.charts.skew import UpperTriangle
 from jpmhc.layers.mixer import Mixer, register_mixer
@@ -48,7 +49,7 @@ class Cayley(Mixer):
 
     def __init__(self, streams: int, step: float = 1.0, packed: bool = True) -> None:
         super().__init__(streams)
-        self.step = step
+        self.step = check_number("step", step)
         self.unpack: nn.Module = UpperTriangle(streams) if packed else nn.Unflatten(-1, (streams, streams))
         self.n_coefficients = streams * (streams - 1) // 2 if packed else streams * streams
 
@@ -100,7 +101,7 @@ class CayleyIterated(Cayley):
 
     def __init__(self, streams: int, iterations: int = 2, step: float = 0.1, packed: bool = True) -> None:
         super().__init__(streams, step, packed)
-        self.iterations = iterations
+        self.iterations = check_size("iterations", iterations)
 
     def forward(self, raw: Tensor) -> Tensor:
         """Map raw (..., n(n-1)/2) to nearly orthogonal matrices (..., n, n)."""
@@ -137,7 +138,7 @@ class CayleyMean(Mixer):
 
     def __init__(self, streams: int, step: float = 1.0) -> None:
         super().__init__(streams)
-        self.step = step
+        self.step = check_number("step", step)
         self.unpack = UpperTriangle(streams - 1)
         self.n_coefficients = self.unpack.count
         self.register_constant("basis", partial(contrasts, streams))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jpmhc import autodiff
+from jpmhc.layers.arguments import check_size
 from jpmhc.layers.charts.birkhoff import START_DIAGONAL, birkhoff_defect
 from jpmhc.layers.mixer import Mixer, register_mixer
 
@@ -44,7 +45,7 @@ class Sinkhorn(Mixer):
     def __init__(self, streams: int, iterations: int | None = None) -> None:
         super().__init__(streams)
         self.n_coefficients = streams * streams
-        self.iterations = iterations
+        self.iterations = None if iterations is None else check_size("iterations", iterations)
 
     def forward(self, raw: Tensor) -> Tensor:
         """Project logits raw (..., n^2), row-major, to doubly stochastic (..., n, n)."""

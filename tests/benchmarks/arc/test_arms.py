@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from torch import nn
 
@@ -19,15 +21,46 @@ def test_an_arm_wraps_a_branch():
     assert (hc.streams, hc.mixer.step, hc.gate.favourite, hc.branch) == (4, 0.1, 3, branch)
 
 
+def test_arguments_are_read_as_python_literals():
+    assert Arm.parse("kronecker:factors=(2,2)").arguments == {"factors": (2, 2)}
+    assert Arm.parse("sinkhorn:iterations=20").arguments == {"iterations": 20}
+
+
+def test_every_mixer_is_an_arm_but_those_that_need_a_riemannian_optimiser():
+    for info in layers.mixers():
+        arm = Arm.parse(info.name)
+        if info.name == "manifold":
+            with pytest.raises(ValueError, match="arm 'manifold': its parameters live on a manifold"):
+                arm.check(4)
+        else:
+            arm.check(4)
+            assert arm.residual(8, nn.Linear(8, 8), 4, 0).streams == 4
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("caley", "arm 'caley': unknown, expected plain or one of cayley, free, identity, sinkhorn"),
+        ("caley", "arm 'caley': unknown, expected plain or one of cayley, cayley-iterated"),
         ("plain:step=1", "plain takes no arguments"),
-        ("cayley:step", "expected argument=value, got 'step'"),
-        ("cayley:speed=1", "arm 'cayley:speed=1': mixer: 'cayley' refused"),
+        ("cayley:step", "expected argument=value,... with literal values, got 'step'"),
+        ("cayley:step=x", "expected argument=value,... with literal values, got 'step=x'"),
+        ("cayley:step=1,step=2", "expected argument=value,... with literal values"),
+        ("cayley:streams=3", "the number of streams is the preset's"),
     ],
 )
-def test_wrong_arms_are_named(text, message):
-    with pytest.raises(ValueError, match=message):
+def test_arms_that_cannot_be_read_are_named(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         Arm.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "streams", "message"),
+    [
+        ("quaternion", 2, "arm 'quaternion' with 2 streams: streams: expected 4 for a quaternion, got 2"),
+        ("cayley:speed=1", 4, "arm 'cayley:speed=1' with 4 streams: mixer: 'cayley' refused"),
+        ("cayley:step='a'", 4, "step: expected a number, got 'a'"),
+    ],
+)
+def test_arms_that_cannot_be_made_are_named(text, streams, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Arm.parse(text).check(streams)

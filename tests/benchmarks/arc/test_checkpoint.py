@@ -34,6 +34,14 @@ def test_only_the_newest_are_kept_and_leftovers_are_cleared(tmp_path):
     assert checkpoint.steps(tmp_path) == [2, 10]
 
 
+def test_a_restart_behind_damaged_checkpoints_keeps_what_it_writes(tmp_path):
+    write(tmp_path, 30)
+    write(tmp_path, 40)
+    for step in (10, 20):
+        assert write(tmp_path, step).is_dir()
+    assert checkpoint.steps(tmp_path) == [10, 20]
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "training.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
 def test_damage_is_found_and_the_last_good_step_named(tmp_path, name, damage):
@@ -66,6 +74,22 @@ def test_nothing_is_unpickled(tmp_path):
     (path / "weights.safetensors").write_bytes(evil)
     with pytest.raises(CheckpointError, match="damaged"):
         checkpoint.load_step(tmp_path)
+
+
+def test_a_manifest_without_the_weights_is_damage(tmp_path):
+    path = write(tmp_path, 2) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["weights.safetensors"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"manifest\.json: damaged, lacks weights\.safetensors"):
+        checkpoint.load_step(tmp_path)
+
+
+def test_other_names_beside_checkpoints_are_left_alone(tmp_path):
+    (tmp_path / "step-backupxx").mkdir()
+    write(tmp_path, 2)
+    assert checkpoint.steps(tmp_path) == [2]
+    assert (tmp_path / "step-backupxx").is_dir()
 
 
 def test_missing_checkpoints_are_named(tmp_path):

@@ -64,6 +64,42 @@ def test_a_comparison_is_taken_up_where_it_stopped(comparison, capsys):
     assert (folder / "report.html").exists()
 
 
+def test_one_arm_that_diverges_loses_no_other(tmp_path, capsys, monkeypatch):
+    from benchmarks.arc.training import Trainer, TrainingError
+
+    step = Trainer.step
+
+    def diverge(self):
+        if self.arm.text == "free" and self.step_number == 12:
+            raise TrainingError("arm free: the loss is nan at step 13")
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "step", diverge)
+    arguments = ["arc", "compare", "--preset", "smoke", "--out", str(tmp_path / "out"), "--arms", "free", "plain"]
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "error: 1 of 2 runs failed: free seed 0" in captured.err
+    assert "the last good checkpoint is that of step 10" in captured.out
+    runs = json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"]
+    assert [(run["arm"], run["complete"]) for run in runs] == [("free", False), ("plain", True)]
+    assert "the loss is nan at step 13" in (tmp_path / "out" / "report.html").read_text()
+    monkeypatch.undo()
+    assert main([*arguments, "--resume"]) == 0
+    runs = json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"]
+    assert {run["arm"]: run["complete"] for run in runs} == {"free": True, "plain": True}
+
+
+def test_a_later_call_adds_to_a_comparison_and_drops_nothing(comparison):
+    folder, _ = comparison
+    arguments = ["arc", "compare", "--preset", "smoke", "--out", str(folder), "--resume", "--seeds", "1"]
+    assert main([*arguments, "--arms", "plain", "identity"]) == 0
+    written = json.loads((folder / "comparison.json").read_text())
+    assert written["arms"] == ["plain", "cayley:step=0.5", "identity"]
+    assert written["seeds"] == [0, 1]
+    found = {(run["arm"], run["seed"]) for run in written["runs"]}
+    assert found == {("plain", 0), ("plain", 1), ("cayley:step=0.5", 0), ("cayley:step=0.5", 1), ("identity", 0)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -83,10 +119,14 @@ def test_an_unknown_benchmark_is_named(arguments, message, capsys):
         (["train", "--residual", "caley"], "arm 'caley': unknown, expected plain or one of"),
         (["compare", "--arms", "plain", "plain"], "arms: expected at least one and none twice, got 'plain plain'"),
         (["compare", "--seeds", "0"], "seeds: expected at least 1, got 0"),
+        (["train", "--residual", "quaternion"], "arm 'quaternion' with 2 streams: streams: expected 4"),
+        (["train", "--device", "nonsense"], "--device: 'nonsense' cannot be used here"),
         (["train", "--extra-task-dirs", "/nowhere"], "/nowhere: expected a directory of ARC tasks"),
     ],
 )
 def test_a_users_mistake_ends_in_one_line(arguments, message, tmp_path, capsys):
+    if "--preset" not in arguments:
+        arguments = [*arguments, "--preset", "smoke"]
     assert main(["arc", *arguments, "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -60,8 +61,9 @@ def test_a_run_holds_its_settings_log_checkpoints_and_evaluation(finished):
     assert len(evaluation["predictions"]) == evaluation["held_out"]["count"]
 
 
-@pytest.mark.parametrize("attempt", range(2))
-def test_a_killed_run_ends_bit_identical_once_resumed(finished, tmp_path, attempt):
+# Before the first checkpoint, around one, and at a random step.
+@pytest.mark.parametrize("wanted", [3, 10, None])
+def test_a_killed_run_ends_bit_identical_once_resumed(finished, tmp_path, wanted):
     folder = tmp_path / "killed"
     process = subprocess.Popen(
         command("train", "--preset", "smoke", "--residual", "cayley", "--out", folder),
@@ -69,8 +71,7 @@ def test_a_killed_run_ends_bit_identical_once_resumed(finished, tmp_path, attemp
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    # At a random step: as soon as the log has a few lines, and a little later.
-    wanted = int.from_bytes(os.urandom(1)) % 30 + 3
+    wanted = wanted or int.from_bytes(os.urandom(1)) % 30 + 3
     deadline = time.monotonic() + 120
     log = folder / "metrics.jsonl"
     while process.poll() is None and time.monotonic() < deadline:
@@ -78,7 +79,7 @@ def test_a_killed_run_ends_bit_identical_once_resumed(finished, tmp_path, attemp
             break
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
     killed_at = log.read_bytes().count(b"\n")
     resumed = train(folder, "--resume")
     assert resumed.returncode == 0, resumed.stderr
@@ -150,6 +151,20 @@ def test_a_folder_in_use_is_refused(finished, tmp_path):
         running.train(spec("sinkhorn", seed=1), finished, resume=True)
 
 
+def test_a_folder_of_something_else_is_never_taken_over(tmp_path):
+    notes = tmp_path / "metrics.jsonl"
+    notes.write_text("my own notes")
+    with pytest.raises(ValueError, match=r"holds metrics\.jsonl but no config\.json"):
+        running.train(spec(), tmp_path, resume=True)
+    assert notes.read_text() == "my own notes"
+
+
+def test_a_run_killed_while_writing_its_settings_starts(tmp_path):
+    (tmp_path / "config.partial").write_text("{")
+    result = running.train(spec(), tmp_path, resume=True, seconds=0.0, say=lambda text: None)
+    assert result["steps"] == 0
+
+
 def test_folders_that_are_no_runs_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no run is here \(config.json is missing\)"):
         running.evaluate_run(tmp_path)
@@ -170,9 +185,21 @@ def test_extra_tasks_join_the_data(tmp_path):
     pair = {"input": [[1, 2]], "output": [[2, 1]]}
     (folder / "swap.json").write_text(json.dumps({"train": [pair], "test": [pair | {"input": [[3, 4]]}]}))
     settings = preset("smoke")
-    import dataclasses
-
     wide = dataclasses.replace(settings, data=dataclasses.replace(settings.data, limit=None))
     plain, more = running.build_data(wide), running.build_data(wide, [folder])
     assert len(more.tasks) == len(plain.tasks) + 1
     assert more.sha256 != plain.sha256
+
+
+def test_the_hash_of_the_data_covers_what_is_held_out(tmp_path):
+    hashes = []
+    for output in ([[2, 1]], [[1, 1]]):
+        folder = tmp_path / f"extra{output[0][0]}"
+        folder.mkdir()
+        demo = {"input": [[1, 2]], "output": [[2, 1]]}
+        test = {"input": [[3, 4]], "output": output}
+        (folder / "swap.json").write_text(json.dumps({"train": [demo], "test": [test]}))
+        settings = preset("smoke")
+        wide = dataclasses.replace(settings, data=dataclasses.replace(settings.data, limit=None))
+        hashes.append(running.build_data(wide, [folder]).sha256)
+    assert hashes[0] != hashes[1]

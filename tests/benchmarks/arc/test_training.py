@@ -136,6 +136,19 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(smoke):
     assert torch.equal(trainer.model.head.weight, before)
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(smoke):
+    settings, data = smoke
+    trainer = Trainer(settings, Arm.parse("cayley"), 0, data)
+    trainer.step()
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    table = trainer.table.clone()
+    trainer.model.head.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match=r"arm cayley: the gradient is not finite at step 2 \(norm nan, loss"):
+        trainer.step()
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    assert torch.equal(trainer.table, table)
+
+
 @pytest.mark.parametrize("arm", ["plain", "cayley"])
 def test_state_restores_everything(smoke, arm):
     settings, data = smoke
