@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 SEEDS ?= 1
 DEMO ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
@@ -26,11 +27,11 @@ demo: $(STAMP) ## train and compare four mixers on real ARC-AGI-1 tasks, write a
 
 # Two workers of one thread each finish sooner than one of two threads: most tests are small.
 test: export OMP_NUM_THREADS = 1
-test: $(STAMP) ## run the tests
+test: $(PEERS) ## run the tests
 	$(BIN)/python -m pytest -n 2
 
 test-all: export OMP_NUM_THREADS = 1
-test-all: $(STAMP) ## run the tests, slow ones included
+test-all: $(PEERS) ## run the tests, slow ones included
 	$(BIN)/python -m pytest -n 2 -m ''
 
 lint: $(STAMP) ## ruff and mypy
@@ -38,11 +39,14 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP) peers ## build the documentation, warnings are errors
+docs: $(PEERS) ## build the documentation, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-peers: $(STAMP) ## add the libraries that benchmarks compare with
+peers: $(PEERS) ## add the libraries that benchmarks and tests compare with
+
+$(PEERS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	@touch $@
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist docs/_build docs/auto_examples .pytest_cache .mypy_cache .ruff_cache .hypothesis
