@@ -54,10 +54,10 @@ def describe() -> dict[str, Any]:
     return {"git": revision(), "packages": packages(), "machine": machine()}
 
 
-def reset_peak_memory() -> None:
+def reset_peak_memory(device: str = "cpu") -> None:
     """Start a new measurement of the peak; a kernel that cannot do this leaves the process's whole peak."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -65,10 +65,10 @@ def reset_peak_memory() -> None:
         return
 
 
-def peak_memory_mib() -> float | None:
+def peak_memory_mib(device: str = "cpu") -> float | None:
     """Return the peak since the last reset: allocated on the GPU, else resident; None where it cannot be read."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

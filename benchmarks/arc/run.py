@@ -30,10 +30,10 @@ def build_data(preset: Preset, extra_task_dirs: Sequence[Path] = ()) -> ArcData:
 
     The variants are those of seed 0 in every run, so that arms and seeds meet the same puzzles.
     """
-    chosen = tasks.load_arc_agi_1()
+    chosen = tasks.subset(tasks.load_arc_agi_1(), preset.data.max_side, preset.data.limit)
+    # The limit is on ARC-AGI-1: whoever names a folder wants its tasks.
     for folder in extra_task_dirs:
-        chosen.extend(tasks.load_task_dir(folder))
-    chosen = tasks.subset(chosen, preset.data.max_side, preset.data.limit)
+        chosen.extend(tasks.subset(tasks.load_task_dir(folder), preset.data.max_side))
     return dataset.build(chosen, side=preset.model.side, variants=preset.data.variants, seed=0, split=preset.data.split)
 
 
@@ -130,7 +130,7 @@ def train(
     """
     begun = time.monotonic()
     data = data if data is not None else build_data(spec.preset, spec.extra_task_dirs)
-    environment.reset_peak_memory()
+    environment.reset_peak_memory(device)
     trainer = Trainer(spec.preset, spec.arm, spec.seed, data, device)
     _open(folder, spec, data, resume)
     log = _Log(folder / _METRICS)
@@ -164,7 +164,7 @@ def train(
     if trainer.step_number < settings.steps:
         say(f"stopped after {seconds:g} s at step {trainer.step_number} of {settings.steps}; --resume goes on")
     complete = trainer.step_number == settings.steps
-    if complete and not _evaluation_path(folder, settings.steps).exists():
+    if complete and not _is_json(_evaluation_path(folder, settings.steps)):
         _evaluate(spec, trainer.weights(), data, folder, settings.steps, device)
     result = {
         "arm": spec.arm.text,
@@ -172,7 +172,7 @@ def train(
         "steps": trainer.step_number,
         "complete": complete,
         "seconds": log.seconds(),
-        "peak_memory_mib": environment.peak_memory_mib(),
+        "peak_memory_mib": environment.peak_memory_mib(device),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "mixing_parameters": trainer.mixing_parameters,
         "segment_gflops": flops.segment(spec.preset.model, spec.arm, train=True) / 1e9,
@@ -272,6 +272,14 @@ def _save(trainer: Trainer, folder: Path) -> None:
 
 def _evaluation_path(folder: Path, step: int) -> Path:
     return folder / f"evaluation-{step:08d}.json"
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _evaluate(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.memory import saved_mib
 from jpmhc import autodiff
 
 SHAPES = ((4096, 4, 4), (65536, 4, 4), (4096, 16, 16))
@@ -68,7 +69,7 @@ def _rows(shape: tuple[int, int, int], rounds: int, quick: bool) -> list[dict[st
             result = function(logits)
             torch.autograd.grad(result, logits, cotangent)  # compiles the backward, where there is one to compile
             row["residual"] = autodiff.sinkhorn_residual(result.detach()).max().item()
-            row["saved_mib"] = _saved_mib(function, logits)
+            row["saved_mib"] = saved_mib(function, logits)
             row["peak_mib"] = _peak_mib(function, logits, cotangent)
         except Exception as error:  # a peer's fault is a result here, whatever it raises
             row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -92,22 +93,6 @@ def _milliseconds(function: Map, logits: Tensor, cotangent: Tensor, at_least: fl
         torch.autograd.grad(function(logits), logits, cotangent)
         calls += 1
     return 1e3 * elapsed / calls
-
-
-def _saved_mib(function: Map, logits: Tensor) -> float:
-    """Size of the storages kept for backward, each counted once, without that of the logits."""
-    storages = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() != logits.untyped_storage().data_ptr():
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = function(logits)
-    del result
-    return sum(storages.values()) / 2**20
 
 
 def _peak_mib(function: Map, logits: Tensor, cotangent: Tensor) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.memory import saved_mib
 from jpmhc import layers
 
 TOKENS, WIDTH = 4096, 512
@@ -70,7 +71,7 @@ def _rows(n: int, rounds: int, quick: bool) -> list[dict[str, Any]]:
             streams, gradient = (x[:, 0], cotangent[:, 0]) if single else (x, cotangent)
             streams = streams.clone().requires_grad_()
             _pass(function, streams, gradient)  # compiles, where there is something to compile
-            row["saved_mib"] = _saved_mib(function, streams, branch)
+            row["saved_mib"] = saved_mib(function, streams, *branch.parameters())
         except ValueError as error:
             if "streams" in str(error):  # a mixer that does not exist for this n
                 continue
@@ -99,22 +100,6 @@ def _rows(n: int, rounds: int, quick: bool) -> list[dict[str, Any]]:
 def _pass(function: Function, streams: Tensor, cotangent: Tensor) -> None:
     streams.grad = None
     function(streams).backward(cotangent)
-
-
-def _saved_mib(function: Function, streams: Tensor, branch: nn.Module) -> float:
-    known = {tensor.untyped_storage().data_ptr() for tensor in (streams, *branch.parameters())}
-    storages: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = function(streams)
-    del result
-    return sum(storages.values()) / 2**20
 
 
 def _ours(mixer: str) -> Callable[[int, nn.Module], Function]:

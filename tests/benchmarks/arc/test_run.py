@@ -185,10 +185,17 @@ def test_extra_tasks_join_the_data(tmp_path):
     pair = {"input": [[1, 2]], "output": [[2, 1]]}
     (folder / "swap.json").write_text(json.dumps({"train": [pair], "test": [pair | {"input": [[3, 4]]}]}))
     settings = preset("smoke")
-    wide = dataclasses.replace(settings, data=dataclasses.replace(settings.data, limit=None))
-    plain, more = running.build_data(wide), running.build_data(wide, [folder])
+    plain, more = running.build_data(settings), running.build_data(settings, [folder])
     assert len(more.tasks) == len(plain.tasks) + 1
     assert more.sha256 != plain.sha256
+
+
+def test_a_damaged_evaluation_of_a_finished_run_is_made_again(finished):
+    path = finished / "evaluation-00000040.json"
+    before = path.read_bytes()
+    path.write_bytes(before[:100])
+    running.train(spec(), finished, resume=True, say=lambda text: None)
+    assert path.read_bytes() == before
 
 
 def test_the_hash_of_the_data_covers_what_is_held_out(tmp_path):
