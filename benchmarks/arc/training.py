@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.arc.arms import Arm
+from benchmarks.arc.batches import Batches
 from benchmarks.arc.checkpoint import TensorFiles
-from benchmarks.arc.dataset import ArcData, Batches
+from benchmarks.arc.dataset import ArcData
 from benchmarks.arc.encode import PAD
 from benchmarks.arc.model import Latents, TinyRecursiveModel
 from benchmarks.arc.optimisers import AdamATan2, Average, sign_sgd_

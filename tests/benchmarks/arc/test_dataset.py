@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.arc.augment import IDENTITY, variants
-from benchmarks.arc.dataset import Batches, build
+from benchmarks.arc.batches import Batches
+from benchmarks.arc.dataset import build
 from benchmarks.arc.encode import PAD, decode, encode
 from benchmarks.arc.tasks import Pair, Task, load_arc_agi_1, load_task_dir, subset
 
