@@ -52,7 +52,7 @@ for name, angles in curves.items():
     print(f"{name:28} largest angle {angles[-1]:.1e} after {len(angles) - 1} steps")
 
 # %%
-# Adam with a constant rate is still on its way when conjugate gradients and the trust region have reached round-off.
+# Adam with a constant rate is still on its way when conjugate gradients and the trust region have arrived.
 
 figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
 for name, angles in curves.items():

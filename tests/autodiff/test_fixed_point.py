@@ -422,6 +422,44 @@ def test_a_capture_that_cannot_be_followed_is_refused_by_name():
     assert error(torch.func.grad(f)(weight.detach()), exact) < 1e-11
 
 
+@pytest.mark.parametrize(
+    "adjoint", [autodiff.Implicit(), autodiff.Unrolled(), autodiff.PhantomGradient(60)], ids=lambda a: type(a).__name__
+)
+def test_gradients_reach_a_tensor_that_is_captured_at_the_solution_only(adjoint):
+    weight = torch.tensor([[1.1], [1.2]], dtype=torch.float64, requires_grad=True)
+    shift = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+
+    def routed(z):
+        return 0.15 * z + shift if z.abs().max() < 0.5 else 0.5 * z * weight + shift
+
+    z0 = torch.zeros(2, 1, dtype=torch.float64)
+    solution = autodiff.fixed_point(routed, z0, solver=EXACT, adjoint=adjoint)
+    found = torch.autograd.grad(solution.value.sum(), (weight, shift), create_graph=True)
+    plain = weight.detach().requires_grad_()
+    truth = torch.autograd.grad((1 / (1 - 0.5 * plain)).sum(), plain)[0]
+    assert error(solution.value, 1 / (1 - 0.5 * plain)) < 1e-11
+    assert error(found, [truth, (1 / (1 - 0.5 * plain)).sum()]) < 1e-9
+    assert (solution.steps > 1).all()
+
+    def f(weight):
+        def routed(z):
+            return 0.15 * z + 1 if z.abs().max() < 0.5 else 0.5 * z * weight + 1
+
+        return autodiff.fixed_point(routed, z0, solver=EXACT, adjoint=adjoint).value.sum()
+
+    assert error(torch.func.grad(f)(weight.detach()), truth) < 1e-9
+
+
+def test_a_hidden_capture_at_the_solution_only_is_refused_by_name():
+    weight = torch.tensor([0.5, 0.2], dtype=torch.float64, requires_grad=True)
+
+    def routed(z):
+        return 0.15 * z + 1 if z.abs().max() < 0.5 else 1 + Scale.apply(z, weight)
+
+    with pytest.raises(ValueError, match=r"captures `weight`.*functional_call"):
+        autodiff.fixed_point(routed, torch.zeros(3, 2, dtype=torch.float64))
+
+
 def test_constants_that_were_captured_stay_constants():
     weight, x, bias = arguments()
     solution = autodiff.fixed_point(lambda z: layer(z, weight, x, bias), torch.zeros_like(x), solver=EXACT)
@@ -504,7 +542,12 @@ def test_warn_warns_once_and_none_says_nothing():
     assert (solution.steps == 2).all()
 
 
-def test_none_evaluates_the_function_max_steps_times_and_once_to_look_at_it():
+@pytest.mark.parametrize(
+    ("solver", "evaluations"),
+    [(autodiff.Picard(max_steps=17), 17), (autodiff.Newton(max_steps=17), 33)],
+    ids=lambda s: type(s).__name__,
+)
+def test_none_evaluates_a_fixed_number_of_times_and_looks_at_both_ends(solver, evaluations):
     weight, x, bias = arguments()
     calls = []
 
@@ -512,8 +555,8 @@ def test_none_evaluates_the_function_max_steps_times_and_once_to_look_at_it():
         calls.append(1)
         return layer(z, weight, x, bias)
 
-    autodiff.fixed_point(counted, unrolled(weight, x, bias), solver=autodiff.Picard(max_steps=17), check="none")
-    assert len(calls) == 18
+    autodiff.fixed_point(counted, unrolled(weight, x, bias), solver=solver, check="none")
+    assert len(calls) == evaluations + 2
 
 
 class NoReading(TorchDispatchMode):
@@ -658,6 +701,16 @@ def test_wrong_outputs_are_refused_with_both_structures():
             autodiff.fixed_point(fn, z0)
     with pytest.raises(ValueError, match=r"\{'a': float32\[3, 2\] on cpu\},\ngot\n  \{'b'"):
         autodiff.fixed_point(lambda z: {"b": z["a"]}, {"a": z0})
+
+
+@pytest.mark.parametrize(
+    "late",
+    [lambda z: (0.5 * z + 1).double(), lambda z: (0.5 * z + 1).mT, lambda z: (0.5 * z + 1,), lambda z: 0.5 * z[:1] + 1],
+    ids=["dtype", "shape", "structure", "batch"],
+)
+def test_wrong_outputs_of_later_steps_are_refused(late):
+    with pytest.raises(ValueError, match="expected an output like z0"):
+        autodiff.fixed_point(lambda z: 0.5 * z + 1 if z.abs().max() < 0.5 else late(z), torch.zeros(3, 2))
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,20 @@ def test_a_sample_does_not_notice_its_neighbours(solver):
     assert (together[3] == 0).all()
 
 
+@every_solver
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, 1e-24), (torch.float32, 1e22), (torch.float64, 1e-170), (torch.float64, 1e170)],
+)
+def test_the_scale_of_the_right_side_passes_through(solver, dtype, scale):
+    J, rhs = systems(dtype=dtype)
+    rhs[2] = 0
+    x, residual = solver.solve(product(J), rhs * scale, STRICT)
+    truth = exact(J, rhs)
+    assert (residual <= (1e-6 if dtype == torch.float32 else 1e-10)).all()
+    assert ((x.double() / scale - truth).norm(dim=-1) <= 2e-5 * truth.norm(dim=-1)).all()
+
+
 @pytest.mark.parametrize("solver", [autodiff.GMRES(max_steps=40), autodiff.Dense()], ids=lambda s: type(s).__name__)
 def test_maps_that_do_not_contract(solver):
     J, rhs = systems(size=20, radius=5.0)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jpmhc import autodiff
+from jpmhc import autodiff, kernels
 from jpmhc.autodiff import sinkhorn, sinkhorn_residual
 
 LOGITS = torch.tensor([[2 * math.sin(1 + 4 * i + j) for j in range(4)] for i in range(4)], dtype=torch.float64)
@@ -98,6 +98,15 @@ def test_extreme_logits_are_solved_to_round_off(dtype, scale, shape):
     logits = (2 * torch.rand(100, *shape, generator=torch.Generator().manual_seed(1), dtype=dtype) - 1) * scale
     residual = sinkhorn_residual(sinkhorn(logits))
     assert residual.max() <= 10 * torch.finfo(dtype).eps * max(shape) ** 0.5
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float64, 50.0), (torch.float32, 20.0)])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("n", [4, 8, 16])
+def test_binary_extreme_logits_are_solved_to_round_off(n, share, dtype, scale):
+    high = torch.rand(200, n, n, generator=torch.Generator().manual_seed(n)) < share
+    residual = sinkhorn_residual(sinkhorn(torch.where(high, scale, -scale).to(dtype)))
+    assert residual.max() <= 10 * torch.finfo(dtype).eps * n**0.5
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, 4.0, 8.0])
@@ -243,6 +252,40 @@ def test_a_pattern_may_fit_some_marginals_and_not_others():
     torch.testing.assert_close(matrix, torch.tensor([[1.0, 0.5], [0.0, 0.5]]))
     with pytest.raises(ValueError, match="with these marginals"):
         sinkhorn(logits, row_marginals=torch.tensor([0.5, 1.5]), column_marginals=torch.tensor([1.0, 1.0]))
+
+
+def test_random_float32_marginals_with_a_forbidden_entry_are_met():
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.rand(2, 50, 4, generator=generator) * 0.5 + 0.5
+    columns = columns * (rows.sum(-1, keepdim=True) / columns.sum(-1, keepdim=True))
+    logits = torch.randn(50, 4, 4, generator=generator)
+    logits[:, 0, 1] = -math.inf
+    marginals = {"row_marginals": rows, "column_marginals": columns}
+    assert sinkhorn_residual(sinkhorn(logits, **marginals), **marginals).max() <= 1e-5
+
+
+def test_a_marginal_a_billion_times_smaller_is_met_beside_a_forbidden_entry():
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[1, 2] = -math.inf
+    rows = torch.tensor([1e-9, 1.0, 1.0], dtype=torch.float64)
+    matrix = sinkhorn(logits, row_marginals=rows)
+    assert sinkhorn_residual(matrix, row_marginals=rows) <= 1e-13
+    assert (matrix[logits > -math.inf] > 0).all()
+
+
+def test_what_the_residual_reports_where_patterns_are_not_checked():
+    def unchecked(pattern):
+        logits = torch.where(torch.tensor(pattern) > 0, 0.0, -math.inf).double()
+        matrix = kernels.sinkhorn_forward(logits, None, None, 1e-14, 128)
+        return matrix, sinkhorn_residual(matrix)
+
+    _, residual = unchecked([[1, 0, 0], [1, 0, 0], [1, 1, 1]])  # two rows share one column
+    assert residual > 0.1
+    _, residual = unchecked([[0, 0], [1, 1]])  # an empty row
+    assert residual.isnan()
+    matrix, residual = unchecked([[1, 1], [0, 1]])  # the identity has the marginals, and a zero at a finite logit
+    assert residual < 1e-12
+    assert 0 < matrix[0, 1] < 1e-12
 
 
 def test_nan_stays_in_its_matrix():

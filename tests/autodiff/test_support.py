@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from jpmhc.autodiff import support
 from jpmhc.autodiff.support import check_scalable
 
 
@@ -51,6 +52,60 @@ def test_random_larger_patterns_are_judged_as_by_enumeration():
 def test_staircase_of_sixteen_is_accepted():
     band = torch.ones(16, 16).tril(1) > 0  # entries of its doubly stochastic matrices are as small as 2^-15
     check_scalable(torch.where(band, 0.0, -math.inf), None, None)
+
+
+def forbidding(n, *entries):
+    logits = torch.zeros(n, n)
+    for i, j in entries:
+        logits[i, j] = -math.inf
+    return logits
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e8, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_scale_of_the_marginals_does_not_matter(scale, dtype):
+    sums = scale * torch.ones(2, dtype=dtype)
+    with pytest.raises(ValueError, match="no matrix with these marginals"):
+        check_scalable(forbidding(2, (1, 0)), sums, sums)
+    check_scalable(forbidding(2, (1, 0), (0, 1)), sums, sums)
+    uneven = scale * torch.tensor([1.5, 0.5], dtype=dtype)
+    check_scalable(forbidding(2, (1, 0)), uneven, sums)
+    with pytest.raises(ValueError, match="no matrix with these marginals"):
+        check_scalable(forbidding(2, (1, 0)), uneven.flip(0), sums)
+
+
+def test_small_marginals_are_judged_beside_large_ones():
+    rows = torch.tensor([1e-9, 1.0, 1.0], dtype=torch.float64)
+    check_scalable(forbidding(3, (1, 2)), rows, rows)
+    check_scalable(forbidding(3, (0, 1), (0, 2), (1, 0), (2, 0)), rows, rows)
+    with pytest.raises(ValueError, match="no matrix with these marginals"):
+        check_scalable(forbidding(3, (0, 1), (0, 2)), rows, rows.flip(0))  # the first column is all of a small row
+        check_scalable(forbidding(3, (1, 0), (2, 0)), rows, rows.flip(0))  # the small row has to fill a large column
+    with pytest.raises(ValueError, match="no matrix with these marginals"):
+        check_scalable(forbidding(3, (1, 0), (2, 0)), rows, rows)  # the first column takes all of the small row
+
+
+@pytest.mark.parametrize("logits_dtype", [torch.float32, torch.float64])
+def test_blocks_whose_totals_differ_by_the_rounding_of_float32_are_accepted(logits_dtype):
+    generator = torch.Generator().manual_seed(0)
+    blocks = forbidding(4, *itertools.product([0, 1], [2, 3]), *itertools.product([2, 3], [0, 1])).to(logits_dtype)
+    matrices = torch.rand(50, 4, 4, generator=generator, dtype=torch.float64) * (blocks == 0)
+    rows, columns = (matrices.sum(dim).float().to(logits_dtype) for dim in (-1, -2))
+    check_scalable(blocks.expand(50, 4, 4), rows, columns)
+
+
+def test_equal_patterns_with_shared_marginals_are_judged_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(support, "_fits", lambda *problem: calls.append(problem) or True)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(64, 3, 3, generator=generator)
+    logits[::2, 0, 1] = -math.inf
+    logits[1::4, 2, 1] = -math.inf
+    rows = torch.rand(3, generator=generator).expand(64, 3)
+    check_scalable(logits, rows, rows)
+    assert len(calls) == 2
+    check_scalable(logits, None, None)
+    assert len(calls) == 4
 
 
 def test_finite_logits_need_no_look_and_other_devices_get_none():
