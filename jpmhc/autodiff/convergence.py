@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,7 +39,22 @@ class NotConvergedError(RuntimeError):
 
 
 class ConvergenceWarning(UserWarning):
-    """The message of a `NotConvergedError` under ``check="warn"``."""
+    """A solve ended above its tolerance, or met NaN or infinity, under ``check="warn"``.
+
+    It points at the call, of `fixed_point` or of ``backward``, and its words do not depend on the values, so that under
+    Python's default filter a line of code warns once.
+    """
+
+
+_INTERNAL = (os.path.dirname(os.path.dirname(__file__)) + os.sep, os.path.dirname(torch.__file__) + os.sep)
+
+
+def _level_of_the_call() -> int:
+    """``stacklevel``, for the caller of this function, of the innermost frame outside of this package and torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INTERNAL):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 class _Physical(torch.autograd.Function):
@@ -97,7 +114,15 @@ class Watch:
             return
         residual = _physical(residual)
         flat = residual.reshape(-1)
-        if flat.amax().item() <= tol:
+        worst = flat.amax().item()
+        if worst <= tol:
+            return
+        if self.check == "warn":
+            missed = f"did not converge in {steps} steps to tol={tol:.0e}"
+            problem = missed if math.isfinite(worst) else "met NaN or infinity"
+            report = "residual and adjoint_residual of the solution say in which samples"
+            message = f"{self.subject} {problem}; {report}; {self.advice}"
+            warnings.warn(message, ConvergenceWarning, stacklevel=_level_of_the_call())
             return
         position = int(torch.where(flat.isfinite(), flat, math.inf).argmax())
         worst = float(flat[position])
@@ -110,7 +135,4 @@ class Watch:
             )
         else:
             problem = f"met NaN or infinity at step {steps} in {where}"
-        message = f"{self.subject} {problem}; {self.advice}"
-        if self.check == "raise":
-            raise NotConvergedError(message, sample, worst, steps)
-        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        raise NotConvergedError(f"{self.subject} {problem}; {self.advice}", sample, worst, steps)

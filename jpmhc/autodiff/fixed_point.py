@@ -34,7 +34,7 @@ class Solution(Generic[State]):
     value : tensor or tree of tensors
         The solution, like ``z0``.
     steps : Tensor, shape batch, int64
-        Evaluations of the function that each sample took.
+        Steps that each sample took, one evaluation of the function each and with `Newton` a second one.
     residual : Tensor, shape batch
         ``max |fn(z) - z| / (1 + max |z|)`` of each sample, at ``value``.
     converged : Tensor, shape batch, bool
@@ -86,8 +86,8 @@ def fixed_point(
         Leading dimensions that count samples. Each sample converges, and stops, on its own.
     check : {"raise", "warn", "none"}, default="raise"
         What happens when a solve, of the solution or of a derivative, ends above its tolerance. ``"raise"`` and
-        ``"warn"`` read the device once a step and stop early. ``"none"`` evaluates ``fn`` exactly ``max_steps`` times,
-        freezes converged samples and never reads the device; it is the one for ``torch.compile`` and CUDA graphs.
+        ``"warn"`` read the device once a step and stop early. ``"none"`` takes exactly ``max_steps`` steps, freezes
+        converged samples and never reads the device; it is the one for ``torch.compile`` and CUDA graphs.
 
     Returns
     -------
@@ -105,7 +105,8 @@ def fixed_point(
 
     Notes
     -----
-    ``fn`` is called once more than the solver asks, to see what it returns and what it captures.
+    ``fn`` is called twice more than the solver asks, at ``z0`` and at the solution, to see what it captures. If it
+    captures at the solution what it did not at ``z0``, the equation is solved a second time, with the new arguments.
 
     With `Implicit`, backward saves the solution and the tensors in ``args``, nothing of the iteration. Derivatives of
     any order, in reverse and forward mode and mixed, are those of the equation, also under ``torch.vmap``. A mapped
@@ -113,6 +114,11 @@ def fixed_point(
 
     States and arguments in half precision are raised to float32 and autocast is switched off inside; ``value`` has the
     dtype of ``z0``.
+
+    The derivative of ``fn`` is that of ``torch.func.vjp``. What this refuses, `Implicit` cannot differentiate:
+    ``torch.utils.checkpoint`` inside ``fn``, an ``autograd.Function`` without ``setup_context``, a custom operator with
+    ``register_autograd``, batch normalisation in training mode with running statistics (``track_running_stats=False``
+    works).
 
     Inside ``torch.compile`` the loop is unrolled: choose ``max_steps`` with care. There ``Implicit`` solves with its
     linear solver in plain reverse mode, and with the full Jacobian, ``D x D`` numbers a sample, under ``torch.func``
@@ -134,8 +140,32 @@ def fixed_point(
     layout = Layout.of(z0, batch_dims)
     record = AdjointRecord()
     with full_precision(layout.device):
-        equation, leaves = _formulate(fn, z0, args, layout)
-        z, steps, residual, converged = adjoint.solve(equation, layout.pack(z0), leaves, solver, check, record)
+        evaluate, given = _lift_arguments(fn, args)
+
+        def captures_at(state: Any) -> list[Tensor]:
+            if torch.compiler.is_compiling():
+                # The tracer follows captured tensors itself.
+                layout.require(evaluate(pytree.tree_map_only(Tensor, Tensor.clone, state), *given))
+                return []
+            captures, output = find_captures(evaluate, (state, *given), owner=fn)
+            layout.require(output)
+            return captures
+
+        def solve(captures: list[Tensor]) -> tuple[Tensor, ...]:
+            equation = _formulate(evaluate, len(given), captures, layout)
+            leaves = [*given, *(raised(capture) for capture in captures)]
+            return adjoint.solve(equation, layout.pack(z0), leaves, solver, check, record)
+
+        captures = captures_at(pytree.tree_map_only(Tensor, raised, z0))
+        z, steps, residual, converged = solve(captures)
+        if not torch.compiler.is_compiling():
+            # A function that takes another branch at the solution may capture other tensors there.
+            known = {id(capture) for capture in captures}
+            late = [
+                capture for capture in captures_at(layout.unpack(z, layout.working_dtypes)) if id(capture) not in known
+            ]
+            if late:
+                z, steps, residual, converged = solve([*captures, *late])
     return Solution(layout.unpack(z, layout.dtypes), steps, residual, converged, record)
 
 
@@ -154,11 +184,10 @@ def _check_arguments(fn: Any, solver: Any, adjoint: Any, batch_dims: int, check:
         raise ValueError(f"check: inside torch.compile expected 'none', which never reads the device, got {check!r}")
 
 
-def _formulate(fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], layout: Layout) -> tuple[Equation, list[Tensor]]:
-    """Write the equation on packed states, as a function of the tensors in ``args`` and those that ``fn`` captured."""
+def _lift_arguments(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[..., Any], list[Tensor]]:
+    """Write ``fn(z, *args)`` as a function of ``z`` and the tensors in ``args``, which are the second value."""
     entries, tree = pytree.tree_flatten(args)
     places = [place for place, entry in enumerate(entries) if isinstance(entry, Tensor)]
-    given = [raised(entries[place]) for place in places]
 
     def evaluate(z: Any, *tensors: Tensor) -> Any:
         filled = list(entries)
@@ -166,19 +195,18 @@ def _formulate(fn: Callable[..., Any], z0: Any, args: tuple[Any, ...], layout: L
             filled[place] = tensor
         return fn(z, *pytree.tree_unflatten(filled, tree))
 
-    start = pytree.tree_map_only(Tensor, raised, z0)
-    captures: list[Tensor] = []
-    if torch.compiler.is_compiling():
-        # The tracer follows captured tensors itself.
-        output = evaluate(pytree.tree_map_only(Tensor, Tensor.clone, start), *given)
-    else:
-        captures, output = find_captures(evaluate, (start, *given), owner=fn)
-    layout.require(output)
+    return evaluate, [raised(entries[place]) for place in places]
+
+
+def _formulate(evaluate: Callable[..., Any], given: int, captures: list[Tensor], layout: Layout) -> Equation:
+    """Write the equation on packed states, as a function of the ``given`` tensors and then those it captured."""
     lifted = with_captures(evaluate, captures)
 
     def packed(z: Tensor, *leaves: Tensor) -> Tensor:
         # Traced, a function that writes to its argument goes unnoticed; the copy costs nothing where it does not.
         state = layout.unpack(z.clone() if torch.compiler.is_compiling() else z, layout.working_dtypes)
-        return layout.pack(lifted(leaves[len(given) :], state, *leaves[: len(given)]))
+        output = lifted(leaves[given:], state, *leaves[:given])
+        layout.require(output)
+        return layout.pack(output)
 
-    return Equation(packed), [*given, *(raised(capture) for capture in captures)]
+    return Equation(packed)

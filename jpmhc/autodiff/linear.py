@@ -28,14 +28,24 @@ def default_tolerance(dtype: torch.dtype) -> float:
     return 1e-10 if dtype == torch.float64 else 1e-6
 
 
+def _magnitude(vector: Tensor) -> Tensor:
+    """Largest entry of every sample, of shape ``(*batch, 1)``; one where it is zero or not finite.
+
+    In its unit a norm neither underflows nor overflows, which outside of about 1e-19 to 1e19 the squares in float32 do.
+    """
+    largest = vector.abs().amax(-1, keepdim=True)
+    return torch.where((largest > 0) & largest.isfinite(), largest, 1)
+
+
 def relative_residual(jacobian: Operator, x: Tensor, rhs: Tensor) -> Tensor:
     """``|b - (I - J) x| / (|b| + |x|)``, the backward error of ``x`` up to the norm of ``I - J``; zero for ``b = 0``.
 
     Measured against ``|b|`` alone no solver reaches the tolerance when ``I - J`` is badly conditioned: round-off in the
     product with ``x`` is in proportion to ``|x|``.
     """
-    error = torch.linalg.vector_norm(rhs - x + jacobian(x), dim=-1)
-    scale = torch.linalg.vector_norm(rhs, dim=-1) + torch.linalg.vector_norm(x, dim=-1)
+    unit = _magnitude(rhs)
+    error = torch.linalg.vector_norm((rhs - x + jacobian(x)) / unit, dim=-1)
+    scale = torch.linalg.vector_norm(rhs / unit, dim=-1) + torch.linalg.vector_norm(x / unit, dim=-1)
     return torch.where(scale == 0, error, error / scale)
 
 
@@ -47,7 +57,7 @@ class GMRES:
     ----------
     tol : float, optional
         Relative residual at which a sample stops; by default 1e-10 in float64 and 1e-6 in float32.
-    max_steps : int, default=100
+    max_steps : int, default=64
         Largest number of products with the Jacobian. At ``max_steps >= D`` the result is exact up to round-off.
 
     Notes
@@ -73,7 +83,8 @@ class GMRES:
     def solve(self, jacobian: Operator, rhs: Tensor, watch: Watch) -> tuple[Tensor, Tensor]:
         """See `LinearSolver.solve`."""
         tol = self.tol or default_tolerance(rhs.dtype)
-        goal = tol * torch.linalg.vector_norm(rhs, dim=-1, keepdim=True)
+        unit = _magnitude(rhs)
+        goal = tol * unit * torch.linalg.vector_norm(rhs / unit, dim=-1, keepdim=True)
         x, steps = self._cycle(jacobian, rhs, goal, self.max_steps, watch)
         residual = relative_residual(jacobian, x, rhs)
         # Round-off parts the recursive residual from the true one; another cycle on the true one is its refinement.
@@ -88,7 +99,8 @@ class GMRES:
     def _cycle(self, jacobian: Operator, rhs: Tensor, goal: Tensor, max_steps: int, watch: Watch) -> tuple[Tensor, int]:
         """Minimise ``|rhs - (I - J) x|`` over growing Krylov spaces to at most ``goal``, of shape ``(*batch, 1)``."""
         tiny = torch.finfo(rhs.dtype).eps
-        norm = torch.linalg.vector_norm(rhs, dim=-1, keepdim=True)  # (*batch, 1)
+        unit = _magnitude(rhs)
+        norm = unit * torch.linalg.vector_norm(rhs / unit, dim=-1, keepdim=True)  # (*batch, 1)
         running = norm > goal
         basis = (rhs / torch.where(running, norm, 1)).unsqueeze(-2)  # (*batch, k, D), rows orthonormal
         null = torch.ones_like(norm)  # (*batch, k), the left null vector of the Hessenberg matrix
@@ -163,14 +175,16 @@ class Neumann:
         """See `LinearSolver.solve`."""
         tol = self.tol or default_tolerance(rhs.dtype)
         x, term = rhs.clone(), rhs
-        scale = torch.linalg.vector_norm(rhs, dim=-1)
+        unit = _magnitude(rhs)
+        scale = torch.linalg.vector_norm(rhs / unit, dim=-1)
         tiny = torch.finfo(rhs.dtype).tiny
         residual = torch.ones_like(scale)
         running = residual > tol
         for step in range(1, self.steps + 1):
             # The first term left out is the residual of x.
             term = jacobian(term)
-            error = torch.linalg.vector_norm(term, dim=-1) / (scale + torch.linalg.vector_norm(x, dim=-1) + tiny)
+            size = torch.linalg.vector_norm(x / unit, dim=-1)
+            error = torch.linalg.vector_norm(term / unit, dim=-1) / (scale + size + tiny)
             residual = torch.where(running, error, residual)
             if step == self.steps or watch.stops(residual, tol):
                 break

@@ -25,7 +25,7 @@ class Solver(Protocol):
 
     @property
     def max_steps(self) -> int:
-        """Largest number of evaluations of the function."""
+        """Largest number of steps, each with an evaluation of the function whose residual is measured."""
         ...
 
     def step(self, equation: Equation, z: Tensor, image: Tensor, leaves: Sequence[Tensor], state: Any) -> Any:
@@ -39,8 +39,8 @@ def iterate(
     """Run a solver from ``z0`` of shape ``(*batch, D)``.
 
     The residual of a sample is ``max |fn(z) - z| / (1 + max |z|)``, measured at the very ``z`` that is returned. A
-    sample whose residual is at most ``tol`` is frozen. With ``check="none"`` the function is evaluated ``max_steps``
-    times and nothing is read on the host.
+    sample whose residual is at most ``tol`` is frozen. With ``check="none"`` it takes ``max_steps`` steps and reads
+    nothing on the host. A step evaluates the function once, and the solver may evaluate it more often.
 
     Returns
     -------
@@ -243,7 +243,12 @@ class Newton:
     tol : float, default=1e-6
         Residual ``max |fn(z) - z| / (1 + max |z|)`` at which a sample has converged.
     max_steps : int, default=20
-        Largest number of evaluations of the function.
+        Largest number of steps.
+
+    Notes
+    -----
+    A step evaluates the function twice, for the residual and for the Jacobian; the last one, which is not followed by
+    a solve, once: ``2 max_steps - 1`` evaluations at most.
     """
 
     linear_solver: LinearSolver = _DENSE

@@ -594,9 +594,9 @@ def test_nan_and_infinity_stop_at_once_and_name_the_step(bad):
         autodiff.fixed_point(breaks, torch.zeros(3, 2), solver=autodiff.Picard())
     assert len(calls) == 5
     calls.clear()
-    with pytest.warns(autodiff.ConvergenceWarning, match="NaN or infinity at step 4"):
+    with pytest.warns(autodiff.ConvergenceWarning, match="met NaN or infinity"):
         solution = autodiff.fixed_point(breaks, torch.zeros(3, 2), solver=autodiff.Picard(), check="warn")
-    assert len(calls) == 5
+    assert solution.steps.tolist() == [4, 4, 4]
     assert not solution.converged.any()
 
 
