@@ -55,8 +55,8 @@ def cayley(raw: Tensor, *, step: float = 1.0, iterations: int | None = None) -> 
     beyond b = 1 it grows with every iteration. The derivative of the approximation is that of the equation at the
     approximation, not that of the iterations: at b = 0.25 and s = 2 it is five times closer to the derivative of Q.
 
-    Cost: for n <= 4 a closed form, otherwise one LU factorisation and one polish ``Q (3 I - Q^T Q) / 2``; backward is
-    two n x n products. Large entries of B push eigenvalues towards -1, where the derivative fades.
+    Cost: for n <= 4 a closed form, otherwise one LU factorisation; from n = 3 on one polish ``Q (3 I - Q^T Q) / 2``.
+    Backward is two n x n products. Large entries of B push eigenvalues towards -1, where the derivative fades.
 
     References
     ----------

@@ -23,8 +23,9 @@ def polar(matrix: Tensor) -> Tensor:
     -------
     Tensor, shape (..., m, n)
         float32, or float64 if `matrix` is. Orthonormal to round-off, whatever the spectrum; the error of U itself is
-        round-off times the largest over the smallest singular value. NaN where `matrix` has dependent columns, as there
-        the nearest matrix is not unique.
+        round-off times the largest over the smallest singular value. Where the columns of `matrix` (its rows, if
+        ``m < n``) are linearly dependent, exactly or to round-off, the nearest matrix is not unique: the result is
+        arbitrary, orthonormal or not, or NaN.
 
     Raises
     ------

@@ -18,7 +18,7 @@ def sinkhorn(
     row_marginals: Tensor | None = None,
     column_marginals: Tensor | None = None,
     tol: float | None = None,
-    max_steps: int = 64,
+    max_steps: int = 128,
     iterations: int | None = None,
 ) -> Tensor:
     r"""Matrix ``P = diag(u) exp(logits) diag(v)`` with given row and column sums; doubly stochastic by default.
@@ -37,7 +37,8 @@ def sinkhorn(
         Largest relative error of a row sum; column sums are exact to round-off. The default,
         ``8 eps sqrt(max(n, m))``, is round-off: 2e-6 in float32 and 4e-15 in float64 at n = 4.
     max_steps : int
-        Largest number of Newton steps. Standard normal logits take 1 to 3 and uniform ones in +-50 about 50.
+        Largest number of Newton steps. Standard normal logits take 1 to 3, uniform ones in +-50 about 50, and ones
+        that are either -50 or 50 up to 100.
     iterations : int, optional
         If given, the result is exactly what this many sweeps give, rows first and columns last, in place of the
         solution.
@@ -55,7 +56,10 @@ def sinkhorn(
     ValueError
         If a shape does not fit, an option is out of range, and, on a CPU outside ``torch.compile``, if marginals are
         not positive or have different totals, or if no matrix with these marginals is positive exactly where the
-        logits are finite. Elsewhere looking would synchronise with the device, and `sinkhorn_residual` reports it.
+        logits are finite. Elsewhere looking would synchronise with the device. There, where no matrix that is zero at
+        the ``-inf`` has these marginals, `sinkhorn_residual` tells by how much the result misses them, NaN for a row
+        or column of ``-inf`` alone. Where such matrices exist, but all are zero at some finite logit too, nothing
+        tells: that entry of the result is tiny, and the residual may be as small as that of a solution.
 
     See Also
     --------

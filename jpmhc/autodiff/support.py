@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-_POSITIVE = 1e-7  # smallest entry, relative to the mean one, that a linear programme can tell from zero
+_TOLERANCE = 1e-10  # of a linear programme, the least that HiGHS takes
+_POSITIVE = 1e-8  # smallest entry, relative to the smallest marginal, that is told from zero
 
 
 def check_scalable(logits: Tensor, rows: Tensor | None, columns: Tensor | None) -> None:
@@ -27,7 +28,9 @@ def check_scalable(logits: Tensor, rows: Tensor | None, columns: Tensor | None) 
     Notes
     -----
     Looks at tensors in CPU memory only. One reduction where all logits are finite; otherwise one small linear
-    programme for each different pattern.
+    programme for each different pattern, and for each different pair of marginals where the matrices do not share
+    them. Marginals are taken to be known to a few units of round-off, or as well as their totals agree: a pattern is
+    refused if no marginals as close as that fit.
     """
     plain = type(logits).__torch_dispatch__ is Tensor.__torch_dispatch__  # not a fake or a distributed tensor
     if logits.device.type != "cpu" or not plain or logits.numel() == 0:
@@ -35,7 +38,7 @@ def check_scalable(logits: Tensor, rows: Tensor | None, columns: Tensor | None) 
     if rows is not None and columns is not None:
         _check_marginals(rows, columns)
     if bool(logits.amin() == -math.inf):
-        _check_pattern(logits.detach(), rows, columns)
+        _check_patterns(logits.detach(), rows, columns)
 
 
 def _check_marginals(rows: Tensor, columns: Tensor) -> None:
@@ -49,36 +52,60 @@ def _check_marginals(rows: Tensor, columns: Tensor) -> None:
         raise ValueError(f"row_marginals: expected the total of column_marginals, {second:g}, got {first:g}")
 
 
-def _check_pattern(logits: Tensor, rows: Tensor | None, columns: Tensor | None) -> None:
+def _check_patterns(logits: Tensor, rows: Tensor | None, columns: Tensor | None) -> None:
     n, m = logits.shape[-2:]
-    allowed = (logits != -math.inf).reshape(-1, n * m).double()
+    patterns = (logits != -math.inf).reshape(-1, n * m)
     if rows is None or columns is None:
-        sums = allowed.new_tensor([1.0] * n + [n / m] * m).expand(len(allowed), n + m)
+        sums = torch.tensor([[1.0] * n + [n / m] * m], dtype=torch.float64).expand(len(patterns), n + m)
     else:
-        sums = torch.cat([rows.detach().reshape(-1, n), columns.detach().reshape(-1, m)], 1).double()
-    problems, origin = torch.unique(torch.cat([allowed, sums], 1), dim=0, return_inverse=True)
-    for index, problem in enumerate(problems.tolist()):
-        pattern = [value > 0 for value in problem[: n * m]]
-        if not all(pattern) and not _fits(pattern, problem[n * m : n * m + n], problem[n * m + n :]):
-            sample = int((origin == index).nonzero()[0])
+        sums = torch.cat([rows.detach().reshape(-1, n), columns.detach().reshape(-1, m)], 1)
+    shared = bool((sums == sums[0]).all())
+    problems = patterns if shared else torch.cat([patterns.to(sums.dtype), sums], 1)
+    distinct, origin = torch.unique(problems, dim=0, return_inverse=True)
+    places = torch.arange(len(origin))
+    samples = torch.empty_like(places[: len(distinct)]).scatter_reduce_(0, origin, places, "amin", include_self=False)
+    for sample in samples.tolist():
+        pattern = patterns[sample].view(n, m)
+        if not bool(pattern.all()) and not _fits(pattern, *sums[sample].split([n, m])):
             raise ValueError(
                 f"logits: no matrix with these marginals is positive exactly where matrix {sample} of the batch is "
-                f"finite ({pattern.count(False)} of its {n * m} entries are -inf); allow more entries, or forbid those "
-                "that every such matrix has at zero"
+                f"finite ({n * m - int(pattern.sum())} of its {n * m} entries are -inf); allow more entries, or forbid "
+                "those that every such matrix has at zero"
             )
 
 
-def _fits(pattern: list[bool], rows: list[float], columns: list[float]) -> bool:
-    """Maximise the smallest allowed entry over the matrices with these marginals, and see whether it is positive."""
+def _fits(pattern: Tensor, rows: Tensor, columns: Tensor) -> bool:
+    """Maximise the smallest allowed entry over the matrices with these marginals, and see whether it is positive.
+
+    The unknowns are that entry in units of the smallest marginal and, for every allowed entry, what it has on top, in
+    units of the smaller of its two marginals. Every row or column is asked to sum to its marginal in units of it, so
+    that small ones count as much as large ones.
+    """
     import numpy as np
     from scipy.optimize import linprog
 
-    allowed = np.array(pattern).reshape(len(rows), len(columns))
-    i, j = allowed.nonzero()
-    sums = np.zeros((len(rows) + len(columns), len(i) + 1))
-    sums[i, np.arange(len(i))] = sums[len(rows) + j, np.arange(len(i))] = 1
-    sums[:, -1] = sums.sum(1)  # every allowed entry is the last variable and something on top of it
+    row_sums, column_sums = rows.double(), columns.double()
+    mismatch = abs(float(row_sums.sum() / column_sums.sum()) - 1)
+    slack = 4 * max(torch.finfo(rows.dtype).eps, mismatch)
+    r, c = (row_sums / row_sums.sum()).numpy(), (column_sums / column_sums.sum()).numpy()
+    i, j = pattern.numpy().nonzero()
+    units = np.minimum(r[i], c[j])
+    entries = np.arange(len(i))
+    sums = np.zeros((len(r) + len(c), len(i) + 1))
+    sums[i, entries] = units / r[i]
+    sums[len(r) + j, entries] = units / c[j]
+    smallest = min(r.min(), c.min())
+    counts = np.concatenate([np.bincount(i, minlength=len(r)), np.bincount(j, minlength=len(c))])
+    sums[:, -1] = counts * smallest / np.concatenate([r, c])
     objective = np.zeros(len(i) + 1)
     objective[-1] = -1
-    solution = linprog(objective, A_eq=sums, b_eq=rows + columns, method="highs")
-    return bool(solution.success and -solution.fun > _POSITIVE * sum(rows) / allowed.size)
+    ones = np.ones(len(sums))
+    solution = linprog(
+        objective,
+        A_ub=np.concatenate([sums, -sums]),
+        b_ub=np.concatenate([ones * (1 + slack), ones * (slack - 1)]),
+        method="highs",
+        options={"primal_feasibility_tolerance": _TOLERANCE},
+    )
+    # The slack of all rows or all columns together may pass through a single entry.
+    return bool(solution.success and -solution.fun > max(_POSITIVE, 2 * slack * max(pattern.shape)))

@@ -23,7 +23,8 @@ def polar_forward(matrix: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (..., m, n)
-        Orthonormal to round-off; NaN where the columns are linearly dependent, as there the factor is not unique.
+        Orthonormal to round-off. Where the columns are linearly dependent, to round-off or exactly, the factor is not
+        unique and the result is arbitrary, orthonormal or not, or NaN.
     """
     return polar_newton(matrix)
 
@@ -37,7 +38,8 @@ def polar_newton(matrix: Tensor) -> Tensor:
     ``g = (|X^-1|_F / |X|_F)^(1/2)``. It converges quadratically at any spectrum and, unlike a singular value
     decomposition, never waits for the device; a fixed number of steps reaches round-off. A Newton-Schulz step ends it.
     """
-    q, x = torch.linalg.qr(matrix)
+    # The factor does not depend on the scale, but sums of squares overflow at half the range of exponents.
+    q, x = torch.linalg.qr(matrix / _largest(matrix.detach()))
     for _ in range(_NEWTON_STEPS):
         inverse = torch.linalg.inv_ex(x).inverse.mT
         scale = (_norm(inverse) / _norm(x)).sqrt()
@@ -90,13 +92,18 @@ def sylvester(symmetric: Tensor, right_side: Tensor) -> Tensor:
     The matrix sign iteration on ``[[H, -C], [0, -H]]`` (Roberts, 1980): Newton's iteration of `polar_newton` on H
     drags C along to ``2 X``. No eigenvalue routine, so nothing waits for the device.
     """
-    h, c = symmetric, right_side
+    size = _largest(symmetric)
+    h, c = symmetric / size, right_side / size
     for _ in range(_NEWTON_STEPS):
         inverse = torch.linalg.inv_ex(h).inverse
         scale = (_norm(inverse) / _norm(h)).sqrt()
         h = (scale * h + inverse / scale) / 2
         c = (scale * c + inverse @ c @ inverse / scale) / 2
     return c / 2
+
+
+def _largest(matrix: Tensor) -> Tensor:
+    return matrix.abs().amax((-2, -1), keepdim=True)
 
 
 def _norm(matrix: Tensor) -> Tensor:

@@ -78,20 +78,32 @@ def test_small_marginals_are_judged_beside_large_ones():
     rows = torch.tensor([1e-9, 1.0, 1.0], dtype=torch.float64)
     check_scalable(forbidding(3, (1, 2)), rows, rows)
     check_scalable(forbidding(3, (0, 1), (0, 2), (1, 0), (2, 0)), rows, rows)
+    check_scalable(forbidding(3, (0, 1), (0, 2)), rows, rows.flip(0))
     with pytest.raises(ValueError, match="no matrix with these marginals"):
-        check_scalable(forbidding(3, (0, 1), (0, 2)), rows, rows.flip(0))  # the first column is all of a small row
-        check_scalable(forbidding(3, (1, 0), (2, 0)), rows, rows.flip(0))  # the small row has to fill a large column
+        check_scalable(forbidding(3, (1, 0), (2, 0)), rows, rows.flip(0))  # a small row alone to fill a large column
     with pytest.raises(ValueError, match="no matrix with these marginals"):
         check_scalable(forbidding(3, (1, 0), (2, 0)), rows, rows)  # the first column takes all of the small row
 
 
-@pytest.mark.parametrize("logits_dtype", [torch.float32, torch.float64])
-def test_blocks_whose_totals_differ_by_the_rounding_of_float32_are_accepted(logits_dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_blocks_whose_totals_differ_by_rounding_are_accepted(dtype):
     generator = torch.Generator().manual_seed(0)
-    blocks = forbidding(4, *itertools.product([0, 1], [2, 3]), *itertools.product([2, 3], [0, 1])).to(logits_dtype)
+    blocks = forbidding(4, *itertools.product([0, 1], [2, 3]), *itertools.product([2, 3], [0, 1]))
     matrices = torch.rand(50, 4, 4, generator=generator, dtype=torch.float64) * (blocks == 0)
-    rows, columns = (matrices.sum(dim).float().to(logits_dtype) for dim in (-1, -2))
+    rows, columns = (matrices.sum(dim).to(dtype) for dim in (-1, -2))
     check_scalable(blocks.expand(50, 4, 4), rows, columns)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 5), (6, 6)])
+def test_the_marginals_of_a_matrix_fit_its_own_pattern(shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.exp(6 * torch.randn(40, *shape, generator=generator, dtype=torch.float64).clamp(-1, 1))
+    forbidden = torch.rand(40, *shape, generator=generator) < 0.4
+    forbidden[..., 0] = forbidden[..., 0, :] = False  # no empty row or column
+    matrices = matrices.masked_fill(forbidden, 0.0)
+    rows, columns = (matrices.sum(dim).to(dtype) for dim in (-1, -2))
+    check_scalable(matrices.log().to(dtype), rows, columns)
 
 
 def test_equal_patterns_with_shared_marginals_are_judged_once(monkeypatch):
