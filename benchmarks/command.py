@@ -78,7 +78,8 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(column.replace("_", " "), justify=justify, no_wrap=column == "name")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
-    Console().print(table)
+    # A pipe has no width of its own, and eighty columns would cut numbers.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _cell(value: Any) -> str:
