@@ -41,8 +41,8 @@ class NotConvergedError(RuntimeError):
 class ConvergenceWarning(UserWarning):
     """A solve ended above its tolerance, or met NaN or infinity, under ``check="warn"``.
 
-    It points at the call, of `fixed_point` or of ``backward``, and its words do not depend on the values, so that under
-    Python's default filter a line of code warns once.
+    It points at the call, of `fixed_point` or of ``backward``, and its words do not depend on residuals, so that under
+    Python's default filter a line of code warns once (once a step at which the function returned NaN or infinity).
     """
 
 
@@ -119,7 +119,7 @@ class Watch:
             return
         if self.check == "warn":
             missed = f"did not converge in {steps} steps to tol={tol:.0e}"
-            problem = missed if math.isfinite(worst) else "met NaN or infinity"
+            problem = missed if math.isfinite(worst) else f"met NaN or infinity at step {steps}"
             report = "residual and adjoint_residual of the solution say in which samples"
             message = f"{self.subject} {problem}; {report}; {self.advice}"
             warnings.warn(message, ConvergenceWarning, stacklevel=_level_of_the_call())

@@ -594,7 +594,7 @@ def test_nan_and_infinity_stop_at_once_and_name_the_step(bad):
         autodiff.fixed_point(breaks, torch.zeros(3, 2), solver=autodiff.Picard())
     assert len(calls) == 5
     calls.clear()
-    with pytest.warns(autodiff.ConvergenceWarning, match="met NaN or infinity"):
+    with pytest.warns(autodiff.ConvergenceWarning, match="met NaN or infinity at step 4"):
         solution = autodiff.fixed_point(breaks, torch.zeros(3, 2), solver=autodiff.Picard(), check="warn")
     assert solution.steps.tolist() == [4, 4, 4]
     assert not solution.converged.any()
