@@ -1,8 +1,8 @@
 """Hyper-connections whose skip matrix lives on a manifold, with exact derivatives and measured Jacobians.
 
 Sub-packages are loaded when first asked for: ``jpmhc.autodiff`` (maps defined by an equation, with their derivatives),
-``jpmhc.kernels`` (the primitives beneath them), ``jpmhc.manifolds``, ``jpmhc.layers`` (hyper-connections) and
-``jpmhc.optim`` (Riemannian optimisers).
+``jpmhc.kernels`` (the primitives beneath them), ``jpmhc.manifolds``, ``jpmhc.layers`` (hyper-connections),
+``jpmhc.optim`` (Riemannian optimisers) and ``jpmhc.spectrum`` (spectra of Jacobians).
 """
 
 import importlib
@@ -10,7 +10,7 @@ from types import ModuleType
 
 __version__ = "0.1.0.dev0"
 
-_ROOMS = ("autodiff", "kernels", "layers", "manifolds", "optim")
+_ROOMS = ("autodiff", "kernels", "layers", "manifolds", "optim", "spectrum")
 
 __all__ = ["__version__", *_ROOMS]
 
