@@ -13,7 +13,7 @@ class Uniform(Law):
         raise NotImplementedError
 
     def density(self, s):
-        return torch.where((s >= 1) & (s <= 3), 0.25, 0.0)
+        return torch.where((s >= 1) & (s <= 3), 0.25, 0.0).double()
 
     def cdf(self, s):
         s = torch.as_tensor(s, dtype=torch.float64)
