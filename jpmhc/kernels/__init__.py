@@ -1,7 +1,9 @@
 """Primitives on batches of small matrices: plain functions with an adjoint, without derivative rules of their own."""
 
+from jpmhc.kernels.bodies import Choice, backend
 from jpmhc.kernels.cayley import cayley_adjoint, cayley_forward, cayley_iterated
 from jpmhc.kernels.polar import polar_adjoint, polar_forward, polar_newton, sylvester
+from jpmhc.kernels.primitive import choice, operations
 from jpmhc.kernels.sinkhorn import (
     sinkhorn_adjoint,
     sinkhorn_forward,
@@ -11,9 +13,13 @@ from jpmhc.kernels.sinkhorn import (
 )
 
 __all__ = [
+    "Choice",
+    "backend",
     "cayley_adjoint",
     "cayley_forward",
     "cayley_iterated",
+    "choice",
+    "operations",
     "polar_adjoint",
     "polar_forward",
     "polar_newton",

@@ -1,13 +1,19 @@
-"""A batched primitive: a plain function on tensors that tracing sees as one operation."""
+"""A batched primitive: a plain function on tensors with faster bodies beside it, one operation for tracing."""
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.bodies import Choice, choose
+
 Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result", bound=Tensor | tuple[Tensor, ...])
+Function = Callable[Arguments, Result]
+
+_modules: dict[str, str] = {}  # of every operation, the file that holds its reference
 
 
 def _like_first(first: Tensor, *_args: Any, **_options: Any) -> Tensor:
@@ -15,8 +21,8 @@ def _like_first(first: Tensor, *_args: Any, **_options: Any) -> Tensor:
 
 
 def primitive(
-    name: str, fake: Callable[..., Tensor] = _like_first
-) -> Callable[[Callable[Arguments, Tensor]], Callable[Arguments, Tensor]]:
+    name: str, fake: Callable[..., Any] = _like_first
+) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Register a function as the operator ``jpmhc::name`` with a shape rule and a ``vmap`` rule.
 
     Parameters
@@ -29,43 +35,84 @@ def primitive(
     Returns
     -------
     callable
-        Decorator for a function of tensors that share their leading batch dimensions, floats, ints and None, which
-        returns one new contiguous tensor; ``function.__wrapped__`` is the plain body.
+        Decorator for the reference: a function of tensors that share their leading batch dimensions, floats, ints and
+        None, which returns one new contiguous tensor or a tuple of them; ``function.__wrapped__`` is the plain
+        reference.
 
     Notes
     -----
+    The function runs as it is or, where `jpmhc.kernels.backend` finds one, by a body of the same name in the file of
+    the same name in ``kernels/cpu`` or ``kernels/cuda``, which is imported by the first call that could use it.
+
     The operator has no derivative on purpose: a backward pass through it raises, and forward mode sees a constant.
     `jpmhc.autodiff` holds the derivatives. Under ``torch.compile`` the body stays one node of the graph, so it may
     branch on data where that costs nothing. It runs with autocast off, so no product in it drops below its arguments'
     precision.
     """
 
-    def register(body: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
-        @wraps(body)
-        def full_precision(*args: Arguments.args, **options: Arguments.kwargs) -> Tensor:
+    def register(reference: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        module = _modules[name] = reference.__module__.rpartition(".")[2]
+
+        def run(*args: Any) -> Any:
+            body = choose(module, name, args).body
+            return reference(*args) if body is None else body(*args)  # type: ignore[call-arg]
+
+        @wraps(reference)
+        def full_precision(*args: Any) -> Any:
             device_type = next(value.device.type for value in args if isinstance(value, Tensor))
             if not torch.is_autocast_enabled(device_type):
-                return body(*args, **options)
+                return run(*args)
             with torch.autocast(device_type, enabled=False):
-                return body(*args, **options)
+                return run(*args)
 
         operator = torch.library.custom_op(f"jpmhc::{name}", full_precision, mutates_args=())
         operator.register_fake(fake)
 
-        def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
             def front(value: Any, dim: int | None) -> Any:
                 if not isinstance(value, Tensor):
                     return value
                 return value.movedim(dim, 0) if dim is not None else value.expand(info.batch_size, *value.shape)
 
-            return operator(*map(front, args, in_dims)), 0
+            result = operator(*map(front, args, in_dims))
+            return result, 0 if isinstance(result, Tensor) else tuple(0 for _ in result)
 
         operator.register_vmap(batched)
 
-        @wraps(body)
-        def call(*args: Arguments.args, **options: Arguments.kwargs) -> Tensor:
+        @wraps(reference)
+        def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
             return operator(*args, **options)
 
         return call
 
     return register
+
+
+def operations() -> list[str]:
+    """Return the names of all operations, sorted."""
+    return sorted(_modules)
+
+
+def choice(operation: str, *args: Any) -> Choice:
+    """Tell which body would run a call now, and why.
+
+    Parameters
+    ----------
+    operation : str
+        One of `operations`.
+    *args
+        The call's arguments, all of them, by position.
+
+    Returns
+    -------
+    Choice
+        With ``backend`` and ``reason``; ``str()`` shows both.
+
+    Raises
+    ------
+    ValueError
+        If there is no such operation.
+    """
+    if operation not in _modules:
+        raise ValueError(f"operation: expected one of {', '.join(operations())}, got {operation!r}")
+    return choose(_modules[operation], operation, args)

@@ -1,0 +1,181 @@
+"""Which body runs an operation: the plain-PyTorch reference, Numba on a CPU or Triton on a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from functools import cache
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_FOLDERS = {"numba": "cpu", "triton": "cuda"}
+_DEVICES = {"cpu": "numba", "cuda": "triton"}
+_NAMES = ("auto", "reference", "numba", "triton")
+_LOG = logging.getLogger("jpmhc.kernels")
+_setting = "auto"
+
+
+class Choice(NamedTuple):
+    """The body that runs a call, and why."""
+
+    backend: str
+    """``reference``, ``numba`` or ``triton``."""
+    reason: str
+    body: Callable[..., Any] | None = None
+    """None for the reference."""
+
+    def __str__(self) -> str:
+        return f"{self.backend}: {self.reason}"
+
+
+class backend:
+    """Set the bodies that run the operations of `jpmhc.kernels`, for good or, as a context manager, for a block.
+
+    Parameters
+    ----------
+    name : str
+        ``auto``: Numba for tensors on a CPU, Triton on a CUDA device, the reference everywhere else. ``numba`` or
+        ``triton``: that body wherever it can run. ``reference``: plain PyTorch.
+
+    Raises
+    ------
+    ValueError
+        If the name is another one.
+
+    Notes
+    -----
+    Where a body is missing (its package is not installed, the dtype or the size is not one of its own) the reference
+    runs, with one line in the log ``jpmhc.kernels`` where that was asked for by name or a package is missing; it is
+    never an error. `jpmhc.kernels.choice` tells what runs a call and why.
+
+    The setting belongs to the process, not to a thread, because backward passes on a GPU run in threads of their
+    own. It counts when an operation runs, not when ``torch.compile`` traces it.
+
+    Examples
+    --------
+    >>> from jpmhc import kernels
+    >>> with kernels.backend("reference"):
+    ...     print(kernels.choice("cayley_forward", torch.eye(4), 1.0))
+    reference: asked for
+    """
+
+    def __init__(self, name: str) -> None:
+        global _setting
+        if name not in _NAMES:
+            raise ValueError(f"name: expected one of {', '.join(_NAMES)}, got {name!r}")
+        self._before, _setting = _setting, name
+
+    def __enter__(self) -> backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _setting
+        _setting = self._before
+
+
+def choose(module: str, operation: str, args: tuple[Any, ...]) -> Choice:
+    """Return the body for a call.
+
+    Parameters
+    ----------
+    module : str
+        Name of the file of the operation's reference and bodies.
+    operation : str
+        Name of the operation.
+    args : tuple
+        Of the call; the first tensor decides on the device.
+    """
+    if _setting == "reference":
+        return Choice("reference", "asked for")
+    device = next(value.device.type for value in args if isinstance(value, Tensor))
+    named = _setting != "auto"
+    name = _setting if named else _DEVICES.get(device, "reference")
+    if name == "reference":
+        return Choice("reference", f"no other body for the device {device}")
+    missing = _missing(name)
+    if missing is not None:
+        return Choice("reference", missing)
+    found = _body(name, module, operation)
+    if isinstance(found, str):
+        reason = found
+    elif _DEVICES.get(device) != name and not (name == "triton" and interpreted()):
+        reason = f"{name} has no body for the device {device}"
+    else:
+        reason = found.refuses(*args)
+        if reason is None:
+            return Choice(name, "asked for" if named else f"the body for the device {device}", found)
+    if named:
+        _say_once(f"{operation} runs its reference: {reason}")
+    return Choice("reference", reason)
+
+
+def interpreted() -> bool:
+    """Whether Triton bodies run in Triton's interpreter, on any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def body(
+    dtypes: tuple[torch.dtype, ...], refuses: Callable[..., str | None] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Mark a function in ``kernels/cpu`` or ``kernels/cuda`` as a body of the operation of its name.
+
+    Parameters
+    ----------
+    dtypes : tuple of torch.dtype
+        Of its tensors, all of which must have one of them, the same for all.
+    refuses : callable, optional
+        From the arguments of the call to the reason why this body does not take them, or None.
+
+    Returns
+    -------
+    callable
+        Decorator for a function with the arguments and the result of the reference.
+    """
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        def reason(*args: Any) -> str | None:
+            given = {value.dtype for value in args if isinstance(value, Tensor)}
+            if len(given) > 1:
+                return f"tensors of different dtypes, {', '.join(sorted(map(str, given)))}"
+            if not given.issubset(dtypes):
+                return f"no body for {given.pop()}"
+            return refuses(*args) if refuses is not None else None
+
+        function.refuses = reason  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+@cache
+def _body(name: str, module: str, operation: str) -> Any:
+    """Return the function, or the reason why there is none."""
+    try:
+        home = importlib.import_module(f"jpmhc.kernels.{_FOLDERS[name]}.{module}")
+    except ModuleNotFoundError as error:
+        if error.name != f"jpmhc.kernels.{_FOLDERS[name]}.{module}":
+            raise
+        return f"no {name} body"
+    return getattr(home, operation, f"no {name} body")
+
+
+@cache
+def _missing(package: str) -> str | None:
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        _say_once(f"operations run their reference, {package} cannot be imported: {error}")
+        return f"{package} cannot be imported"
+    return None
+
+
+@cache
+def _say_once(line: str) -> None:
+    _LOG.warning(line)

@@ -1,0 +1,1 @@
+"""Bodies in Triton, one file an operation's own."""

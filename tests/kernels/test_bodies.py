@@ -1,0 +1,72 @@
+"""The choice of a body: what is set, what is found, and one line in the log where something is missing."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from jpmhc import kernels
+from jpmhc.kernels import bodies as module
+
+
+@pytest.fixture(autouse=True)
+def _setting():
+    before = module._setting
+    yield
+    module._setting = before
+
+
+def test_a_setting_stays_and_a_block_ends():
+    kernels.backend("reference")
+    assert kernels.choice("cayley_forward", torch.eye(2), 1.0).backend == "reference"
+    with kernels.backend("numba"):
+        assert module._setting == "numba"
+        with kernels.backend("auto"):
+            assert module._setting == "auto"
+        assert module._setting == "numba"
+    assert module._setting == "reference"
+
+
+def test_a_block_that_raises_ends_too():
+    with pytest.raises(ZeroDivisionError), kernels.backend("reference"):
+        raise ZeroDivisionError
+    assert module._setting != "reference"
+
+
+def test_names_are_checked():
+    with pytest.raises(ValueError, match="name: expected one of auto, reference, numba, triton, got 'cuda'"):
+        kernels.backend("cuda")
+    with pytest.raises(ValueError, match=r"operation: expected one of cayley_adjoint, .*, got 'matmul'"):
+        kernels.choice("matmul", torch.eye(2))
+
+
+def test_every_operation_tells_its_choice():
+    assert {"sinkhorn_forward", "cayley_forward", "polar_forward"} <= set(kernels.operations())
+    with kernels.backend("reference"):
+        assert str(kernels.choice("sylvester", torch.eye(2), torch.eye(2))) == "reference: asked for"
+    chosen = kernels.choice("sylvester", torch.eye(2, device="meta"), torch.eye(2, device="meta"))
+    assert str(chosen) == "reference: no other body for the device meta"
+
+
+def test_a_body_of_another_device_is_named_once_in_the_log(caplog):
+    module._say_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "jpmhc.kernels"), kernels.backend("triton"):
+        for _ in range(3):
+            kernels.sylvester(torch.eye(2), torch.eye(2))
+    assert len(caplog.records) == 1
+    assert "sylvester runs its reference: " in caplog.records[0].message
+
+
+@pytest.mark.parametrize(("package", "setting"), [("numba", "auto"), ("numba", "numba"), ("triton", "triton")])
+def test_a_missing_package_is_one_line_in_the_log(package, setting):
+    code = (
+        f"import sys; sys.modules['{package}'] = None; import torch; from jpmhc import kernels; "
+        f"kernels.backend('{setting}'); x = torch.eye(3); kernels.cayley_forward(x, 1.0); "
+        f"kernels.sylvester(x, x); "
+        "print(kernels.choice('cayley_forward', x, 1.0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"reference: {package} cannot be imported\n"
+    assert f"operations run their reference, {package} cannot be imported" in done.stderr
