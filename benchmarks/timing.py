@@ -1,0 +1,50 @@
+"""Interleaved timing of contenders: the smallest mean over rounds, so that load on the machine hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread inside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def fastest(calls: Mapping[str, Callable[[], object]], rounds: int, at_least: float = 0.01) -> dict[str, float]:
+    """Time every contender in every round and return the smallest time of each, in milliseconds.
+
+    Parameters
+    ----------
+    calls : mapping of str to callable
+        The contenders, warmed up here by one call each.
+    rounds : int
+        Number of rounds; contenders alternate within one.
+    at_least : float
+        Seconds that a contender runs in a round; its time there is the mean over the calls that fit.
+    """
+    for call in calls.values():
+        call()
+    best = dict.fromkeys(calls, float("inf"))
+    for _ in range(rounds):
+        for name, call in calls.items():
+            best[name] = min(best[name], milliseconds(call, at_least))
+    return best
+
+
+def milliseconds(call: Callable[[], object], at_least: float) -> float:
+    """Mean time of a call over a stretch of at least so many seconds."""
+    calls, begin = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - begin) < at_least or not calls:
+        call()
+        calls += 1
+    return 1e3 * elapsed / calls
