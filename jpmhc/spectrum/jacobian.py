@@ -1,0 +1,263 @@
+"""The Jacobian of a function at a point, as products with batches of vectors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Product = Callable[[Tensor], Tensor]
+
+RANDOMNESS = ("refuse", "freeze")
+
+# Numbers of one product times vectors at once, when the caller leaves the choice open.
+_CHUNK_NUMBERS = 2**21
+
+
+class Jacobian:
+    """Products with the Jacobian of ``fn`` at ``x``, for independent samples and many vectors at once.
+
+    Parameters
+    ----------
+    fn : Callable
+        Function or module from one real tensor to one real tensor.
+    x : Tensor, shape (*batch, ...)
+        The point.
+    batch_dims : int
+        Leading dimensions of x, and of the result, that index samples which do not act on one another.
+    randomness : str
+        ``"refuse"`` or ``"freeze"``, see :func:`~jpmhc.spectrum.measure`.
+    seed : int
+        Of the frozen random numbers.
+    chunk : int, optional
+        Vectors multiplied at once.
+
+    Attributes
+    ----------
+    samples, inputs, outputs : int
+        Number of samples B, and of inputs and outputs of one of them: the Jacobian is B blocks (outputs, inputs).
+
+    Notes
+    -----
+    fn is evaluated three times: twice to see that it is no lottery, once for the graph that serves every product. A
+    module is called with detached parameters and copies of its buffers, so it is left as it is, gradients and running
+    statistics included. Attention runs in plain operations: fused kernels have no second derivative.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Tensor], Tensor],
+        x: Tensor,
+        *,
+        batch_dims: int = 0,
+        randomness: str = "refuse",
+        seed: int = 0,
+        chunk: int | None = None,
+    ) -> None:
+        if not callable(fn):
+            raise TypeError(f"fn: expected a function or a module, got {type(fn).__name__}")
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x: expected a real floating-point tensor, got {got}")
+        if not 0 <= batch_dims <= x.ndim:
+            raise ValueError(f"batch_dims: expected 0 to {x.ndim} for x of shape {tuple(x.shape)}, got {batch_dims}")
+        if randomness not in RANDOMNESS:
+            raise ValueError(f"randomness: expected one of {RANDOMNESS}, got {randomness!r}")
+        self._fn = _detached(fn)
+        self._x = x.detach()
+        self._batch = x.shape[:batch_dims]
+        self._seed = seed if randomness == "freeze" else None
+        self._result = result = self._check_function(batch_dims)
+        self.samples = self._batch.numel()
+        self.inputs = x.shape[batch_dims:].numel()
+        self.outputs = result.shape[batch_dims:].numel()
+        for name, size in (("x", self.samples), ("x", self.inputs), ("fn", self.outputs)):
+            if size == 0:
+                raise ValueError(f"{name}: expected at least one sample, input and output, got an empty tensor")
+        self.chunk = chunk or max(1, _CHUNK_NUMBERS // (self.samples * max(self.inputs, self.outputs)))
+        self._vectorised = {"forward": True, "reverse": True}
+        # One evaluation serves every product.
+        with self._conditions():
+            pull = torch.func.vjp(self._evaluate, self._x)[1]
+        self._pull: Product = lambda u: pull(u)[0]
+        self._push: Product | None = None
+        if self.samples > 1:
+            self._check_samples()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors live."""
+        return self._x.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the products are computed."""
+        return torch.promote_types(self._x.dtype, self._result.dtype)
+
+    def transposed_times(self, cotangents: Tensor) -> Tensor:
+        """Return ``J^T u`` (k, B, inputs) in float64 for vectors u (k, B, outputs), by reverse mode."""
+        return self._products("reverse", self._pull, cotangents, self._result.shape, self._result.dtype)
+
+    def times(self, tangents: Tensor) -> Tensor:
+        """Return ``J v`` (k, B, outputs) in float64 for vectors v (k, B, inputs).
+
+        Reverse mode twice, as ``u -> J^T u`` is linear and at hand, or forward mode where an operation has no second
+        derivative.
+
+        Raises
+        ------
+        RuntimeError
+            If neither agrees with reverse mode.
+        """
+        if self._push is None:
+            self._push = self._find_push()
+        return self._products("forward", self._push, tangents, self._x.shape, self._x.dtype)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows (stop - start, B, inputs), float64."""
+        return self.transposed_times(self._units(start, stop, self.outputs))
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Columns (stop - start, B, outputs), float64."""
+        return self.times(self._units(start, stop, self.inputs))
+
+    def probes(self, count: int, size: int, seed: int) -> Tensor:
+        """Random orthonormal vectors (count, B, size), count at most size, the same on every device."""
+        # Far from the small seeds that functions are made with: probes that are singular vectors see nothing else.
+        generator = torch.Generator().manual_seed(0x6A09E667 + seed)
+        vectors = torch.randn(self.samples, size, count, dtype=torch.float64, generator=generator)
+        return torch.linalg.qr(vectors).Q.movedim(-1, 0).to(self.device, wide(self.device))
+
+    def _units(self, start: int, stop: int, size: int) -> Tensor:
+        units = torch.zeros(stop - start, self.samples, size, dtype=wide(self.device), device=self.device)
+        index = torch.arange(stop - start, device=self.device)
+        units[index, :, start + index] = 1
+        return units
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        if self._seed is not None:
+            torch.manual_seed(self._seed)
+        return self._fn(x)
+
+    def _products(self, mode: str, product: Product, vectors: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        results = []
+        with self._conditions():
+            for part in vectors.to(dtype).reshape(-1, *shape).split(self.chunk):
+                results.append(self._together(mode, product, part))
+        return torch.cat(results).reshape(len(vectors), self.samples, -1).to(wide(self.device))
+
+    def _together(self, mode: str, product: Product, part: Tensor) -> Tensor:
+        if self._vectorised[mode] and len(part) > 1:
+            try:
+                return torch.func.vmap(product, randomness="same")(part)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, NotImplementedError):
+                # Some operation has no batching rule; one vector at a time is slower and needs none.
+                self._vectorised[mode] = False
+        return torch.stack([product(vector) for vector in part])
+
+    def _reverse_twice(self) -> Product:
+        with self._conditions():
+            push = torch.func.vjp(self._pull, torch.zeros_like(self._result))[1]
+        return lambda v: push(v)[0]
+
+    def _forward(self) -> Product:
+        return lambda v: torch.func.jvp(self._evaluate, (self._x,), (v,))[1]
+
+    def _find_push(self) -> Product:
+        v, u = self.probes(1, self.inputs, seed=2), self.probes(1, self.outputs, seed=3)
+        pulled = self.transposed_times(u)
+        tolerance = 0.1 if self.dtype.itemsize == 2 else 1e4 * torch.finfo(self.dtype).eps
+        failures = []
+        for make in (self._reverse_twice, self._forward):
+            try:
+                push = make()
+                pushed = self._products("forward", push, v, self._x.shape, self._x.dtype)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, NotImplementedError) as error:
+                failures.append(str(error).strip().splitlines()[0])
+                continue
+            difference = ((u * pushed).sum(-1) - (pulled * v).sum(-1)).abs()
+            if (difference <= tolerance * (pulled.norm(dim=-1) + pushed.norm(dim=-1))).all():
+                return push
+            failures.append("<u, J v> and <J^T u, v> differ: an operation of fn has a wrong derivative")
+        raise RuntimeError(f"fn: no way to multiply with its Jacobian from the right: {'; '.join(failures)}")
+
+    @contextlib.contextmanager
+    def _conditions(self) -> Iterator[None]:
+        """No outer graph, the caller's random numbers untouched, attention in plain operations."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
+            yield
+
+    def _check_function(self, batch_dims: int) -> Tensor:
+        with self._conditions():
+            before = _random_state(self.device)
+            results = [self._evaluate(self._x) for _ in range(2)]
+            drawn = any(not torch.equal(a, b) for a, b in zip(before, _random_state(self.device), strict=True))
+        for result in results:
+            if not isinstance(result, Tensor) or not result.is_floating_point():
+                got = result.dtype if isinstance(result, Tensor) else type(result).__name__
+                raise TypeError(
+                    f"fn: expected it to return one real tensor, got {got}; wrap it in a function that does"
+                )
+        first, second = results
+        if first.shape[:batch_dims] != self._batch:
+            raise ValueError(
+                f"fn: expected a result that keeps the {batch_dims} batch dimensions {tuple(self._batch)}, got shape "
+                f"{tuple(first.shape)}"
+            )
+        if not first.isfinite().all():
+            raise ValueError("fn: its result at x holds NaN or infinity")
+        scale = first.abs().max() if first.numel() else first.new_zeros(())
+        differs = first.numel() and (first - second).abs().max() > 1e3 * torch.finfo(first.dtype).eps * scale
+        if differs or (drawn and self._seed is None):
+            remedy = (
+                'call fn.eval() for the network without dropout, or pass randomness="freeze" for one draw of it'
+                if self._seed is None
+                else "its random numbers do not come from torch's global generators, which are all that can be frozen"
+            )
+            raise ValueError(f"fn: it is random, so it has no Jacobian; {remedy}")
+        return first
+
+    def _check_samples(self) -> None:
+        cotangent = self.probes(1, self.outputs, seed=1)
+        cotangent[:, 1:] = 0
+        pulled = self.transposed_times(cotangent)[0].norm(dim=-1)
+        if pulled[1:].max() > 1e-6 * pulled.max():
+            raise ValueError(
+                "batch_dims: samples act on one another, so they have no Jacobians of their own (batch norm in "
+                "training mode? call fn.eval())"
+            )
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """Return the widest dtype of a device: float64 but for Apple's."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _detached(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    if not isinstance(fn, nn.Module):
+        return fn
+    parameters = {name: value.detach() for name, value in fn.named_parameters()}
+
+    def call(x: Tensor) -> Tensor:
+        # Copies at every call: a batch norm in training mode writes to them.
+        state = {**parameters, **{name: value.detach().clone() for name, value in fn.named_buffers()}}
+        result: Tensor = torch.func.functional_call(fn, state, (x,))
+        return result
+
+    return call
+
+
+def _random_state(device: torch.device) -> list[Any]:
+    states = [torch.random.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states

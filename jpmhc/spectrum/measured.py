@@ -1,0 +1,240 @@
+"""A measured law: the singular values of a Jacobian, all of them or a quadrature of their distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jpmhc.spectrum.law import Law
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class MeasuredLaw(Law):
+    """Distribution of the singular values that :func:`~jpmhc.spectrum.measure` found.
+
+    A Jacobian of shape (outputs, inputs) has ``min(outputs, inputs)`` of them, zeros of a rank-deficient one included;
+    those of several samples are pooled with equal shares.
+
+    Parameters
+    ----------
+    values, weights : Tensor, shape (P, B, k)
+        Singular values and their shares, which sum to one along k, for P probes and B samples. The exact method has one
+        probe and equal shares.
+    shape : tuple of (int, int)
+        Outputs and inputs of the Jacobian of one sample.
+    method : str
+        ``"exact"`` or ``"lanczos"``.
+    extremes : tuple of (Tensor, Tensor), each of shape (B,), optional
+        Smallest and largest singular value of every sample; those of ``values`` unless given.
+    extremes_error : tuple of (Tensor, Tensor), each of shape (B,), optional
+        Their estimated errors, absolute; zero unless given.
+    converged : bool
+        Whether the extremes are as exact as was asked for.
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        weights: Tensor,
+        *,
+        shape: tuple[int, int],
+        method: str,
+        extremes: tuple[Tensor, Tensor] | None = None,
+        extremes_error: tuple[Tensor, Tensor] | None = None,
+        converged: bool = True,
+    ) -> None:
+        self.values = values.double().cpu()
+        self.weights = weights.double().cpu()
+        self.shape, self.method, self.converged = shape, method, converged
+        zero = torch.zeros(values.shape[1], dtype=torch.float64)
+        found = extremes or (self.values.amin((0, 2)), self.values.amax((0, 2)))
+        self.extremes = (found[0].double().cpu(), found[1].double().cpu())
+        errors = extremes_error or (zero, zero)
+        self.extremes_error = (errors[0].double().cpu(), errors[1].double().cpu())
+        used = self.weights.flatten() > 0
+        order = self.values.flatten()[used].argsort()
+        self._sorted = self.values.flatten()[used][order]
+        shares = self.weights.flatten()[used][order] / self.weights.sum()
+        self._below = shares.cumsum(0)
+        self._shares = shares
+
+    @property
+    def singular_values(self) -> Tensor:
+        """Singular values (B, k), ascending, of every sample.
+
+        Raises
+        ------
+        ValueError
+            If they come from the Lanczos method, which knows their distribution and extremes only.
+        """
+        if self.method != "exact":
+            raise ValueError(
+                "singular_values: the lanczos method knows their distribution; measure with method='exact'"
+            )
+        return self.values[0].sort(-1).values
+
+    def expectation(self, fn: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return ``E[fn(s)]`` and its standard error over the probes, zero for the exact method.
+
+        The probes are orthogonal to one another, which makes the true error a little smaller.
+
+        Parameters
+        ----------
+        fn : Callable
+            From singular values (P, B, k) to numbers (..., P, B, k).
+
+        Returns
+        -------
+        mean, error : Tensor, shape (...)
+            The error is NaN with a single probe of the Lanczos method.
+        """
+        # A weight of zero belongs to no singular value, whatever fn makes of it.
+        terms = torch.where(self.weights > 0, fn(self.values) * self.weights, 0)
+        per_probe = terms.sum(-1).mean(-1)
+        mean, count = per_probe.mean(-1), per_probe.shape[-1]
+        if self.method == "exact":
+            return mean, torch.zeros_like(mean)
+        spread = (per_probe - mean.unsqueeze(-1)).square().sum(-1)
+        return mean, (spread / (count * (count - 1))).sqrt() if count > 1 else torch.full_like(mean, math.nan)
+
+    def stieltjes(self, w: Tensor | complex) -> Tensor:
+        """``E[w / (w^2 - s^2)]`` at complex ``w`` off the real axis."""
+        w = torch.as_tensor(w, dtype=torch.complex128)
+        point = w.reshape(-1, 1)
+        return (self._shares * point / (point.square() - self._sorted.square())).sum(-1).reshape(w.shape)
+
+    def density(self, s: Tensor | float) -> Tensor:
+        """Density with respect to ``ds``, smoothed by a Gaussian of :attr:`bandwidth` and reflected at zero."""
+        s = torch.as_tensor(s, dtype=torch.float64)
+        point = s.reshape(-1, 1)
+        kernel = self._kernel(point - self._sorted) + self._kernel(point + self._sorted)
+        return torch.where(point[:, 0] >= 0, (self._shares * kernel).sum(-1), 0.0).reshape(s.shape)
+
+    def density_error(self, s: Tensor | float) -> Tensor:
+        """Return the standard error over the probes of :meth:`density`; zero for the exact method."""
+        s = torch.as_tensor(s, dtype=torch.float64)
+        point = s.reshape(-1, 1, 1, 1)
+        return self.expectation(lambda v: self._kernel(point - v) + self._kernel(point + v))[1].reshape(s.shape)
+
+    @property
+    def bandwidth(self) -> float:
+        """Width of the Gaussian that smooths the density: Silverman's rule, ``0.9 min(std, IQR / 1.34) N^(-1/5)``."""
+        quartiles = self.quantile(torch.tensor([0.25, 0.75]))
+        deviation = (self.moment(2) - self.moment(1).square()).clamp_min(0).sqrt()
+        spread = float(min(deviation, (quartiles[1] - quartiles[0]) / 1.34) or deviation)
+        # All values equal: anything narrow shows the one peak.
+        return 0.9 * spread * len(self._sorted) ** -0.2 or max(1e-3 * self.edges[1], 1e-12)
+
+    def _kernel(self, distance: Tensor) -> Tensor:
+        width = self.bandwidth
+        return torch.exp(-0.5 * (distance / width).square()) / (width * math.sqrt(2 * math.pi))
+
+    def cdf(self, s: Tensor | float) -> Tensor:
+        """Share of the singular values at most ``s``."""
+        s = torch.as_tensor(s, dtype=torch.float64)
+        index = torch.searchsorted(self._sorted, s.contiguous(), right=True)
+        return torch.cat([torch.zeros(1, dtype=torch.float64), self._below])[index]
+
+    def quantile(self, q: Tensor | float) -> Tensor:
+        """Smallest singular value with at least a share ``q`` at or below it, for ``q`` in [0, 1]."""
+        q = torch.as_tensor(q, dtype=torch.float64)
+        if q.numel() and not (q.min() >= 0 and q.max() <= 1):
+            raise ValueError(f"q: expected numbers in [0, 1], got {q.min():g} to {q.max():g}")
+        # The last sum is one but for round-off.
+        index = torch.searchsorted(self._below, (q - 1e-12).contiguous()).clamp(max=len(self._sorted) - 1)
+        return self._sorted[index]
+
+    def moment(self, k: float) -> Tensor:
+        """``E[s^k]``."""
+        return (self._shares * self._sorted**k).sum()
+
+    def moment_error(self, k: float) -> Tensor:
+        """Return the standard error of ``E[s^k]`` over the probes; zero for the exact method."""
+        return self.expectation(lambda s: s**k)[1]
+
+    @property
+    def mean_log(self) -> Tensor:
+        """``E[log s]``; minus infinity if a singular value is zero."""
+        return (self._shares * self._sorted.log()).sum()
+
+    @property
+    def mean_log_error(self) -> Tensor:
+        """Standard error of ``E[log s]`` over the probes; zero for the exact method.
+
+        The quadrature converges slowly at the logarithm's singularity: with small singular values its bias can exceed
+        this error.
+        """
+        return self.expectation(torch.log)[1]
+
+    @property
+    def edges(self) -> tuple[float, float]:
+        """Smallest and largest singular value of all samples."""
+        return float(self.extremes[0].min()), float(self.extremes[1].max())
+
+    def __str__(self) -> str:
+        samples = f"{self.values.shape[1]} x " if self.values.shape[1] > 1 else ""
+        how = "all" if self.method == "exact" else f"lanczos, {len(self.values)} probes"
+        smallest, largest = self.edges
+        quantiles = ", ".join(f"{v:.4g}" for v in self.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist())
+        doubt = "" if self.converged else " (extremes not converged)"
+        size = f"{samples}{self.shape[0]} x {self.shape[1]}"
+        return (
+            f"Jacobian {size} ({how}): s from {smallest:.4g} to {largest:.4g}{doubt}, "
+            f"10/50/90 % {quantiles}, E[log s] {float(self.mean_log):.4g}, E[s^2] {float(self.moment(2)):.4g}"
+        )
+
+    def plot(self, ax: Axes | None = None, *, log: bool = False, points: int = 60, **style: Any) -> Axes:
+        """Draw a histogram of the singular values.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; a new figure by default.
+        log : bool, default=False
+            Histogram of ``log s`` over a logarithmic axis; zeros, which it cannot show, are named in the label.
+        points : int, default=60
+            Bins.
+        **style
+            Passed to ``Axes.hist``: ``label``, ``color``, ``alpha``.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots(layout="constrained")
+        style = {"color": "0.75", "edgecolor": "none", **style}
+        smallest, largest = self.edges
+        values, shares = self._sorted, self._shares
+        if log:
+            floor = 1e-12 * largest
+            zero = float(shares[values <= floor].sum())
+            values, shares = values[values > floor], shares[values > floor]
+            if zero > 0:
+                style["label"] = f"{style.get('label', 'measured')} ({100 * zero:.0f} % zero)"
+            low = max(smallest, float(values.min()) if len(values) else 1.0)
+            bins = torch.logspace(math.log10(0.98 * low), math.log10(1.02 * max(largest, low)), points + 1).double()
+            # Area one over log s, the axis that is seen.
+            heights = _shares_in(values, shares, bins) / bins.log().diff()
+        else:
+            bins = torch.linspace(0, 1.02 * largest or 1.0, points + 1, dtype=torch.float64)
+            heights = _shares_in(values, shares, bins) / bins.diff()
+        ax.stairs(heights.numpy(), bins.numpy(), fill=True, **style)
+        ax.set_xlabel("singular value s")
+        ax.set_ylabel("density of log s" if log else "density")
+        if log:
+            ax.set_xscale("log")
+        return ax
+
+
+def _shares_in(values: Tensor, shares: Tensor, bins: Tensor) -> Tensor:
+    index = torch.bucketize(values, bins, right=True).clamp(1, len(bins) - 1) - 1
+    return torch.zeros(len(bins) - 1, dtype=torch.float64).index_add_(0, index, shares)

@@ -1,0 +1,65 @@
+import math
+
+import pytest
+import torch
+
+from jpmhc.spectrum import MeasuredLaw
+
+
+def law(values, shares=None):
+    values = torch.tensor(values, dtype=torch.float64).reshape(1, 1, -1)
+    shares = (
+        torch.full_like(values, 1 / values.numel()) if shares is None else torch.tensor(shares).reshape(values.shape)
+    )
+    return MeasuredLaw(values, shares, shape=(values.numel(), values.numel()), method="exact")
+
+
+def test_statistics_are_those_of_the_values():
+    found = law([3.0, 1.0, 2.0, 4.0])
+    assert found.edges == (1.0, 4.0)
+    assert found.condition == 4.0
+    assert found.cdf(torch.tensor([0.5, 1.0, 2.5, 4.0])).tolist() == [0.0, 0.25, 0.5, 1.0]
+    assert found.quantile(torch.tensor([0.0, 0.25, 0.26, 0.5, 1.0])).tolist() == [1.0, 1.0, 2.0, 2.0, 4.0]
+    assert float(found.moment(2)) == pytest.approx(7.5)
+    assert float(found.mean_log) == pytest.approx(math.log(24) / 4)
+    assert float(found.isometry_gap) == pytest.approx(math.log(7.5) - math.log(24) / 2)
+    assert found.moment_error(2) == 0
+    assert "s from 1 to 4" in str(found)
+    with pytest.raises(ValueError, match=r"q: expected numbers in \[0, 1\]"):
+        found.quantile(1.5)
+
+
+def test_density_is_one_on_the_half_line():
+    generator = torch.Generator().manual_seed(0)
+    found = law(torch.rand(500, generator=generator).tolist())
+    s = torch.linspace(-1, 3, 8001, dtype=torch.float64)
+    assert float(torch.trapezoid(found.density(s), s)) == pytest.approx(1.0, abs=1e-3)
+    # The reflection at zero keeps the density of uniform numbers flat there.
+    assert float(found.density(0.0)) == pytest.approx(1.0, abs=0.25)
+    assert (found.density(s[s < 0]) == 0).all()
+
+
+def test_weightless_nodes_do_not_count():
+    found = law([0.0, 2.0, 1.0], [0.0, 0.5, 0.5])
+    assert float(found.mean_log) == pytest.approx(math.log(2) / 2)
+    assert found.quantile(0.0) == 1.0
+    assert float(found.expectation(torch.log)[0]) == pytest.approx(math.log(2) / 2)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("values", [[0.0, 0.1, 0.5, 1.0, 1.1], [1.0, 1.0, 1.0], [0.0, 0.0]])
+def test_histograms_have_the_area_of_what_they_show(log, values):
+    pytest.importorskip("matplotlib").use("agg")
+    found = law(values)
+    ax = found.plot(log=log)
+    bars = ax.patches[0].get_data()
+    edges = torch.tensor(bars.edges).log() if log else torch.tensor(bars.edges)
+    area = float((torch.tensor(bars.values) * edges.diff()).sum())
+    nonzero = sum(v > 0 for v in values) / len(values)
+    assert area == pytest.approx(nonzero if log else 1.0, rel=1e-6)
+    if log and 0 < nonzero < 1:
+        assert "% zero" in bars_label(ax)
+
+
+def bars_label(ax):
+    return ax.patches[0].get_label()
