@@ -20,9 +20,13 @@ from jpmhc.layers.charts import (
     search_permutations,
 )
 from jpmhc.layers.convert import convert
-from jpmhc.layers.hyper_connection import HyperConnection, mixing_parameters
+from jpmhc.layers.heads import StreamEmbedding, StreamHead
+from jpmhc.layers.hyper_connection import HyperConnection
 from jpmhc.layers.mixer import Mixer, MixerInfo, make_mixer, mixers, register_mixer
+from jpmhc.layers.parameters import mixing_parameters
+from jpmhc.layers.recipes import Recipe, recipes
 from jpmhc.layers.residual import Residual
+from jpmhc.layers.single_pass import SinglePass
 from jpmhc.layers.statistics import ConstraintWarning, LayerStatistics, Statistics, statistics
 from jpmhc.layers.streams import expand_streams, reduce_streams
 
@@ -44,17 +48,22 @@ __all__ = [
     "Orthostochastic",
     "Permutations",
     "Quaternion",
+    "Recipe",
     "Reflection",
     "Residual",
+    "SinglePass",
     "Sinkhorn",
     "Spectral",
     "Statistics",
+    "StreamEmbedding",
+    "StreamHead",
     "convert",
     "expand_streams",
     "load_converted",
     "make_mixer",
     "mixers",
     "mixing_parameters",
+    "recipes",
     "reduce_streams",
     "register_mixer",
     "search_permutations",

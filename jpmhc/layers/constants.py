@@ -20,7 +20,7 @@ class ConstantModule(nn.Module):
         super().__init__()
         self._makers: dict[str, Callable[[], Tensor]] = {}
 
-    def register_constant(self, name: str, make: Callable[[], Tensor]) -> None:
+    def register_constant(self, name: str, make: Callable[[], Tensor], *, persistent: bool = False) -> None:
         """Add the attribute ``name``, a tensor that ``make()`` returns whenever it is asked for it.
 
         Parameters
@@ -29,9 +29,11 @@ class ConstantModule(nn.Module):
             Name of the attribute.
         make : Callable
             Picklable, without arguments.
+        persistent : bool
+            Whether it is part of the state dict.
         """
         self._makers[name] = make
-        self.register_buffer(name, make(), persistent=False)
+        self.register_buffer(name, make(), persistent=persistent)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ConstantModule:
         super()._apply(fn, recurse)

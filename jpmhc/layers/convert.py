@@ -28,7 +28,7 @@ from jpmhc.layers.mixer import Mixer
 
 _Model = TypeVar("_Model", bound=nn.Module)
 # Decided by conversion itself, for every layer its own.
-_OWN = {"dim", "branch", "layer_index", "device", "dtype"}
+_OWN = {"dim", "branch", "layer_index", "reads", "stream_embedding", "device", "dtype"}
 
 
 def convert(
@@ -83,7 +83,8 @@ def convert(
         that streams cannot replace (they are named, with their line), or has an output that changed. The model is
         as it was.
     TypeError
-        For options that are conversion's own: ``dim``, ``branch``, ``layer_index``, ``device``, ``dtype``.
+        For options that are conversion's own: ``dim``, ``branch``, ``layer_index``, ``reads``, ``stream_embedding``,
+        ``device``, ``dtype``.
 
     Warns
     -----

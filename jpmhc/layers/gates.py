@@ -17,12 +17,20 @@ class Gate(ConstantModule):
     network starts as the plain residual one. The read is uneven there: with a uniform one all streams would stay
     equal for ever, and no mixer would ever see a gradient.
 
+    With ``rows = reads * fractions > 1`` the read weights are (..., rows, N) for the N = n * fractions pieces of the
+    streams, row ``r * fractions + f`` making fraction f of read r, and the write weights (..., N).
+
     Parameters
     ----------
     streams : int
         Number of streams n.
-    layer_index : int
-        Place of the layer in the network; the read favours stream ``k = layer_index mod n``.
+    layer_index : int or None
+        Place of the layer in the network; the read favours stream ``k = layer_index mod n``. None for an even start,
+        1/n of each, which heads at the end of a network take.
+    reads : int
+        Inputs of the branch, each with weights of its own.
+    fractions : int
+        Parts that a stream is cut into.
 
     Attributes
     ----------
@@ -31,39 +39,58 @@ class Gate(ConstantModule):
     """
 
     preference: Tensor
+    # Whether a fraction of a read may weigh other fractions of the streams.
+    dense = False
 
-    def __init__(self, streams: int, layer_index: int) -> None:
+    def __init__(self, streams: int, layer_index: int | None, reads: int = 1, fractions: int = 1) -> None:
         super().__init__()
-        self.streams = streams
-        self.favourite = layer_index % streams
-        self.n_read = self.n_write = streams
-        self.register_constant("preference", partial(self.prefer, streams, self.favourite))
+        self.streams, self.reads, self.fractions = streams, reads, fractions
+        self.favourite = None if layer_index is None else layer_index % streams
+        self.n_write = streams * fractions
+        self.n_read = reads * fractions * (self.n_write if self.dense else streams)
+        self.register_constant("preference", partial(self.prefer, streams, self.favourite, fractions))
 
     @staticmethod
-    def prefer(streams: int, favourite: int) -> Tensor:
-        """Return what is added to the raw read weights (n,), float64."""
+    def prefer(streams: int, favourite: int | None, fractions: int) -> Tensor:
+        """Return what is added to the raw read weights, float64, broadcast over reads and fractions."""
         raise NotImplementedError
 
     def forward(self, raw_read: Tensor, raw_write: Tensor) -> tuple[Tensor, Tensor]:
         """Map raw numbers (..., n_read) and (..., n_write) to read and write weights, each (..., n)."""
         raise NotImplementedError
 
-    def extra_repr(self) -> str:
-        """Show the number of streams and the one that the read starts towards."""
-        return f"{self.streams}, favourite={self.favourite}"
-
     def squash(self, dynamic: Tensor) -> Tensor:
         """Bound the token-dependent numbers before they are scaled and added; does nothing here."""
         return dynamic
 
+    def extra_repr(self) -> str:
+        """Show the number of streams, the one that the read starts towards, and further reads and fractions."""
+        more = "".join(f", {name}={getattr(self, name)}" for name in ("reads", "fractions") if getattr(self, name) > 1)
+        return f"{self.streams}, favourite={self.favourite}{more}"
 
-def one_hot(streams: int, favourite: int) -> Tensor:
-    """Return ``e_k``, float64."""
+    def _rows(self, raw: Tensor) -> Tensor:
+        """Give every fraction of every read a row of its own."""
+        rows = self.reads * self.fractions
+        return raw if rows == 1 else raw.unflatten(-1, (rows, -1))
+
+    def _spread(self, pre: Tensor) -> Tensor:
+        """Spread weights of streams over their pieces: fraction f of a read takes fraction f of the streams alone."""
+        if self.fractions == 1:
+            return pre
+        own = torch.eye(self.fractions, dtype=pre.dtype, device=pre.device).unsqueeze(-2)
+        pieces = pre.unflatten(-2, (self.reads, self.fractions)).unsqueeze(-1) * own
+        return pieces.flatten(-2).flatten(-3, -2)
+
+
+def one_hot(streams: int, favourite: int | None) -> Tensor:
+    """Return ``e_k``, or the even weights 1/n where there is no favourite, float64."""
+    if favourite is None:
+        return torch.full((streams,), 1 / streams, dtype=torch.float64)
     return torch.eye(streams, dtype=torch.float64)[favourite]
 
 
-def start_of_the_read(streams: int, favourite: int) -> Tensor:
-    """Return ``p0 = softmax(2 e_k)``, float64: positive, of sum one, uneven."""
+def start_of_the_read(streams: int, favourite: int | None) -> Tensor:
+    """Return ``p0 = softmax(2 e_k)``, float64: positive, of sum one, uneven if there is a favourite k."""
     return (2 * one_hot(streams, favourite)).softmax(-1)
 
 
@@ -82,13 +109,14 @@ class SoftmaxGate(Gate):
     """
 
     @staticmethod
-    def prefer(streams: int, favourite: int) -> Tensor:
+    def prefer(streams: int, favourite: int | None, fractions: int) -> Tensor:
         """``log p0``."""
         return start_of_the_read(streams, favourite).log()
 
     def forward(self, raw_read: Tensor, raw_write: Tensor) -> tuple[Tensor, Tensor]:
         """Map raw numbers, each (..., n), to read weights that sum to one and write weights that sum to n."""
-        return (raw_read + self.preference.to(raw_read)).softmax(-1), self.streams * raw_write.softmax(-1)
+        pre = (self._rows(raw_read) + self.preference.to(raw_read)).softmax(-1)
+        return self._spread(pre), self.n_write * raw_write.softmax(-1)
 
 
 class PublishedSoftmaxGate(SoftmaxGate):
@@ -99,7 +127,7 @@ class PublishedSoftmaxGate(SoftmaxGate):
     n different softmaxes goes beyond what one softmax of the token's projection can be.
     """
 
-    def __init__(self, streams: int, layer_index: int) -> None:
+    def __init__(self, streams: int, layer_index: int | None) -> None:
         super().__init__(streams, layer_index)
         self.n_read = self.n_write = streams * streams
 
@@ -117,36 +145,86 @@ class SigmoidGate(Gate):
     """
 
     @staticmethod
-    def prefer(streams: int, favourite: int) -> Tensor:
+    def prefer(streams: int, favourite: int | None, fractions: int) -> Tensor:
         """``logit p0``, infinite for a single stream."""
         return torch.logit(start_of_the_read(streams, favourite))
 
     def forward(self, raw_read: Tensor, raw_write: Tensor) -> tuple[Tensor, Tensor]:
         """Map raw numbers, each (..., n), to read weights in (0, 1) and write weights in (0, 2)."""
-        return torch.sigmoid(raw_read + self.preference.to(raw_read)), 2 * torch.sigmoid(raw_write)
+        pre = torch.sigmoid(self._rows(raw_read) + self.preference.to(raw_read))
+        return self._spread(pre), 2 * torch.sigmoid(raw_write)
 
 
 class TanhGate(Gate):
-    """Read ``e_k + raw``, write ``1 + raw``, the dynamic part bounded by tanh: HC's gates (arXiv 2409.19606)."""
+    """Read ``e_k + raw``, write ``1 + raw``, the dynamic part bounded by tanh: HC's gates (arXiv 2409.19606).
+
+    A fraction of a read starts at the same fraction of stream k and may come to weigh others, as in Frac-Connections
+    (arXiv 2503.14125).
+    """
+
+    dense = True
 
     @staticmethod
-    def prefer(streams: int, favourite: int) -> Tensor:
-        """``e_k``."""
-        return one_hot(streams, favourite)
+    def prefer(streams: int, favourite: int | None, fractions: int) -> Tensor:
+        """``e_k``, for every fraction of the read its own piece of stream k."""
+        start = one_hot(streams, favourite)
+        if fractions == 1:
+            return start
+        return torch.kron(start, torch.eye(fractions, dtype=torch.float64))
 
     def forward(self, raw_read: Tensor, raw_write: Tensor) -> tuple[Tensor, Tensor]:
         """Shift raw numbers, each (..., n), to read and write weights of any sign."""
-        return raw_read + self.preference.to(raw_read), 1 + raw_write
+        raw = self._rows(raw_read)
+        if self.fractions > 1:
+            raw = raw.unflatten(-2, (self.reads, self.fractions))
+            return (raw + self.preference.to(raw)).flatten(-3, -2), 1 + raw_write
+        return raw + self.preference.to(raw), 1 + raw_write
 
     def squash(self, dynamic: Tensor) -> Tensor:
         """``tanh``, as HC bounds its dynamic part."""
         return torch.tanh(dynamic)
 
 
-_GATES: dict[str, type[Gate]] = {"softmax": SoftmaxGate, "sigmoid": SigmoidGate, "tanh": TanhGate}
+class UniformGate(Gate):
+    """Read ``1/n``, write 1, without raw numbers: the mixer alone does the work.
+
+    Nothing but the mixer then tells one stream from another, so that streams which start equal stay equal for ever:
+    it needs streams that differ, from :class:`~jpmhc.layers.StreamEmbedding`.
+    """
+
+    def __init__(self, streams: int, layer_index: int | None, reads: int = 1, fractions: int = 1) -> None:
+        super().__init__(streams, None, reads, fractions)
+        self.n_read = self.n_write = 0
+
+    @staticmethod
+    def prefer(streams: int, favourite: int | None, fractions: int) -> Tensor:
+        """Nothing."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def forward(self, raw_read: Tensor, raw_write: Tensor) -> tuple[Tensor, Tensor]:
+        """Return 1/n and 1 for every batch entry of raw numbers (..., 0)."""
+        batch, rows = raw_read.shape[:-1], self.reads * self.fractions
+        pre = raw_read.new_full((*batch, *([rows] if rows > 1 else []), self.streams), 1 / self.streams)
+        return self._spread(pre), raw_read.new_ones(*batch, self.streams * self.fractions)
 
 
-def make_gate(gate: str, streams: int, layer_index: int, projection: str = "reduced") -> Gate:
+_GATES: dict[str, type[Gate]] = {
+    "softmax": SoftmaxGate,
+    "sigmoid": SigmoidGate,
+    "tanh": TanhGate,
+    "uniform": UniformGate,
+}
+
+
+def make_gate(
+    gate: str,
+    streams: int,
+    layer_index: int | None,
+    projection: str = "reduced",
+    *,
+    reads: int = 1,
+    fractions: int = 1,
+) -> Gate:
     """Return the gate of that name, reduced or as published.
 
     Raises
@@ -159,5 +237,7 @@ def make_gate(gate: str, streams: int, layer_index: int, projection: str = "redu
     if projection == "published":
         if gate != "softmax":
             raise ValueError(f"gate: only 'softmax' has a form with n x n raw numbers (published), got {gate!r}")
+        if reads > 1 or fractions > 1:
+            raise ValueError(f"projection: published has one read of whole streams, got {reads=}, {fractions=}")
         return PublishedSoftmaxGate(streams, layer_index)
-    return _GATES[gate](streams, layer_index)
+    return _GATES[gate](streams, layer_index, reads, fractions)

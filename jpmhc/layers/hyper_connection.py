@@ -10,19 +10,15 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from jpmhc.kernels import streams as passes
-from jpmhc.layers.arguments import check_number, check_size
-from jpmhc.layers.gates import make_gate
-from jpmhc.layers.mixer import Mixer, make_mixer
+from jpmhc.layers.coefficients import Coefficients
+from jpmhc.layers.mixer import Mixer
 from jpmhc.layers.outputs import replace_first_tensor
+from jpmhc.layers.parts import read_rows, write_fractions
 from jpmhc.layers.peers import from_peer
-
-_NORMS = ("rms", "layer", "streams", None)
-_PROJECTIONS = ("reduced", "published")
-# Mixers that pack a skew matrix unless told otherwise.
-_SKEW = ("cayley", "cayley-iterated")
+from jpmhc.layers.recipes import find_recipe
 
 
-class HyperConnection(nn.Module):
+class HyperConnection(Coefficients):
     """A residual connection with n streams ``x`` of shape (..., n, d) around a branch F.
 
     ::
@@ -45,25 +41,41 @@ class HyperConnection(nn.Module):
     dim : int
         Width d of one stream.
     branch : Callable, optional
-        Module or function (..., d) -> (..., d). It may return a tuple, list or dict whose first tensor is that result;
-        the rest is passed through. Leave it out to use :meth:`read` around code of your own.
+        Module or function (..., d) -> (..., d), of ``reads`` such inputs. It may return a tuple, list or dict whose
+        first tensor is that result; the rest is passed through. Leave it out to use :meth:`read` around code of your
+        own.
     streams : int
         Number of streams n, at least 1.
     mixer : str or Mixer
         A name from :func:`~jpmhc.layers.mixers` or an instance, the chart of M.
     gate : str
-        The map to ``pre`` and ``post``: ``"softmax"`` (JPmHC), ``"sigmoid"`` (mHC) or ``"tanh"`` (HC).
+        The map to ``pre`` and ``post``: ``"softmax"`` (JPmHC), ``"sigmoid"`` (mHC), ``"tanh"`` (HC) or ``"uniform"``
+        (1/n and 1, nothing to learn).
     norm : str or None
-        Norm of the flattened streams (n d numbers) before the projection, without gain: ``"rms"``, ``"layer"``,
-        ``"streams"`` (the RMS norm of every stream by itself) or None. The branch gets u as it is.
+        Norm before the projection, without gain: of the flattened streams (n d numbers) ``"rms"`` or ``"layer"``, of
+        every stream by itself ``"streams"`` (RMS) or ``"streams-layer"``, or None. The branch gets u as it is.
     projection : str
         ``"reduced"``: as many raw numbers as act, 2n + the mixer's. ``"published"``: 3 n^2 of them, JPmHC's three n x n
         matrices, for the softmax gate and a mixer made of n^2 numbers. A published layer can be everything that the
-        reduced one is; with a Cayley mixer and static gates the converse holds too.
+        reduced one is; with a Cayley mixer and static gates the converse holds too. ``"shared"``: HC's, one map of a
+        stream's d numbers that all streams share and from which each makes its own n + 2, for a mixer of n^2.
     dynamic, static : bool
         Whether the raw numbers depend on the token, on parameters, or on both; one of the two at least.
     layer_index : int
         Place of the layer in the network; the start of the read favours stream ``layer_index mod n``.
+    reads : int
+        Inputs of the branch. Each is a read of the streams with weights of its own, ``pre`` is (..., reads, n).
+    fractions : int
+        Parts m that d is cut into (Frac-Connections, arXiv 2503.14125). The mixer then acts on n m pieces of width
+        d / m and must start at I; fraction f of the branch's result is written to piece f of every stream. With
+        ``streams=1`` this mixes within the width of an ordinary residual vector.
+    stream_embedding : bool
+        Says that the streams come from a :class:`~jpmhc.layers.StreamEmbedding`. ``gate="uniform"`` needs it: streams
+        that start equal would stay equal for ever.
+    scale : float or None
+        Start of the learned factors of the dynamic part; None leaves them out (a factor of 1).
+    learn_mixer_scale : bool
+        False keeps the mixer's factor where it starts, as oHC does.
     eps : float
         Added to the mean square under the root of the norm.
     device, dtype
@@ -75,18 +87,20 @@ class HyperConnection(nn.Module):
         The wrapped F.
     static : Parameter or buffer, shape (m,)
         Raw numbers in the order read, write, mixer; ``sizes`` has how many of each.
-    projection : Parameter, shape (m, n d)
+    projection : Parameter, shape (m, n d); shared (n + 2, d)
         Only if dynamic; zero at the start.
     scale : Parameter, shape (3,)
         Only if dynamic; of read, write and mixer; 0.01 at the start.
+    label : buffer
+        The layer's choices as text, so that a state dict of another layer is refused.
     last : tuple of (Tensor, Tensor, Tensor) or None
         ``pre``, ``post`` and ``M`` of the last eager forward, detached, for :func:`~jpmhc.layers.statistics`.
 
     Raises
     ------
     ValueError
-        For sizes below one, unknown names, a mixer made for another n, a layer neither static nor dynamic, and a
-        published projection where there is none.
+        For sizes below one, unknown names, a mixer made for another n, a layer neither static nor dynamic, a
+        projection that the gate or the mixer does not have, and a start that is a saddle or not the plain network.
 
     Notes
     -----
@@ -109,7 +123,7 @@ class HyperConnection(nn.Module):
     def __init__(
         self,
         dim: int,
-        branch: Callable[..., Tensor] | None = None,
+        branch: Callable[..., Any] | None = None,
         *,
         streams: int = 4,
         mixer: str | Mixer = "cayley",
@@ -119,106 +133,44 @@ class HyperConnection(nn.Module):
         dynamic: bool = True,
         static: bool = True,
         layer_index: int = 0,
+        reads: int = 1,
+        fractions: int = 1,
+        stream_embedding: bool = False,
+        scale: float | None = 0.01,
+        learn_mixer_scale: bool = True,
         eps: float = 1e-6,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        check_size("dim", dim)
-        check_size("layer_index", layer_index, least=0)
-        check_number("eps", eps, least=0.0)
         if branch is not None and (not callable(branch) or isinstance(branch, type)):
             raise TypeError(f"branch: expected a module or a function, got {branch!r}")
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype: expected a floating-point one, got {dtype}")
-        if norm not in _NORMS:
-            raise ValueError(f"norm: expected one of {_NORMS}, got {norm!r}")
-        if not (dynamic or static):
-            raise ValueError("dynamic, static: expected at least one to be True; layers.Residual has nothing to learn")
-        self.dim, self.streams, self.norm, self.eps = dim, streams, norm, eps
+        if gate == "uniform" and streams != 1 and not stream_embedding:
+            raise ValueError(
+                "gate: with 'uniform' streams that start equal stay equal for ever, whatever the mixer; make them with "
+                "layers.StreamEmbedding and pass stream_embedding=True, or choose another gate"
+            )
+        super().__init__(
+            dim,
+            streams=streams,
+            mixer=mixer,
+            gate=gate,
+            norm=norm,
+            projection=projection,
+            dynamic=dynamic,
+            static=static,
+            layer_index=layer_index,
+            reads=reads,
+            fractions=fractions,
+            scale=scale,
+            learn_mixer_scale=learn_mixer_scale,
+            eps=eps,
+            device=device,
+            dtype=dtype,
+        )
         self.branch = branch
         self.last: tuple[Tensor, Tensor, Tensor] | None = None
-        if projection not in _PROJECTIONS:
-            raise ValueError(f"projection: expected one of {_PROJECTIONS}, got {projection!r}")
-        published = projection == "published"
-        unpacked = {"packed": False} if published and mixer in _SKEW else {}
-        self.mixer = make_mixer(mixer, streams, **unpacked).to(device=device, dtype=dtype)
-        self.gate = make_gate(gate, streams, layer_index, projection).to(device=device)
-        self.sizes = [self.gate.n_read, self.gate.n_write, self.mixer.n_coefficients]
-        if published and self.mixer.n_coefficients != streams**2:
-            raise ValueError(
-                f"projection: published takes a mixer of n^2 = {streams**2} raw numbers, {type(self.mixer).__name__} "
-                f"has {self.mixer.n_coefficients}"
-            )
-        outputs = sum(self.sizes)
-        start = torch.empty(outputs, device=device, dtype=dtype)
-        if static:
-            self.static = nn.Parameter(start)
-        else:
-            self.register_buffer("static", start)
-        if dynamic:
-            self.projection = nn.Parameter(torch.empty(outputs, streams * dim, device=device, dtype=dtype))
-            self.scale = nn.Parameter(torch.empty(3, device=device, dtype=dtype))
-        else:
-            self.register_parameter("projection", None)
-            self.register_parameter("scale", None)
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Set the mixing parameters to the function-preserving start; the branch is left alone."""
-        self.mixer.reset_parameters()
-        with torch.no_grad():
-            # The start is a matter of a few numbers, computed on the CPU even while parameters are made on "meta".
-            with torch.device("cpu"):
-                mixing = self.mixer.start()
-            start = torch.cat([mixing.new_zeros(sum(self.sizes[:2])), mixing])
-            self.static.copy_(start)
-            if self.projection is not None:
-                self.projection.zero_()
-                self.scale.fill_(0.01)
-
-    def coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``pre``, ``post`` and ``M`` for streams x.
-
-        Parameters
-        ----------
-        x : Tensor, shape (..., n, d)
-            Streams; only their leading shape matters where the layer is not dynamic.
-
-        Returns
-        -------
-        pre, post : Tensor, shape (..., n), or (n,) where not dynamic
-        matrix : Tensor, shape (..., n, n), or (n, n) where not dynamic
-            float32, or float64 where the parameters are.
-        """
-        dtype = torch.promote_types(self.static.dtype, torch.float32)
-        # Autocast would take the projection and the charts to half precision.
-        with torch.autocast(x.device.type, enabled=False):
-            raw = list(self.static.to(dtype).split(self.sizes))
-            if self.projection is not None:
-                read, write, mix = self._project(x, dtype).split(self.sizes, -1)
-                dynamic = (self.gate.squash(read), self.gate.squash(write), self.mixer.squash(mix))
-                raw = [s + scale * z for s, scale, z in zip(raw, self.scale.to(dtype), dynamic, strict=True)]
-            pre, post = self.gate(raw[0], raw[1])
-            return pre, post, self.mixer(raw[2])
-
-    def _project(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        x, weight = x.to(dtype), self.projection.to(dtype)
-        flat = x.flatten(-2)
-        if self.norm == "streams":
-            normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-            return nn.functional.linear(normed.flatten(-2), weight)
-        if self.norm == "layer":
-            # Taking the mean out after the projection would cancel where it is large beside the spread.
-            return nn.functional.linear(nn.functional.layer_norm(flat, flat.shape[-1:], eps=self.eps), weight)
-        z = nn.functional.linear(flat, weight)
-        if self.norm is None:
-            return z
-        # The norm is one number a token and the projection linear, so dividing afterwards saves a pass over the
-        # streams.
-        return z * torch.rsqrt(flat.square().mean(-1, keepdim=True) + self.eps)
-
-    def read(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def read(self, x: Tensor) -> tuple[Any, Callable[[Tensor], Tensor]]:
         """Return the branch input and the function that writes a branch's result: the layer in two halves.
 
         Parameters
@@ -229,7 +181,7 @@ class HyperConnection(nn.Module):
         Returns
         -------
         u : Tensor, shape (..., d)
-            Branch input, in the dtype of x.
+            Branch input, in the dtype of x; a tuple of them with several reads.
         write : Callable
             ``write(y)`` takes the result (..., d) of the branch and returns the new streams (..., n, d).
 
@@ -238,6 +190,38 @@ class HyperConnection(nn.Module):
         ValueError
             If x does not end in (n, d), or y is not of the shape of u.
         """
+        self._check_streams(x)
+        pre, post, matrix = self.coefficients(x)
+        return self._read(x, pre, pre, post, matrix)
+
+    def carry(self, x: Tensor, pre: Tensor) -> tuple[Any, Callable[[Tensor], Tensor], Tensor]:
+        """Read with weights that were made before, and hand on the ones that this layer makes.
+
+        The single-pass form of DeepSeek-V4.1: the read of a layer does not wait for its own coefficients.
+        :class:`~jpmhc.layers.SinglePass` chains layers so.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., n, d)
+            Streams.
+        pre : Tensor, shape (..., n) or (n,)
+            Read weights, from the layer before.
+
+        Returns
+        -------
+        u, write
+            As :meth:`read`, read with ``pre``.
+        own : Tensor, shape (..., n)
+            The read weights that this layer makes of x.
+        """
+        self._check_streams(x)
+        own, post, matrix = self.coefficients(x)
+        if pre.shape[-1:] != own.shape[-1:]:
+            raise ValueError(f"pre: expected shape (..., {own.shape[-1]}), got {tuple(pre.shape)}")
+        u, write = self._read(x, pre, own, post, matrix)
+        return u, write, own
+
+    def _check_streams(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x: expected a floating-point tensor, got {got}")
@@ -245,23 +229,33 @@ class HyperConnection(nn.Module):
             raise ValueError(
                 f"x: expected shape (..., {self.streams}, {self.dim}), got {tuple(x.shape)}; call expand_streams first"
             )
-        pre, post, matrix = self.coefficients(x)
+
+    def _read(
+        self, x: Tensor, pre: Tensor, own: Tensor, post: Tensor, matrix: Tensor
+    ) -> tuple[Any, Callable[[Tensor], Tensor]]:
         if not (torch.compiler.is_compiling() or is_functorch_wrapped_tensor(matrix)):
-            self.last = (pre.detach(), post.detach(), matrix.detach())
-        with torch.autocast(x.device.type, enabled=False):
-            u = passes.read(x, pre).to(x.dtype)
+            self.last = (own.detach(), post.detach(), matrix.detach())
+        kept = matrix if self.mixer.mixes else None
+        shape = x.shape[:-2] + x.shape[-1:]
 
         def write(y: Tensor) -> Tensor:
-            if not isinstance(y, Tensor) or y.shape != u.shape:
+            if not isinstance(y, Tensor) or y.shape != shape:
                 got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-                raise ValueError(f"branch: expected a result of shape {tuple(u.shape)}, got {got}")
+                raise ValueError(f"branch: expected a result of shape {tuple(shape)}, got {got}")
             with torch.autocast(x.device.type, enabled=False):
-                return passes.write(x, matrix, post, y).to(x.dtype)
+                if self.fractions == 1:
+                    return passes.write(x, kept, post, y).to(x.dtype)
+                return write_fractions(self._pieces(x), kept, post, y, self.fractions).view(x.shape).to(x.dtype)
 
-        return u, write
+        with torch.autocast(x.device.type, enabled=False):
+            if self.reads == self.fractions == 1:
+                return passes.read(x, pre).to(x.dtype), write
+            rows = read_rows(self._pieces(x), pre).to(x.dtype)
+            inputs = rows.unflatten(-2, (self.reads, self.fractions)).flatten(-2).unbind(-2)
+        return inputs if self.reads > 1 else inputs[0], write
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Mix the streams and write ``branch(u, *args, **kwargs)`` to them.
+        """Mix the streams and write ``branch(u, *args, **kwargs)`` to them; with several reads ``branch(u1, u2, ...)``.
 
         Parameters
         ----------
@@ -286,7 +280,8 @@ class HyperConnection(nn.Module):
         if self.branch is None:
             raise TypeError("branch: this HyperConnection wraps none; use `u, write = hc.read(x)`")
         u, write = self.read(x)
-        return replace_first_tensor(self.branch(u, *args, **kwargs), write)
+        inputs = u if self.reads > 1 else (u,)
+        return replace_first_tensor(self.branch(*inputs, *args, **kwargs), write)
 
     @classmethod
     def from_peer(cls, module: nn.Module, branch: Callable[..., Any] | None = None) -> HyperConnection:
@@ -322,49 +317,52 @@ class HyperConnection(nn.Module):
         """
         return from_peer(cls, module, branch)
 
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: str,
+        dim: int,
+        branch: Callable[..., Any] | None = None,
+        *,
+        streams: int = 4,
+        layer_index: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> HyperConnection:
+        """Build a published layer, coefficient for coefficient, with the start and the choices of its authors.
+
+        Parameters
+        ----------
+        recipe : str
+            A name from :func:`~jpmhc.layers.recipes`, which also says where each comes from, how its streams are
+            reduced, and what its authors leave open.
+        dim : int
+            Width d of one stream.
+        branch, streams, layer_index, device, dtype
+            As for the layer itself.
+
+        Returns
+        -------
+        HyperConnection
+            Published starts are not all function-preserving; that is part of the recipe.
+
+        Raises
+        ------
+        ValueError
+            For an unknown recipe, or a number of streams that it does not have.
+
+        Examples
+        --------
+        >>> from jpmhc import layers
+        >>> hc = layers.HyperConnection.from_recipe("jpmhc-cayley", 512)
+        >>> hc.mixer.describe(), hc.projection.shape
+        ('CayleyIterated(4, step=0.1, iterations=2, packed=False)', torch.Size([48, 2048]))
+        """
+        options = find_recipe(recipe).options(streams)
+        layer = cls(dim, branch, streams=streams, layer_index=layer_index, device=device, dtype=dtype, **options)
+        layer.recipe = recipe
+        layer.reset_parameters()
+        return layer
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "last": None}
-
-    def extra_repr(self) -> str:
-        """Show the choices that the submodules do not show."""
-        dynamic, static = self.projection is not None, isinstance(self.static, nn.Parameter)
-        return f"dim={self.dim}, streams={self.streams}, norm={self.norm!r}, dynamic={dynamic}, static={static}"
-
-
-def mixing_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that make read, write and mixer, of every hyper-connection inside a module.
-
-    Weight decay pulls them towards raw = 0, which is no prior at all for most charts (it alone contracts a Sinkhorn
-    mixer): give them to the optimiser without it. The parameters of the branches are not among them. They are found
-    by walking the modules, so copying, moving or replacing parameters loses none.
-
-    Parameters
-    ----------
-    module : Module
-        Any module.
-
-    Returns
-    -------
-    list of Parameter
-        Each once, in the order of ``module.modules()``.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from jpmhc import layers
-    >>> model = torch.nn.Sequential(layers.HyperConnection(8, torch.nn.Linear(8, 8)))
-    >>> mixing = set(layers.mixing_parameters(model))
-    >>> groups = [
-    ...     {"params": [p for p in model.parameters() if p not in mixing], "weight_decay": 0.1},
-    ...     {"params": [p for p in model.parameters() if p in mixing], "weight_decay": 0.0},
-    ... ]
-    >>> [len(group["params"]) for group in groups]
-    [2, 3]
-    """
-    found: dict[nn.Parameter, None] = {}
-    for layer in module.modules():
-        if isinstance(layer, HyperConnection):
-            own = [p for p in layer._parameters.values() if p is not None]
-            for parameter in [*own, *layer.mixer.parameters(), *layer.gate.parameters()]:
-                found[parameter] = None
-    return list(found)

@@ -13,7 +13,7 @@ from jpmhc.layers.arguments import check_size
 from jpmhc.layers.constants import ConstantModule
 
 # Options of mixers, for their repr.
-_CHOICES = ("step", "iterations", "rank", "reflector", "blocks", "factors")
+_CHOICES = ("step", "iterations", "clamp", "packed", "rank", "reflector", "blocks", "factors", "chosen", "tangent")
 
 
 class Mixer(ConstantModule):
@@ -35,11 +35,19 @@ class Mixer(ConstantModule):
         Raw numbers a matrix takes.
     promise : float
         Largest residual in float32 that the mixer's own claim allows; beyond it :func:`~jpmhc.layers.statistics` warns.
+    mixes : bool
+        False where M is I whatever the raw numbers are; the layer then leaves the product with M out.
     """
 
     streams: int
     n_coefficients: int
     promise: float = 1e-5
+    mixes: bool = True
+
+    def __init_subclass__(cls) -> None:
+        # A subclass of the identity with a forward of its own is no identity.
+        if "forward" in vars(cls) and "mixes" not in vars(cls):
+            cls.mixes = True
 
     def __init__(self, streams: int) -> None:
         super().__init__()
@@ -63,6 +71,10 @@ class Mixer(ConstantModule):
     def squash(self, dynamic: Tensor) -> Tensor:
         """Bound the token-dependent numbers (..., n_coefficients) before they are scaled and added; nothing here."""
         return dynamic
+
+    def describe(self) -> str:
+        """Return the choices that decide what raw numbers mean, as one line; state dicts carry it."""
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
         """Show the number of streams and whatever else was chosen."""

@@ -43,3 +43,21 @@ def replace_first_tensor(output: Any, function: Callable[[Tensor], Tensor]) -> A
             values = [*output[:place], function(output[place]), *output[place + 1 :]]
             return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
     raise TypeError(f"branch: expected a tensor, or a tuple, list or mapping with one, got {type(output).__name__}")
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Return the first tensor in the output of a branch.
+
+    Raises
+    ------
+    TypeError
+        If there is none.
+    """
+    found: list[Tensor] = []
+
+    def keep(y: Tensor) -> Tensor:
+        found.append(y)
+        return y
+
+    replace_first_tensor(output, keep)
+    return found[0]

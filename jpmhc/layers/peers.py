@@ -110,18 +110,6 @@ def _liger(make: _Layer, module: Any, branch: Any) -> HyperConnection:
     return _fill(layer, read, write, mix, module.phi.mT, scale)
 
 
-def _by_stream(weights: Tensor, gain: Tensor, n: int) -> Tensor:
-    """Place a map of one stream (d, k), shared by all, in a projection of the flattened streams (n, k, n d).
-
-    Entry (i, k) of the result reads stream i alone.
-    """
-    block = (weights * gain.unsqueeze(-1)).mT  # (k, d)
-    blocks = torch.zeros(n, block.shape[0], n, block.shape[1], dtype=block.dtype, device=block.device)
-    for i in range(n):
-        blocks[i, :, i] = block
-    return blocks.flatten(2)
-
-
 @torch.no_grad()
 def _lucidrains(make: _Layer, module: Any, branch: Any, mixer: Any, gate: str, scale: list[Tensor]) -> HyperConnection:
     n = module.num_residual_streams
@@ -134,16 +122,16 @@ def _lucidrains(make: _Layer, module: Any, branch: Any, mixer: Any, gate: str, s
         mixer=mixer,
         gate=gate,
         norm="streams",
+        projection="shared",
         # Its norm divides by the length, at least 1e-12.
         eps=1e-24 / width,
         device=beta.device,
         dtype=beta.dtype,
     )
-    gain = module.norm.gamma + 1
-    alphas = _by_stream(alpha.reshape(width, n + 1), gain, n)  # (stream, input or stream, n d)
-    betas = _by_stream(beta.reshape(width, 1), gain, n)
     # Stream i of the input weighs alpha[i, 1 + j] in stream j of the result: row j, column i of the mixer.
-    projection = torch.cat([alphas[:, 0], betas[:, 0], alphas[:, 1:].transpose(0, 1).flatten(0, 1)])
+    alphas = alpha.reshape(width, n + 1)
+    columns = torch.cat([alphas[:, :1], beta.reshape(width, 1), alphas[:, 1:]], 1)
+    projection = ((module.norm.gamma + 1).unsqueeze(-1) * columns).mT
     static = module.static_alpha
     write = module.static_beta.reshape(n) - (1.0 if gate == "tanh" else 0.0)
     return _fill(layer, static[:, 0], write, static[:, 1:].mT.flatten(), projection, scale)

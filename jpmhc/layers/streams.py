@@ -38,23 +38,25 @@ def expand_streams(x: Tensor, streams: int) -> Tensor:
     return x.unsqueeze(-2).expand(*x.shape[:-1], streams, x.shape[-1]).contiguous()
 
 
-def reduce_streams(x: Tensor) -> Tensor:
-    """Return the mean of the streams.
+def reduce_streams(x: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the mean of the streams, or their sum.
 
     Parameters
     ----------
     x : Tensor, shape (..., n, d)
         Streams, n at least 1.
+    reduction : str
+        ``"mean"``: copies that were never mixed come back unchanged. ``"sum"``: n times that, as HC and mHC do.
+        :class:`~jpmhc.layers.StreamHead` is a reduction that learns.
 
     Returns
     -------
     Tensor, shape (..., d)
-        Their mean: copies that were never mixed come back unchanged.
 
     Raises
     ------
     ValueError
-        If x has fewer than two dimensions or no stream.
+        If x has fewer than two dimensions or no stream, or for another reduction.
 
     Examples
     --------
@@ -64,4 +66,6 @@ def reduce_streams(x: Tensor) -> Tensor:
     """
     if x.ndim < 2 or x.shape[-2] == 0:
         raise ValueError(f"x: expected shape (..., n, d) with n >= 1, got {tuple(x.shape)}")
-    return torch.mean(x, -2)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}; StreamHead is a learned one")
+    return torch.mean(x, -2) if reduction == "mean" else torch.sum(x, -2)

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from jpmhc.layers.convert import convert
@@ -62,7 +61,7 @@ def load_converted(
             raise ValueError(f"options: {name!r} was an instance of {value['instance']}; give it as {{{name!r}: ...}}")
     convert(model, **options)
     own = {name: tensor for name, tensor in model.state_dict().items() if _KEY.match(name)}
-    _copy(_match(_saved(folder), own), own)
+    _load(model, _match(_saved(folder), own), own)
     return model
 
 
@@ -98,13 +97,16 @@ def _match(saved: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor
     return {_rename(name, names): tensor for name, tensor in saved.items()}
 
 
-def _copy(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+def _load(model: nn.Module, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     wrong = set(saved) ^ set(own) | {name for name in set(saved) & set(own) if saved[name].shape != own[name].shape}
+    # Labels are compared in words by the layers; earlier versions wrote none.
+    wrong = {name for name in wrong if not name.endswith(".label")}
     if wrong:
         raise ValueError(f"directory: mixing weights missing, unknown or of another shape: {', '.join(sorted(wrong))}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(saved[name])
+    try:
+        model.load_state_dict(saved, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"directory: {error}") from error
 
 
 def _blocks(weights: dict[str, Tensor]) -> list[str]:

@@ -49,7 +49,7 @@ class Cayley(Mixer):
 
     def __init__(self, streams: int, step: float = 1.0, packed: bool = True) -> None:
         super().__init__(streams)
-        self.step = check_number("step", step)
+        self.step, self.packed = check_number("step", step), packed
         self.unpack: nn.Module = UpperTriangle(streams) if packed else nn.Unflatten(-1, (streams, streams))
         self.n_coefficients = streams * (streams - 1) // 2 if packed else streams * streams
 

@@ -10,7 +10,7 @@ from jpmhc.layers.mixer import Mixer, register_mixer
 class Identity(Mixer):
     """``M = I``, no raw numbers: the gates alone do the work.
 
-    The control that every claim about a mixer needs.
+    The control that every claim about a mixer needs. A layer does not multiply by it.
 
     Examples
     --------
@@ -20,6 +20,7 @@ class Identity(Mixer):
     """
 
     n_coefficients = 0
+    mixes = False
 
     def forward(self, raw: Tensor) -> Tensor:
         """Return I for every batch entry of raw (..., 0), as a view without storage of its own per entry."""

@@ -137,6 +137,7 @@ class Manifold(Mixer):
                 f"base: expected a point that is, or projects to, a matrix of shape ({streams}, {streams}), "
                 f"got {tuple(self.base.shape)} on {self.manifold}"
             )
+        self.tangent = tangent
         self.n_coefficients = self.base.numel() if tangent else 0
 
     def forward(self, raw: Tensor) -> Tensor:
@@ -156,6 +157,10 @@ class Manifold(Mixer):
         """Return the base point to where it started."""
         with torch.no_grad():
             self.base.copy_(self.initial)
+
+    def describe(self) -> str:
+        """Return the choices, the manifold among them."""
+        return f"{super().describe()} on {' '.join(repr(self.manifold).split())}"
 
     def residual(self, matrix: Tensor) -> Tensor:
         """Largest violation of the manifold's constraint; for the Grassmannian of the projector's ``M M = M``."""

@@ -59,6 +59,8 @@ class Permutations(Mixer):
                     "search_permutations helps"
                 )
             permutations = list(itertools.permutations(identity))
+        else:
+            self.chosen = tuple(tuple(p) for p in permutations)
         chosen = [tuple(p) for p in permutations]
         for p in chosen:
             if tuple(sorted(p)) != identity:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from jpmhc import autodiff
-from jpmhc.layers.arguments import check_size
+from jpmhc.layers.arguments import check_number, check_size
 from jpmhc.layers.charts.birkhoff import START_DIAGONAL, birkhoff_defect
 from jpmhc.layers.mixer import Mixer, register_mixer
 
@@ -26,6 +26,8 @@ class Sinkhorn(Mixer):
     iterations : int, optional
         Exactly so many sweeps, columns last, in place of convergence: 20 in mHC. Row sums are then as good as the
         sweeps make them; :meth:`residual` measures it.
+    clamp : float, optional
+        Bound of the logits' magnitude: 10 in JPmHC's Sinkhorn arm. Beyond it their gradient is zero.
 
     Notes
     -----
@@ -42,14 +44,18 @@ class Sinkhorn(Mixer):
     (0.9, 1.0)
     """
 
-    def __init__(self, streams: int, iterations: int | None = None) -> None:
+    def __init__(self, streams: int, iterations: int | None = None, clamp: float | None = None) -> None:
         super().__init__(streams)
         self.n_coefficients = streams * streams
         self.iterations = None if iterations is None else check_size("iterations", iterations)
+        if clamp is not None:
+            self.clamp = check_number("clamp", clamp, least=0.0)
 
     def forward(self, raw: Tensor) -> Tensor:
         """Project logits raw (..., n^2), row-major, to doubly stochastic (..., n, n)."""
         logits = self._coefficients(raw).unflatten(-1, (self.streams, self.streams))
+        if hasattr(self, "clamp"):
+            logits = logits.clamp(-self.clamp, self.clamp)
         return autodiff.sinkhorn(logits, iterations=self.iterations)
 
     def start(self) -> Tensor:

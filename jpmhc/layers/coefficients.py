@@ -1,0 +1,175 @@
+"""The coefficients of a hyper-connection: read, write and mixer, made from parameters and from the token's streams."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from jpmhc.layers.arguments import check_number, check_size
+from jpmhc.layers.gates import make_gate
+from jpmhc.layers.label import Labelled
+from jpmhc.layers.mixer import Mixer, make_mixer
+from jpmhc.layers.projection import NORMS, project, project_shared
+from jpmhc.layers.recipes import find_recipe
+
+_PROJECTIONS = ("reduced", "published", "shared")
+# Mixers that pack a skew matrix unless told otherwise.
+_SKEW = ("cayley", "cayley-iterated")
+
+
+class Coefficients(Labelled):
+    """The part of a :class:`~jpmhc.layers.HyperConnection` that knows no branch; parameters are described there.
+
+    Raw numbers are ``static + scale * squash(projection norm(x))``, in the order read, write, mixer; the gate and the
+    mixer map them to ``pre``, ``post`` and ``M``.
+    """
+
+    static: Tensor
+    # Both None where the layer is not dynamic, the second also where it has no factors.
+    projection: nn.Parameter
+    scale: nn.Parameter
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        streams: int,
+        mixer: str | Mixer,
+        gate: str,
+        norm: str | None,
+        projection: str,
+        dynamic: bool,
+        static: bool,
+        layer_index: int,
+        reads: int,
+        fractions: int,
+        scale: float | None,
+        learn_mixer_scale: bool,
+        eps: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("dim", dim), ("streams", streams), ("reads", reads), ("fractions", fractions)):
+            check_size(name, value)
+        check_size("layer_index", layer_index, least=0)
+        check_number("eps", eps, least=0.0)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype: expected a floating-point one, got {dtype}")
+        if norm not in NORMS:
+            raise ValueError(f"norm: expected one of {NORMS}, got {norm!r}")
+        if projection not in _PROJECTIONS:
+            raise ValueError(f"projection: expected one of {_PROJECTIONS}, got {projection!r}")
+        if not (dynamic or static):
+            raise ValueError("dynamic, static: expected at least one to be True; layers.Residual has nothing to learn")
+        if dim % fractions:
+            raise ValueError(f"fractions: expected a divisor of dim={dim}, got {fractions}")
+        self.dim, self.streams, self.norm, self.eps = dim, streams, norm, eps
+        self.reads, self.fractions, self.learn_mixer_scale = reads, fractions, learn_mixer_scale
+        self.recipe: str | None = None
+        pieces = streams * fractions
+        unpacked = {"packed": False} if projection == "published" and mixer in _SKEW else {}
+        self.mixer = make_mixer(mixer, pieces, **unpacked).to(device=device, dtype=dtype)
+        self.gate = make_gate(gate, streams, layer_index, projection, reads=reads, fractions=fractions).to(
+            device=device
+        )
+        self.sizes = [self.gate.n_read, self.gate.n_write, self.mixer.n_coefficients]
+        self._check_start(projection, pieces)
+        self.shared = projection == "shared"
+        rows = sum(self.sizes) // pieces if self.shared else sum(self.sizes)
+        columns = dim // fractions if self.shared else streams * dim
+        start = torch.empty(sum(self.sizes), device=device, dtype=dtype)
+        if static:
+            self.static = nn.Parameter(start)
+        else:
+            self.register_buffer("static", start)
+        weight = torch.empty(rows, columns, device=device, dtype=dtype) if dynamic else None
+        self.register_parameter("projection", None if weight is None else nn.Parameter(weight))
+        self._scale_start = check_number("scale", 1.0 if scale is None else scale)
+        factors = torch.empty(3, device=device, dtype=dtype) if dynamic and scale is not None else None
+        self.register_parameter("scale", None if factors is None else nn.Parameter(factors))
+        self.set_label(f"{self.mixer.describe()}, {self.gate!r}, norm={norm!r}, projection={projection!r}")
+        self.reset_parameters()
+
+    def _check_start(self, projection: str, pieces: int) -> None:
+        numbers = self.mixer.n_coefficients
+        if projection != "reduced" and numbers != pieces**2:
+            raise ValueError(
+                f"projection: {projection} takes a mixer of n^2 = {pieces**2} raw numbers, {type(self.mixer).__name__} "
+                f"has {numbers}"
+            )
+        if projection == "shared" and self.gate.n_read != self.reads * self.fractions * pieces:
+            raise ValueError(f"projection: shared has no form for {self.gate!r}; the tanh gate does with fractions")
+        if self.fractions > 1:
+            with torch.device("cpu"):
+                matrix = copy.deepcopy(self.mixer).to("cpu")(self.mixer.start()) if self.mixer.mixes else None
+            if matrix is not None and not torch.allclose(matrix, torch.eye(pieces, dtype=matrix.dtype), atol=1e-6):
+                raise ValueError(
+                    f"fractions: expected a mixer that starts at I, {type(self.mixer).__name__} would mix the parts of "
+                    "a vector from the start; take cayley, cayley-mean, quaternion, free or identity"
+                )
+
+    def reset_parameters(self) -> None:
+        """Set the mixing parameters to their start, the recipe's or the function-preserving one; not the branch."""
+        self.mixer.reset_parameters()
+        with torch.no_grad():
+            # The start is a matter of a few numbers, computed on the CPU even while parameters are made on "meta".
+            with torch.device("cpu"):
+                mixing = self.mixer.start()
+            start = torch.cat([mixing.new_zeros(sum(self.sizes[:2])), mixing])
+            self.static.copy_(start)
+            if self.projection is not None:
+                self.projection.zero_()
+            if self.scale is not None:
+                self.scale.fill_(self._scale_start)
+            if self.recipe is not None:
+                find_recipe(self.recipe).start(self)
+
+    def coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``pre``, ``post`` and ``M`` for streams x.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., n, d)
+            Streams; only their leading shape and their dtype matter where the layer is not dynamic.
+
+        Returns
+        -------
+        pre, post : Tensor, shape (..., n), or (n,) where not dynamic
+            With several reads or fractions pre is (..., reads m, n m) and post (..., n m).
+        matrix : Tensor, shape (..., n, n), or (n, n) where not dynamic
+            float32, or float64 where the parameters or the streams are.
+        """
+        dtype = torch.promote_types(torch.promote_types(self.static.dtype, x.dtype), torch.float32)
+        # Autocast would take the projection and the charts to half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            raw = list(self.static.to(dtype).split(self.sizes))
+            if self.projection is not None:
+                parts = self._project(x.to(dtype), self.projection.to(dtype)).split(self.sizes, -1)
+                dynamic = [self.gate.squash(parts[0]), self.gate.squash(parts[1]), self.mixer.squash(parts[2])]
+                if self.scale is not None:
+                    scale = list(self.scale.to(dtype))
+                    if not self.learn_mixer_scale:
+                        scale[2] = scale[2].detach()
+                    dynamic = [s * z for s, z in zip(scale, dynamic, strict=True)]
+                raw = [s + z for s, z in zip(raw, dynamic, strict=True)]
+            pre, post = self.gate(raw[0], raw[1])
+            return pre, post, self.mixer(raw[2])
+
+    def _project(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.fractions > 1:
+            x = self._pieces(x)
+        if self.shared:
+            return project_shared(x, weight, self.norm, self.eps, self.sizes)
+        return project(x, weight, self.norm, self.eps)
+
+    def _pieces(self, x: Tensor) -> Tensor:
+        """View streams (..., n, d) as their fractions (..., n m, d / m)."""
+        return x.unflatten(-1, (self.fractions, -1)).flatten(-3, -2)
+
+    def extra_repr(self) -> str:
+        """Show the choices that the submodules do not show."""
+        dynamic, static = self.projection is not None, isinstance(self.static, nn.Parameter)
+        return f"dim={self.dim}, streams={self.streams}, norm={self.norm!r}, dynamic={dynamic}, static={static}"

@@ -1,0 +1,75 @@
+"""A chain of hyper-connections in which every branch reads with the weights that the layer before made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jpmhc.kernels import streams as passes
+from jpmhc.layers.hyper_connection import HyperConnection
+from jpmhc.layers.outputs import first_tensor
+
+
+class SinglePass(nn.Module):
+    """Layers whose read weights are carried to the next one, the single-pass form of DeepSeek-V4.1.
+
+    ::
+
+        u_l = sum_i pre_(l-1),i x_i        the first layer reads stream 0
+        x'  = M_l x + post_l F_l(u_l)^T
+        result = sum_i pre_L,i x_i         the last layer's weights are the head
+
+    All coefficients of a boundary come from one pass over the streams. The function-preserving start holds: copies
+    are read with weights of sum one.
+
+    Parameters
+    ----------
+    connections : iterable of HyperConnection
+        With one read each, of the same number of streams and width.
+
+    Raises
+    ------
+    ValueError
+        For no layer, or layers that differ in their streams, or have several reads or fractions.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from jpmhc import layers
+    >>> chain = layers.SinglePass(
+    ...     layers.HyperConnection(8, torch.nn.Linear(8, 8), layer_index=i) for i in range(3)
+    ... )
+    >>> chain(layers.expand_streams(torch.randn(2, 5, 8), 4)).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, connections: Iterable[HyperConnection]) -> None:
+        super().__init__()
+        self.connections = nn.ModuleList(connections)
+        if not self.connections:
+            raise ValueError("connections: expected at least one HyperConnection")
+        shapes = set()
+        for layer in self.connections:
+            if not isinstance(layer, HyperConnection):
+                raise TypeError(f"connections: expected HyperConnection, got {type(layer).__name__}")
+            shapes.add((layer.streams, layer.dim))
+            if layer.reads > 1 or layer.fractions > 1:
+                raise ValueError(f"connections: expected one read of whole streams, got {layer.reads=}")
+        if len(shapes) > 1:
+            raise ValueError(f"connections: expected one number of streams and width, got {sorted(shapes)}")
+        self.streams: int = self.connections[0].streams  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run all layers on streams (..., n, d) and return the read (..., d) of the last; arguments go to each branch.
+
+        The first tensor that a branch returns is its result; the rest is dropped.
+        """
+        pre = torch.zeros(self.streams, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        pre[0] = 1
+        for layer in self.connections:
+            u, write, pre = layer.carry(x, pre)  # type: ignore[operator]
+            x = write(first_tensor(layer.branch(u, *args, **kwargs)))  # type: ignore[operator]
+        return passes.read(x, pre).to(x.dtype)

@@ -1,0 +1,111 @@
+"""Weights know what layer they are of, and streams of float64 what precision they have."""
+
+import pytest
+import torch
+from torch import nn
+
+from jpmhc import layers
+
+
+def layer(**options):
+    return layers.HyperConnection(8, nn.Linear(8, 8), **options)
+
+
+PAIRS = [
+    ({"mixer": "sinkhorn"}, {"mixer": "free"}, r"weights of Sinkhorn\(4.*the layer is Free\(4\)"),
+    ({"mixer": "cayley"}, {"mixer": layers.Cayley(4, step=0.1)}, r"step=1\.0.*step=0\.1"),
+    ({"gate": "softmax"}, {"gate": "sigmoid"}, "SoftmaxGate.*SigmoidGate"),
+    ({"layer_index": 0}, {"layer_index": 1}, "favourite=0.*favourite=1"),
+    ({"norm": "rms"}, {"norm": "layer"}, "norm='rms'.*norm='layer'"),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "message"), PAIRS)
+def test_weights_of_another_layer_of_the_same_shape_are_refused_and_left_out(one, other, message):
+    source, target = nn.Sequential(layer(**one)), nn.Sequential(layer(**other))
+    before = [p.clone() for p in target[0].parameters(recurse=False)]
+    with pytest.raises(RuntimeError, match=rf"(?s)0: .*{message}"):
+        target.load_state_dict(source.state_dict())
+    for parameter, value in zip(target[0].parameters(recurse=False), before, strict=True):
+        assert torch.equal(parameter, value)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_weights_of_the_same_layer_load_with_and_without_a_label(assign):
+    source, target = layer(mixer="sinkhorn"), layer(mixer="sinkhorn")
+    with torch.no_grad():
+        source.static.add_(1.0)
+    state = source.state_dict()
+    target.load_state_dict(state, assign=assign)
+    assert torch.equal(target.static, source.static)
+    old = {name: value for name, value in state.items() if not name.endswith("label")}
+    fresh = layer(mixer="sinkhorn")
+    fresh.load_state_dict(old, assign=assign)
+    assert torch.equal(fresh.static, source.static)
+    del old["static"]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fresh.load_state_dict(old, assign=assign)
+
+
+def test_a_label_outlives_a_change_of_precision_and_a_place_without_data():
+    hc = layer(mixer="sinkhorn").bfloat16()
+    layer(mixer="sinkhorn").load_state_dict(hc.state_dict())
+    with torch.device("meta"):
+        empty = layer(mixer="sinkhorn")
+    empty.to_empty(device="cpu")
+    empty.load_state_dict(hc.state_dict())
+    assert torch.equal(empty.label, hc.label)
+
+
+def test_every_mixer_tells_its_choices():
+    labels = {layers.make_mixer(str(info), 4).describe() for info in layers.mixers() if info.supports(4)}
+    assert len(labels) == len([info for info in layers.mixers() if info.supports(4)])
+    from jpmhc import manifolds
+
+    variants = [
+        layers.Permutations(4),
+        layers.Permutations(4, layers.JPMHC_PERMUTATIONS),
+        layers.Sinkhorn(4, iterations=20),
+        layers.Sinkhorn(4, clamp=10.0),
+        layers.Cayley(4, packed=False),
+        layers.Grassmann(4, reflector=True),
+        layers.Manifold(4, manifolds.Birkhoff()),
+        layers.Manifold(4, tangent=True),
+        layers.Kronecker(4, (4,)),
+    ]
+    assert len({v.describe() for v in variants} | labels) == len(labels) + len(variants) - 1
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_coefficients_are_never_narrower_than_the_streams(dynamic):
+    torch.manual_seed(0)
+    hc = layers.HyperConnection(8, dynamic=dynamic)
+    with torch.no_grad():
+        for parameter in hc.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(5, 4, 8, dtype=torch.float64)
+    wide = layers.HyperConnection(8, dynamic=dynamic, dtype=torch.float64)
+    wide.load_state_dict({name: p.double() if p.is_floating_point() else p for name, p in hc.state_dict().items()})
+    for actual, expected in zip(hc.coefficients(x), wide.coefficients(x), strict=True):
+        assert actual.dtype == torch.float64
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-14)
+    u, write = hc.read(x)
+    assert u.dtype == write(u).dtype == torch.float64
+
+
+def test_the_identity_is_not_multiplied_by():
+    hc = layers.HyperConnection(8, nn.Linear(8, 8), mixer="identity")
+    x = torch.randn(5, 4, 8, requires_grad=True)
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        hc(x)
+    names = {event.key for event in record.key_averages()}
+    assert not names & {"aten::baddbmm", "aten::bmm"}
+
+    class Turned(layers.Identity):
+        def forward(self, raw):
+            return super().forward(raw).flip(-1)
+
+    assert not layers.Identity(4).mixes
+    assert Turned(4).mixes
