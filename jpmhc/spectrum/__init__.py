@@ -1,7 +1,18 @@
 """Spectra of the Jacobian of a deep product of hyper-connections: predicted, measured and explained."""
 
+from jpmhc.spectrum.inspect import inspect
 from jpmhc.spectrum.law import Law
 from jpmhc.spectrum.measure import ExtremesWarning, measure, measure_layers
 from jpmhc.spectrum.measured import MeasuredLaw
+from jpmhc.spectrum.report import LayerReport, Report
 
-__all__ = ["ExtremesWarning", "Law", "MeasuredLaw", "measure", "measure_layers"]
+__all__ = [
+    "ExtremesWarning",
+    "Law",
+    "LayerReport",
+    "MeasuredLaw",
+    "Report",
+    "inspect",
+    "measure",
+    "measure_layers",
+]

@@ -1,0 +1,194 @@
+"""Figures fit for a paper: densities, and what an inspection found against depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from jpmhc.spectrum.law import Law
+from jpmhc.spectrum.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which everybody can tell apart; the measured is grey, the predicted the first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "0.78"
+
+
+def densities(
+    ax: Axes,
+    measured: Law | None,
+    predicted: Mapping[str, Law],
+    *,
+    log: bool = False,
+    bins: int = 60,
+    limits: tuple[float, float] | None = None,
+    histogram: str = "measured",
+) -> Axes:
+    """Draw predicted densities over the histogram of the measured singular values.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        Where to draw.
+    measured : Law or None
+        Drawn as a histogram.
+    predicted : mapping of Law
+        By label; each a line of its own colour and dash.
+    log : bool
+        Densities of log s over a logarithmic axis.
+    bins : int
+        Of the histogram.
+    limits : (float, float), optional
+        Of the axis; by default what holds all laws.
+    histogram : str
+        Label of the histogram.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    dashes: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)))
+    if measured is not None:
+        measured.plot(ax, log=log, points=bins, label=histogram, color=GREY)
+    heights = [ax.get_ylim()[1]] if measured is not None else []
+    for i, (label, law) in enumerate(predicted.items()):
+        style: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": dashes[i % len(dashes)],
+            "linewidth": 1.6,
+        }
+        law.plot(ax, log=log, label=label, **style)
+    if heights:
+        # A peak far above the histogram would press everything else onto the axis.
+        ax.set_ylim(0, min(ax.get_ylim()[1], 2.2 * heights[0]))
+    if limits is not None:
+        ax.set_xlim(*limits)
+    _plain(ax)
+    return ax
+
+
+def singular_values(ax: Axes, report: Report, *, log: bool = True, products: bool = True) -> Axes:
+    """Draw every ordered singular value, mean over tokens, of the mixers and of their running products by depth."""
+    depth = range(1, len(report) + 1)
+    for kind, colour, wanted in (("singular_values", GREY, True), ("product_values", COLOURS[0], products)):
+        if not wanted:
+            continue
+        label = "of M" if kind == "singular_values" else "of the product"
+        for chain in _chains(report):
+            columns = list(zip(*(getattr(report[i], kind) for i in chain), strict=True))
+            for values in columns:
+                line = [max(v, 1e-300) if log else v for v in values]
+                ax.plot(
+                    [depth[i] for i in chain],
+                    line,
+                    color=colour,
+                    marker="o",
+                    markersize=2.5,
+                    linewidth=1.3,
+                    label=label,
+                )
+                label = "_nolegend_"
+    _depth(ax, report, "singular value", log, smallest=min(min(layer.product_values) for layer in report))
+    return ax
+
+
+def composite_gain(ax: Axes, report: Report, *, log: bool = True) -> Axes:
+    """Draw the largest absolute row and column sums of the compositions up to, and from, every layer."""
+    depth = range(1, len(report) + 1)
+    lines = {
+        "forward, up to the layer": [layer.forward_gain for layer in report],
+        "backward, from the layer on": [layer.backward_gain for layer in report],
+        "one layer": [layer.layer_forward_gain for layer in report],
+    }
+    for (label, values), colour, marker in zip(
+        lines.items(), (COLOURS[0], COLOURS[1], "0.6"), ("o", "s", "x"), strict=True
+    ):
+        ax.plot(depth, values, color=colour, marker=marker, markersize=3, linewidth=1.3, label=label)
+    _depth(ax, report, "composite gain", log, smallest=min(min(v) for v in lines.values()))
+    return ax
+
+
+def stream_similarity(ax: Axes, report: Report) -> Axes:
+    """Draw the mean cosine between streams and the share of their energy outside their mean, at every layer's input."""
+    depth = range(1, len(report) + 1)
+    ax.plot(
+        depth, [r.similarity for r in report], color=COLOURS[0], marker="o", markersize=3, label="cosine of two streams"
+    )
+    ax.plot(
+        depth, [r.difference for r in report], color=COLOURS[2], marker="s", markersize=3, label="share in differences"
+    )
+    n = max(len(layer.singular_values) for layer in report)
+    if n > 1:
+        used = [(layer.effective_streams - 1) / (n - 1) for layer in report]
+        ax.plot(depth, used, color=COLOURS[3], marker="^", markersize=3, label=f"streams in use, 1 to {n}")
+    ax.set_ylim(min(0.0, *(layer.similarity for layer in report)) - 0.03, 1.03)
+    _depth(ax, report, "of the streams", log=False)
+    return ax
+
+
+def gradient_norms(ax: Axes, report: Report, *, log: bool = True) -> Axes:
+    """Draw the gradient's norm at every layer's streams and over its parameters."""
+    lines = {
+        "at the streams": [layer.gradient for layer in report],
+        "over the parameters": [layer.parameter_gradient for layer in report],
+    }
+    known = [v for values in lines.values() for v in values if v is not None]
+    for (label, values), colour, marker in zip(lines.items(), COLOURS[:2], "os", strict=True):
+        points = [(i + 1, v) for i, v in enumerate(values) if v is not None]
+        if points:
+            ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3, linewidth=1.3, label=label)
+    _depth(ax, report, "gradient norm", log, smallest=min(known, default=1.0))
+    return ax
+
+
+def overview(report: Report, *, log: bool = True) -> Figure:
+    """Draw the four panels of an inspection."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(8.6, 5.6), layout="constrained", sharex=True)
+    singular_values(axes[0, 0], report, log=log)
+    composite_gain(axes[0, 1], report, log=log)
+    stream_similarity(axes[1, 0], report)
+    gradient_norms(axes[1, 1], report, log=log)
+    titles = ("Singular values", "Composite gain", "Streams at the input", "Gradients")
+    for ax, title in zip(axes.flat, titles, strict=True):
+        ax.set_title(title, fontsize=10, loc="left")
+    for ax in axes[0]:
+        ax.set_xlabel("")
+    return figure
+
+
+def _chains(report: Report) -> list[list[int]]:
+    chains: dict[int, list[int]] = {}
+    for layer in report:
+        chains.setdefault(layer.chain, []).append(layer.index)
+    return list(chains.values())
+
+
+def _depth(ax: Axes, report: Report, label: str, log: bool, smallest: float = 1.0) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set_xlabel("layer, in order of application")
+    ax.set_ylabel(label)
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    if log:
+        ax.set_yscale("log")
+        if smallest < 1e-12:
+            # Twelve decades are more than a figure can tell; below lies zero to double precision.
+            ax.set_ylim(bottom=1e-12)
+        low, high = ax.get_ylim()
+        if high / low < 10:
+            # Less than a decade would show scatter as if it were drift.
+            ax.set_ylim(low / 3.2, high * 3.2)
+    _plain(ax)
+    ax.legend(fontsize=7.5, frameon=False)
+
+
+def _plain(ax: Axes) -> None:
+    ax.grid(alpha=0.25, linewidth=0.6)
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
