@@ -19,6 +19,7 @@ from jpmhc.layers.charts import (
     Spectral,
     search_permutations,
 )
+from jpmhc.layers.checks import check_mixer
 from jpmhc.layers.convert import convert
 from jpmhc.layers.heads import StreamEmbedding, StreamHead
 from jpmhc.layers.hyper_connection import HyperConnection
@@ -57,6 +58,7 @@ __all__ = [
     "Statistics",
     "StreamEmbedding",
     "StreamHead",
+    "check_mixer",
     "convert",
     "expand_streams",
     "load_converted",

@@ -187,6 +187,11 @@ def mixers() -> list[MixerInfo]:
     return [_REGISTRY[name] for name in sorted(_REGISTRY)]
 
 
+def is_exact(cls: type[Mixer]) -> bool:
+    """Whether a class of mixers was registered as exact; False for one that was not registered."""
+    return any(info.exact for info in _REGISTRY.values() if info.make is cls)
+
+
 def make_mixer(mixer: str | Mixer, streams: int, **arguments: Any) -> Mixer:
     """Return the mixer of that name and number of streams, or check the one that is given.
 

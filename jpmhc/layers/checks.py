@@ -1,0 +1,234 @@
+"""The contract of a mixer: every law that layers rely on, measured, with the number each one reached."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from jpmhc.layers.hyper_connection import HyperConnection
+from jpmhc.layers.mixer import Mixer, is_exact, make_mixer
+from jpmhc.layers.residual import Residual
+from jpmhc.layers.streams import expand_streams, reduce_streams
+
+if TYPE_CHECKING:
+    from jpmhc.manifolds.report import Report
+
+_WIDTH, _DEPTH = 6, 3
+
+
+def check_mixer(
+    mixer: str | Mixer, streams: int | None = None, *, exact: bool | None = None, compile: bool = True, seed: int = 0
+) -> Report:
+    """Measure every law that a mixer must satisfy, one of ours or one that you registered.
+
+    Parameters
+    ----------
+    mixer : str or Mixer
+        A registered name or an instance.
+    streams : int, optional
+        Number of streams n; an instance's own, 4 for a name.
+    exact : bool, optional
+        Whether it claims its constraint to round-off for raw numbers up to 100; what the registration says by default.
+        A mixer that does not is held to its ``promise`` near its start only.
+    compile : bool
+        Whether to compile a layer with it too, which takes most of the time.
+    seed : int
+        Seed of all random choices.
+
+    Returns
+    -------
+    manifolds.report.Report
+        ``report.ok``, ``report.failed``, ``str(report)``.
+
+    Notes
+    -----
+    The laws: shape and dtype of the result, the constraint, a residual that notices a violation, both laws of the
+    start (a network of three layers computes what the plain residual one does, and its streams part within 40 steps of
+    Adam), derivatives against central differences, finite results for any raw numbers up to 1e4, independence of the
+    batch, ``vmap``, forward mode, bfloat16 streams with float32 coefficients, a state dict's round trip and
+    ``torch.compile(fullgraph=True)``.
+
+    Examples
+    --------
+    >>> from jpmhc import layers
+    >>> report = layers.check_mixer("cayley", compile=False)
+    >>> report.ok
+    True
+    """
+    from jpmhc.manifolds.report import Report
+
+    if isinstance(mixer, Mixer):
+        chart = make_mixer(mixer, mixer.streams if streams is None else streams)
+    else:
+        chart = make_mixer(mixer, 4 if streams is None else streams)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        claim = is_exact(type(chart)) if exact is None else exact
+        laws = _Laws(chart, claim)
+        found = list(laws.run(compile))
+    return Report(f"{chart.describe()}, exact={claim}", found, laws.absent)
+
+
+class _Laws:
+    """The measurements of one `check_mixer`."""
+
+    def __init__(self, chart: Mixer, exact: bool) -> None:
+        self.chart, self.exact = chart, exact
+        self.n, self.count = chart.streams, chart.n_coefficients
+        self.absent: list[str] = []
+        # A chart of float32 parameters (base points) is no better in float64.
+        self.round_off = 1e-6 if list(chart.parameters()) else 1e-12
+
+    def raw(self, scale: float, batch: int = 16, dtype: torch.dtype = torch.float64) -> Tensor:
+        return scale * torch.randn(batch, self.count, dtype=dtype)
+
+    def run(self, compile: bool) -> Iterator[Any]:
+        from jpmhc.manifolds.report import Law
+
+        def law(name: str, value: float | Tensor, bound: float, at_least: bool = False) -> Law:
+            return Law(name, float(value), bound, at_least)
+
+        matrix = self.chart(self.raw(1.0, dtype=torch.bfloat16))
+        good = matrix.shape == (16, self.n, self.n) and matrix.dtype == torch.float32
+        yield law("float32 matrices (..., n, n) of raw numbers (...)", 1.0 - good, 0.0)
+        yield law("raw numbers of a wrong count are refused", self.accepts_wrong_count(), 0.0)
+        for scale in (1.0, 10.0, 100.0) if self.exact else ():
+            residual = self.chart.residual(self.chart(self.raw(scale, 64, torch.float32))).amax()
+            yield law(f"constraint, raw numbers of size {scale:g}", residual, max(self.chart.promise, 1e-5))
+        yield from self.residuals(law)
+        yield from self.start(law)
+        yield law("derivative against differences (relative)", self.derivative(), self.slack())
+        yield law("values not finite, raw numbers to 1e4", self.not_finite(), 0.0)
+        raw = self.raw(1.0, 6)
+        together = self.chart(raw.view(2, 3, -1)).flatten(0, 1)
+        yield law("batch against one by one", _gap(together, torch.stack([self.chart(r) for r in raw])), 1e-12)
+        yield law("vmap against batch", _gap(torch.func.vmap(self.chart)(raw), self.chart(raw)), 1e-12)
+        yield law("forward against reverse mode", self.forward_mode(), 1e-9)
+        yield from self.layer(law, compile)
+
+    def accepts_wrong_count(self) -> float:
+        try:
+            self.chart(torch.zeros(2, self.count + 1))
+        except (ValueError, RuntimeError):
+            return 0.0
+        return 1.0
+
+    def residuals(self, law: Callable[..., Any]) -> Iterator[Any]:
+        start = self.chart(self.chart.start())
+        if math.isfinite(self.chart.promise):
+            yield law("constraint at the start", self.chart.residual(start), max(self.chart.promise, 1e-5))
+        if self.chart.residual(torch.randn(8, self.n, self.n)).amax() == 0:
+            self.absent.append("a residual (every matrix is in the set)")
+        else:
+            yield law("residual of a matrix that is 0.25 off", self.chart.residual(start + 0.25).amin(), 0.1, True)
+
+    def slack(self) -> float:
+        """Return the bound of the derivative: an approximate chart may miss as much as it promises of its set."""
+        return self.chart.promise if 1e-5 < self.chart.promise < math.inf else 1e-6
+
+    def derivative(self) -> float:
+        if not self.count:
+            return 0.0
+        # An approximate chart is held to its promise near its start.
+        raw, direction, h = self.raw(1.0 if self.exact else 0.3), self.raw(1.0), 1e-5
+        cotangent = torch.randn(16, self.n, self.n, dtype=torch.float64)
+        raw.requires_grad_()
+        (gradient,) = torch.autograd.grad((self.chart(raw) * cotangent).sum(), raw)
+        with torch.no_grad():
+            slope = (self.chart(raw + h * direction) - self.chart(raw - h * direction)) / (2 * h)
+        expected = (slope * cotangent).sum((-2, -1))
+        size = (slope.abs() * cotangent.abs()).sum((-2, -1)).clamp_min(1e-3)
+        return float((((gradient * direction).sum(-1) - expected).abs() / size).amax())
+
+    def not_finite(self) -> float:
+        count = 0
+        for scale in (0.0, 1.0, 1e2, 1e4):
+            for raw in (self.raw(scale, 32, torch.float32), scale * torch.ones(2, self.count)):
+                raw = raw.requires_grad_()
+                matrix = self.chart(raw)
+                count += int((~matrix.isfinite()).sum())
+                if self.count:
+                    (gradient,) = torch.autograd.grad(matrix.sin().sum(), raw)
+                    count += int((~gradient.isfinite()).sum())
+        return float(count)
+
+    def forward_mode(self) -> float:
+        raw, tangent = self.raw(1.0), self.raw(1.0)
+        pushed = torch.func.jvp(self.chart, (raw,), (tangent,))[1]
+        cotangent = torch.randn_like(pushed)
+        pull: Any = torch.func.vjp(self.chart, raw)[1]
+        (pulled,) = pull(cotangent)
+        return _gap((pushed * cotangent).sum(), (pulled * tangent).sum())
+
+    def network(self, dtype: torch.dtype = torch.float64) -> list[HyperConnection]:
+        return [
+            HyperConnection(
+                _WIDTH,
+                nn.Sequential(nn.Linear(_WIDTH, 12), nn.Tanh(), nn.Linear(12, _WIDTH)).to(dtype),
+                streams=self.n,
+                mixer=copy.deepcopy(self.chart),
+                layer_index=index,
+                dtype=dtype,
+            )
+            for index in range(_DEPTH)
+        ]
+
+    def start(self, law: Callable[..., Any]) -> Iterator[Any]:
+        matrix = self.chart(self.chart.start())
+        yield law("rows of the start off a sum of one", (matrix.sum(-1) - 1).abs().amax(), self.round_off)
+        layers = self.network()
+        x, target = torch.randn(2, 16, _WIDTH, dtype=torch.float64)
+        plain, wrapped = x, expand_streams(x, self.n)
+        for layer in layers:
+            plain, wrapped = Residual(layer.branch)(plain), layer(wrapped)
+        yield law("start of a network against the plain one", _gap(reduce_streams(wrapped), plain), 1e-6)
+        if self.n == 1:
+            self.absent.append("streams that part (there is one)")
+            return
+        model = nn.Sequential(*layers)
+        optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+        largest = 0.0
+        for _ in range(40):
+            optimiser.zero_grad()
+            (reduce_streams(model(expand_streams(x, self.n))) - target).square().mean().backward()
+            middle = layers[1].projection.grad
+            if self.count and middle is not None:
+                largest = max(largest, float(middle[-self.count :].abs().amax()))
+            optimiser.step()
+        streams = model(expand_streams(x, self.n))
+        spread = (streams - streams.mean(-2, keepdim=True)).norm() / streams.norm()
+        yield law("spread of the streams after 40 steps", spread, 1e-3, True)
+        if self.count:
+            yield law("largest gradient of the mixer in 40 steps", largest, 1e-8, True)
+
+    def layer(self, law: Callable[..., Any], compile: bool) -> Iterator[Any]:
+        hc = self.network(torch.float32)[1]
+        with torch.no_grad():
+            hc.projection.normal_(std=0.1)
+            hc.scale.fill_(1.0)
+        x = torch.randn(5, self.n, _WIDTH)
+        half = copy.deepcopy(hc)
+        half.branch = half.branch.bfloat16()  # type: ignore[union-attr]
+        single = all(c.dtype == torch.float32 for c in half.coefficients(x.bfloat16()))
+        good = single and half(x.bfloat16()).dtype == torch.bfloat16
+        yield law("bfloat16 streams, float32 coefficients", 1.0 - good, 0.0)
+        twin = self.network(torch.float32)[1]
+        twin.load_state_dict(hc.state_dict())
+        yield law("state dict, round trip", _gap(twin(x), hc(x)), 0.0)
+        if compile:
+            torch._dynamo.reset()
+            compiled = torch.compile(hc, fullgraph=True, backend="aot_eager")
+            yield law("compiled whole", _gap(compiled(x), hc(x)), 1e-5)
+        else:
+            self.absent.append("compilation (not asked for)")
+
+
+def _gap(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest entry, at least one."""
+    size = max(1.0, float(expected.abs().amax()))
+    return float((actual - expected).abs().amax()) / size
