@@ -1,5 +1,6 @@
 """Spectra of the Jacobian of a deep product of hyper-connections: predicted, measured and explained."""
 
+from jpmhc.spectrum.compare import Comparison, compare
 from jpmhc.spectrum.inspect import inspect
 from jpmhc.spectrum.law import Law
 from jpmhc.spectrum.measure import ExtremesWarning, measure, measure_layers
@@ -7,11 +8,13 @@ from jpmhc.spectrum.measured import MeasuredLaw
 from jpmhc.spectrum.report import LayerReport, Report
 
 __all__ = [
+    "Comparison",
     "ExtremesWarning",
     "Law",
     "LayerReport",
     "MeasuredLaw",
     "Report",
+    "compare",
     "inspect",
     "measure",
     "measure_layers",
