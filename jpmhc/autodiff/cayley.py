@@ -9,7 +9,8 @@ from jpmhc import kernels
 from jpmhc.autodiff.coefficients import as_matrices
 from jpmhc.autodiff.options import check_count
 from jpmhc.autodiff.precision import full_precision, in_full_precision
-from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule, traced_orders, transform_depth
+from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule, traced_orders
+from jpmhc.kernels.transforms import transform_depth
 
 
 def cayley(raw: Tensor, *, step: float = 1.0, iterations: int | None = None) -> Tensor:

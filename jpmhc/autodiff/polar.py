@@ -8,7 +8,8 @@ from torch import Tensor
 from jpmhc import kernels
 from jpmhc.autodiff.coefficients import as_matrices
 from jpmhc.autodiff.precision import full_precision, in_full_precision
-from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule, transform_depth
+from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule
+from jpmhc.kernels.transforms import transform_depth
 
 
 def polar(matrix: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from jpmhc import kernels
 from jpmhc.autodiff.coefficients import as_coefficients, as_matrices
 from jpmhc.autodiff.options import check_count, check_tolerance
 from jpmhc.autodiff.support import check_scalable
-from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule, traced_orders, transform_depth
+from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule, traced_orders
+from jpmhc.kernels.transforms import transform_depth
 
 
 def sinkhorn(

@@ -17,7 +17,8 @@ from torch import Tensor
 from jpmhc.autodiff.convergence import Watch
 from jpmhc.autodiff.equation import Equation
 from jpmhc.autodiff.linear import LinearSolver, dense_matrix, solve_with_matrix
-from jpmhc.autodiff.transforms import traced_orders, transform_depth
+from jpmhc.autodiff.transforms import traced_orders
+from jpmhc.kernels.transforms import transform_depth
 
 
 def attach_derivative(equation: Equation, z: Tensor, leaves: Sequence[Tensor], linear_solver: LinearSolver) -> Tensor:

@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 from torch.autograd import forward_ad
+
+from jpmhc.kernels.transforms import transform_depth
 
 FunctionClass = TypeVar("FunctionClass", bound=type[torch.autograd.Function])
 
@@ -57,28 +58,9 @@ def differentiable() -> bool:
     return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
-def transform_depth() -> int:
-    """Count the transforms at work while ``torch.compile`` traces: levels of ``torch.func``, and a dual level if any.
-
-    The tracer guards on the result. At depth 0 a custom backward is safe; deeper, the tracer would drop it without a
-    word.
-    """
-    return _functorch_depth() + (forward_ad._current_level >= 0)
-
-
 def traced_orders() -> int:
     """Highest order of derivative that can be asked of a function while ``torch.compile`` traces it.
 
     One for each transform at work, and one for a backward pass outside, which cannot be repeated.
     """
     return transform_depth() + 1
-
-
-def _functorch_depth() -> int:
-    level: int | None = _functorch.maybe_current_level()
-    return level or 0
-
-
-# What torch.compiler.assume_constant_result does, without importing the compiler, and Triton with it, for those who
-# do not compile.
-_functorch_depth._dynamo_marked_constant = True  # type: ignore[attr-defined]

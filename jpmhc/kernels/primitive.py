@@ -1,7 +1,7 @@
 """A batched primitive: a plain function on tensors with faster bodies beside it, one operation for tracing."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -21,7 +21,7 @@ def _like_first(first: Tensor, *_args: Any, **_options: Any) -> Tensor:
 
 
 def primitive(
-    name: str, fake: Callable[..., Any] = _like_first
+    name: str, fake: Callable[..., Any] = _like_first, vmap: Callable[..., Any] | None = None
 ) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Register a function as the operator ``jpmhc::name`` with a shape rule and a ``vmap`` rule.
 
@@ -31,6 +31,8 @@ def primitive(
         Name of the operator.
     fake : callable, optional
         Shape and dtype of the result, from arguments without data. The default suits a result like the first argument.
+    vmap : callable, optional
+        ``vmap(operator, info, in_dims, *args)`` in place of the rule that puts the new dimension first in all tensors.
 
     Returns
     -------
@@ -77,7 +79,7 @@ def primitive(
             result = operator(*map(front, args, in_dims))
             return result, 0 if isinstance(result, Tensor) else tuple(0 for _ in result)
 
-        operator.register_vmap(batched)
+        operator.register_vmap(batched if vmap is None else partial(vmap, operator))
 
         @wraps(reference)
         def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
@@ -86,6 +88,16 @@ def primitive(
         return call
 
     return register
+
+
+def repeated(operator: Callable[..., Any], info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    """Rule of ``vmap`` for operations that sum over their batch or share arguments over it: one call an entry."""
+    calls = [
+        operator(*(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    results = tuple(torch.stack(entries) for entries in zip(*calls, strict=True))
+    return results, tuple(0 for _ in results)
 
 
 def operations() -> list[str]:

@@ -1,0 +1,264 @@
+"""The boundary between two sublayers: write to the streams, normalise and project them, read from them.
+
+One operation of two halves, each of which may be left out. N tokens, n streams of width d, m raw numbers a token.
+Coefficients, which are everything but x, x', y and u, share one dtype, float32 at least and no narrower than x and y.
+"""
+
+import torch
+from torch import Tensor
+
+from jpmhc.kernels.primitive import primitive, repeated
+
+GATES = ("given", "softmax", "sigmoid", "tanh")
+
+
+def _forward_shapes(
+    x: Tensor,
+    matrix: Tensor | None,
+    post: Tensor | None,
+    y: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    gate: str,
+    normed: bool,
+    eps: float,
+    post_eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tokens, n, d = x.shape
+    writes, reads, projects = post is not None, bias is not None, weight is not None
+    like = bias if bias is not None else post if post is not None else x
+    return (
+        x.new_empty((tokens, n, d) if writes else 0),
+        x.new_empty((tokens, d) if reads else 0),
+        like.new_empty((tokens, weight.shape[0]) if weight is not None else 0),
+        like.new_empty((tokens, n) if reads else 0),
+        like.new_empty(tokens if projects and normed else 0),
+        like.new_empty((tokens, n) if writes and post_eps >= 0 else 0),
+    )
+
+
+@primitive("boundary_forward", fake=_forward_shapes, vmap=repeated)
+def boundary_forward(
+    x: Tensor,
+    matrix: Tensor | None,
+    post: Tensor | None,
+    y: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    gate: str,
+    normed: bool,
+    eps: float,
+    post_eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute ``x' = M x + post y^T``, ``z = W vec(x') / rms``, ``pre = gate(bias + scale z)``, ``u = pre^T x'``.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, n, d)
+        Streams.
+    matrix : Tensor or None, shape (N, n, n)
+        Mixer M; None for the identity.
+    post, y : Tensor or None, shapes (N, n) and (N, d)
+        Write weights and result of the branch; both None where nothing is written and ``x' = x``.
+    weight : Tensor or None, shape (m, n d)
+        Projection W; its first n rows make the raw numbers of the read. None where nothing is projected.
+    bias : Tensor or None, shape (n,) or (N, n)
+        Added to the raw numbers of the read (n,); with the gate ``"given"`` the read weights (N, n). None where
+        nothing is read.
+    scale : Tensor or None, shape (1,)
+        Of the raw numbers of the read; None with the gate ``"given"``.
+    gate : str
+        ``"softmax"``, ``"sigmoid"``, ``"tanh"`` (``pre = bias + scale tanh(z)``) or ``"given"``.
+    normed : bool
+        Whether z is divided by the root mean square of the token's n d numbers.
+    eps : float
+        Added to that mean square.
+    post_eps : float
+        If not negative, every stream of x' is divided by its own root mean square, with this added to the mean square.
+
+    Returns
+    -------
+    streams : Tensor, shape (N, n, d)
+        x', in the dtype of x. Like every result that was not asked for it is empty, (0,), if nothing is written.
+    u : Tensor, shape (N, d)
+        In the dtype of x.
+    z, pre : Tensor, shapes (N, m) and (N, n)
+        Raw numbers, before scale and bias, and read weights.
+    rms, post_rms : Tensor, shapes (N,) and (N, n)
+        Reciprocal root mean squares of x' and, before that division, of its streams.
+
+    Notes
+    -----
+    x' is rounded to its dtype before it is read and projected, as if another operation read it. Moves ``(2n + 2) d``
+    numbers a token where both halves are one pass.
+    """
+    like = bias if bias is not None else post if post is not None else x
+    streams, u = x.new_empty(0), x.new_empty(0)
+    z, pre, rms, post_rms = (like.new_empty(0) for _ in range(4))
+    if post is not None and y is not None:
+        fresh = written(x, matrix, post, y)
+        if post_eps >= 0:
+            post_rms = torch.rsqrt(fresh.square().mean(-1).add_(post_eps))
+            fresh.mul_(post_rms.unsqueeze(-1))
+        x = streams = fresh.to(x.dtype)
+    if bias is not None:
+        wide = x.to(bias.dtype)
+        if weight is not None:
+            flat = wide.flatten(1)
+            z = flat @ weight.t()
+            if normed:
+                rms = torch.rsqrt(flat.square().mean(-1).add_(eps))
+                z.mul_(rms.unsqueeze(-1))
+        pre = open_gate(z, bias, scale, gate)
+        u = torch.bmm(pre.unsqueeze(1), wide).squeeze(1).to(x.dtype)
+    # A result may not be an argument itself.
+    return streams, u, z, pre.clone() if pre is bias else pre, rms, post_rms
+
+
+def _backward_shapes(
+    grad_streams: Tensor | None,
+    grad_u: Tensor | None,
+    grad_z: Tensor | None,
+    x: Tensor,
+    matrix: Tensor | None,
+    post: Tensor | None,
+    y: Tensor | None,
+    weight: Tensor | None,
+    scale: Tensor | None,
+    streams: Tensor,
+    z: Tensor | None,
+    pre: Tensor | None,
+    rms: Tensor | None,
+    post_rms: Tensor | None,
+    gate: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    like = pre if pre is not None else post if post is not None else x
+    return (
+        x.new_empty(x.shape),
+        like.new_empty(matrix.shape if matrix is not None else 0),
+        like.new_empty(post.shape if post is not None else 0),
+        y.new_empty(y.shape) if y is not None else like.new_empty(0),
+        like.new_empty(weight.shape if weight is not None else 0),
+        like.new_empty(0 if pre is None else pre.shape if scale is None else pre.shape[1]),
+        like.new_empty(0 if scale is None else 1),
+    )
+
+
+@primitive("boundary_backward", fake=_backward_shapes, vmap=repeated)
+def boundary_backward(
+    grad_streams: Tensor | None,
+    grad_u: Tensor | None,
+    grad_z: Tensor | None,
+    x: Tensor,
+    matrix: Tensor | None,
+    post: Tensor | None,
+    y: Tensor | None,
+    weight: Tensor | None,
+    scale: Tensor | None,
+    streams: Tensor,
+    z: Tensor | None,
+    pre: Tensor | None,
+    rms: Tensor | None,
+    post_rms: Tensor | None,
+    gate: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Pull gradients of x', u and z back to everything they were made of.
+
+    Parameters
+    ----------
+    grad_streams, grad_u, grad_z : Tensor or None, shapes (N, n, d), (N, d) and (N, m)
+        Gradients; None for zero.
+    x, matrix, post, y, weight, scale, gate
+        As for `boundary_forward`.
+    streams : Tensor, shape (N, n, d)
+        x', which is x where nothing is written.
+    z, pre, rms, post_rms : Tensor or None
+        As `boundary_forward` returned them; None where they are empty.
+
+    Returns
+    -------
+    grad_x, grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale : Tensor
+        In shape and dtype of what they belong to; empty, (0,), where that is None.
+
+    Notes
+    -----
+    The gradient of x' is made of what comes from the next boundary, from the read, from the projection and from the
+    norm, and is written once. Moves ``(4n + 3) d`` numbers a token where all is one pass. Sums over tokens are made in
+    an order that depends on nothing but the number of tokens.
+    """
+    like = pre if pre is not None else post if post is not None else x
+    total = torch.zeros_like(x, dtype=like.dtype) if grad_streams is None else grad_streams.to(like.dtype, copy=True)
+    grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale = (like.new_empty(0) for _ in range(6))
+    wide = streams.to(like.dtype)
+    if pre is not None:
+        slope = torch.zeros_like(pre)
+        if grad_u is not None:
+            arriving = grad_u.to(like.dtype)
+            slope = torch.bmm(wide, arriving.unsqueeze(2)).squeeze(2)
+            total.addcmul_(pre.unsqueeze(2), arriving.unsqueeze(1))
+        if weight is None or scale is None or z is None:
+            grad_bias = slope
+        else:
+            grad_raw, grad_bias, grad_scale = close_gate(slope, z, pre, scale, grad_z, gate)
+            flat = wide.flatten(1)
+            if rms is not None:
+                radial = (grad_raw * z).sum(1).mul_(rms.square()).div_(-flat.shape[1])
+                total.addcmul_(radial.view(-1, 1, 1), wide)
+                grad_raw = grad_raw * rms.unsqueeze(1)
+            total.flatten(1).addmm_(grad_raw, weight)
+            grad_weight = grad_raw.t() @ flat
+    if post_rms is not None:
+        inner = (total * wide).mean(2, keepdim=True)
+        total.addcmul_(inner, wide, value=-1).mul_(post_rms.unsqueeze(2))
+    if post is not None and y is not None:
+        result = y.to(like.dtype)
+        grad_post = torch.bmm(total, result.unsqueeze(2)).squeeze(2)
+        grad_y = torch.bmm(post.unsqueeze(1), total).squeeze(1).to(y.dtype)
+        if matrix is not None:
+            grad_matrix = torch.bmm(total, x.to(like.dtype).mT)
+            total = torch.bmm(matrix.mT, total)
+    return total.to(x.dtype), grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale
+
+
+def written(x: Tensor, matrix: Tensor | None, post: Tensor, y: Tensor) -> Tensor:
+    """Return ``M x + post y^T`` in the dtype of the coefficients."""
+    x, y = x.to(post.dtype), y.to(post.dtype)
+    fresh = post.unsqueeze(2) * y.unsqueeze(1)
+    return x + fresh if matrix is None else torch.baddbmm(fresh, matrix, x)
+
+
+def open_gate(z: Tensor, bias: Tensor, scale: Tensor | None, gate: str) -> Tensor:
+    """Return the read weights (N, n) for raw numbers z (N, m)."""
+    if scale is None:
+        return bias
+    raw = z[:, : bias.shape[0]]
+    if gate == "tanh":
+        return bias + scale * torch.tanh(raw)
+    raw = bias + scale * raw
+    return torch.softmax(raw, 1) if gate == "softmax" else torch.sigmoid(raw)
+
+
+def close_gate(
+    slope: Tensor, z: Tensor, pre: Tensor, scale: Tensor, grad_z: Tensor | None, gate: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pull the gradient ``slope`` (N, n) of the read weights back to z, bias and scale.
+
+    Returns
+    -------
+    grad_z : Tensor, shape (N, m)
+        With the gradient that came to z from elsewhere.
+    grad_bias, grad_scale : Tensor, shapes (n,) and (1,)
+    """
+    raw = z[:, : pre.shape[1]]
+    if gate == "softmax":
+        slope = pre * (slope - (pre * slope).sum(1, keepdim=True))
+    elif gate == "sigmoid":
+        slope = pre * (1 - pre) * slope
+    else:
+        raw = torch.tanh(raw)
+    total = torch.zeros_like(z) if grad_z is None else grad_z.clone()
+    grad_raw = slope * scale
+    total[:, : pre.shape[1]] += grad_raw * (1 - raw.square()) if gate == "tanh" else grad_raw
+    return total, slope.sum(0), (slope * raw).sum().view(1)

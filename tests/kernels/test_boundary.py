@@ -1,0 +1,164 @@
+"""The boundary between sublayers: every body against float64, every transform against its definition."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from jpmhc import kernels
+from jpmhc.kernels import crossing
+from jpmhc.kernels.boundary import boundary_backward, boundary_forward
+from jpmhc.kernels.crossing import Reading, Writing, cross
+from tests.kernels.boundaries import FORMS, TOLERANCE, boundary, deviation, function, results, tensors, truth
+
+BODIES = [("reference", torch.float64), ("reference", torch.float32), ("reference", torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("backend", "dtype"), BODIES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_body_agrees_with_float64(form, backend, dtype):
+    assert deviation(form, backend, dtype) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(("backend", "dtype"), BODIES)
+@pytest.mark.parametrize("sizes", [(0, 4, 6, 14), (1, 1, 9, 3), (7, 3, 5, 12), (13, 8, 33, 44), (67, 16, 3, 32)])
+def test_sizes_are_any(sizes, backend, dtype):
+    tokens, n, d, m = sizes
+    for form in ("write post-norm, read softmax norm", "read sigmoid norm", "write"):
+        assert deviation(form, backend, dtype, tokens=tokens, n=n, d=d, m=m) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(("backend", "dtype"), BODIES)
+def test_strides_are_any(backend, dtype):
+    def scattered(arguments):
+        spread = [torch.empty(*a.shape, 2, dtype=a.dtype)[..., 1].copy_(a) for a in (t.detach() for t in arguments)]
+        return [s.requires_grad_() for s in spread]
+
+    for form in ("write, read sigmoid norm", "read given"):
+        assert deviation(form, backend, dtype, change=scattered) < TOLERANCE[dtype]
+
+
+def test_a_boundary_is_a_write_and_then_a_read():
+    x, write, read = boundary("write post-norm, read softmax norm")
+    both = cross(x, write, read)
+    written = cross(x, write)
+    after = cross(written.streams, None, read)
+    for name in ("u", "z", "pre"):
+        torch.testing.assert_close(getattr(both, name), getattr(after, name))
+    torch.testing.assert_close(both.streams, after.streams)
+    assert [written.u, written.z, written.pre] == [None, None, None]
+
+
+def test_it_computes_what_it_says():
+    x, write, read = boundary("write, read softmax norm", tokens=1)
+    crossing_ = cross(x, write, read)
+    streams = write.matrix[0] @ x[0] + torch.outer(write.post[0], write.y[0])
+    raw = read.weight @ streams.flatten() / (streams.flatten().square().mean() + read.eps).sqrt()
+    pre = torch.softmax(read.bias + read.scale * raw[:4], 0)
+    for value, exact in zip(crossing_, (streams, pre @ streams, raw, pre), strict=True):
+        torch.testing.assert_close(value[0], exact)
+
+
+def test_shared_coefficients_stand_for_every_token():
+    x, write, _ = boundary("write")
+    matrix, post, pre = write.matrix[0], write.post[0], torch.randn(4, dtype=torch.float64)
+    shared = cross(x.view(5, 1, 4, 6), Writing(matrix, post, write.y.view(5, 1, 6)), Reading(pre))
+    each = cross(x, Writing(matrix.expand(5, 4, 4), post.expand(5, 4), write.y), Reading(pre.expand(5, 4)))
+    torch.testing.assert_close(shared.streams.view(5, 4, 6), each.streams)
+    torch.testing.assert_close(shared.u.view(5, 6), each.u)
+    one, many = (torch.autograd.grad(c.streams.sin().sum() + c.u.cos().sum(), matrix) for c in (shared, each))
+    torch.testing.assert_close(one, many)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_derivatives_of_first_and_second_order(form):
+    halves = boundary(form, tokens=2, n=2, d=3, m=5)
+    call, arguments = function(*halves[1:]), tensors(*halves)
+    assert torch.autograd.gradcheck(call, arguments)
+    assert torch.autograd.gradgradcheck(call, arguments)
+
+
+@pytest.mark.parametrize("form", ["write post-norm, read softmax norm", "read given"])
+def test_gradients_that_do_not_come_are_zeros(form):
+    halves = boundary(form)
+    call, arguments = function(*halves[1:]), tensors(*halves)
+    for chosen in range(len(call(*arguments))):
+        exact = torch.func.grad(lambda *a, i=chosen: call(*a)[i].sin().sum(), tuple(range(len(arguments))))(*arguments)
+        found = torch.autograd.grad(call(*arguments)[chosen].sin().sum(), arguments, materialize_grads=True)
+        torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize("form", ["write post-norm, read softmax norm", "read sigmoid norm", "write identity"])
+def test_every_transform_gives_the_same_derivative(form):
+    halves = boundary(form)
+    call, arguments = function(*halves[1:]), [a.detach() for a in tensors(*halves)]
+    cotangents = [torch.randn_like(o) for o in call(*arguments)]
+    tangents = [torch.randn_like(a) for a in arguments]
+    exact = truth(call, arguments, cotangents)[len(cotangents) :]
+    leaves = [a.requires_grad_() for a in arguments]
+    recomputed = results(lambda *a: checkpoint(call, *a, use_reentrant=False), leaves, cotangents)[len(cotangents) :]
+    torch.testing.assert_close(recomputed, exact)
+    _, pushed = torch.func.jvp(call, tuple(arguments), tuple(tangents))
+    with torch.autograd.forward_ad.dual_level():
+        duals = [torch.autograd.forward_ad.make_dual(a, t) for a, t in zip(arguments, tangents, strict=True)]
+        dual = [torch.autograd.forward_ad.unpack_dual(o).tangent for o in call(*duals)]
+    torch.testing.assert_close(dual, list(pushed))
+    inner = sum((p * c).sum() for p, c in zip(pushed, cotangents, strict=True))
+    torch.testing.assert_close(inner, sum((g * t).sum() for g, t in zip(exact, tangents, strict=True)))
+    batched = torch.func.vmap(call)(*(torch.stack([a, 2 * a]) for a in arguments))
+    for value, once in zip(batched, call(*arguments), strict=True):
+        torch.testing.assert_close(value[0], once)
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+@pytest.mark.parametrize("form", ["write post-norm, read softmax norm", "read sigmoid norm"])
+def test_compiled_whole_it_has_the_same_gradients(form, opaque, monkeypatch):
+    monkeypatch.setattr(crossing, "_has_body", lambda *_: opaque)
+    crossing._has_body._dynamo_marked_constant = True
+    torch._dynamo.reset()
+    halves = boundary(form)
+    call, arguments = function(*halves[1:]), tensors(*halves)
+    cotangents = [torch.randn_like(o) for o in call(*arguments)]
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    found = results(compiled, arguments, cotangents)
+    torch.testing.assert_close(found, truth(call, arguments, cotangents))
+
+
+@pytest.mark.parametrize("form", ["write post-norm, read softmax norm", "write identity", "read given"])
+def test_operations_keep_the_contract_of_torch_library(form):
+    x, write, read = boundary(form)
+    matrix, post, y, post_eps = write or (None, None, None, None)
+    bias, weight, scale, gate, eps = read or (None, None, None, "given", None)
+    given = [None if t is None else t.detach() for t in (x, matrix, post, y, weight, bias, scale)]
+    options = (gate, eps is not None, eps or 0.0, -1.0 if post_eps is None else post_eps)
+    torch.library.opcheck(torch.ops.jpmhc.boundary_forward, (*given, *options))
+    streams, u, z, pre, rms, post_rms = boundary_forward(*given, *options)
+    x, matrix, post, y, weight, bias, scale = given
+    kept = [t if t.numel() else None for t in (z, pre, rms, post_rms)]
+    grads = [None if t is None else torch.randn_like(t) for t in (x, None if read is None else u, kept[0])]
+    arguments = (*grads, x, matrix, post, y, weight, scale, streams if write else x, *kept, gate)
+    torch.library.opcheck(torch.ops.jpmhc.boundary_backward, arguments)
+    batched = tuple(torch.stack([a, 2 * a]) if a is grads[0] else a for a in arguments)
+    dims = tuple(0 if a is grads[0] else None for a in arguments)
+    doubled = torch.func.vmap(boundary_backward, in_dims=dims)(*batched)
+    again = boundary_backward(2 * grads[0], *arguments[1:])
+    for value, once, twice in zip(doubled, boundary_backward(*arguments), again, strict=True):
+        torch.testing.assert_close(value, torch.stack([once, twice]))
+
+
+def test_it_keeps_small_numbers_for_backward_beside_the_streams():
+    x, write, read = boundary("write post-norm, read softmax norm", tokens=9, d=64)
+    saved = []
+    with kernels.backend("reference"), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, id):
+        crossed = cross(x, write, read)
+    inputs = {t.data_ptr() for t in (*tensors(x, write, read), crossed.streams)}
+    assert sum(t.numel() for t in saved if t.data_ptr() not in inputs) == 9 * (14 + 4 + 1 + 4)
+
+
+def test_the_gradient_of_the_streams_is_written_once():
+    x, write, read = boundary("write, read softmax norm")
+    first = cross(x, None, read)
+    last = cross(first.streams, write._replace(y=first.u)).streams
+    with torch.profiler.profile(record_shapes=True) as profile:
+        torch.autograd.grad(last.sum(), x)
+    added = [event.input_shapes for event in profile.events() if event.name in ("aten::add", "aten::add_")]
+    assert [5, 4, 6] not in [shapes[0] for shapes in added]
