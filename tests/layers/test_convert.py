@@ -38,6 +38,10 @@ CAUSAL = {
     "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", TEXT, 6),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**GROUPED, "num_local_experts": 4}, 6),
 }
+OPT = {**{"hidden_size": 16, "vocab_size": 50}, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32}
+OPT |= {"word_embed_proj_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0}
+CAUSAL["opt"] = ("OPTForCausalLM", "OPTConfig", OPT, 4)
+CAUSAL["opt-post-norm"] = ("OPTForCausalLM", "OPTConfig", {**OPT, "do_layer_norm_before": False}, 4)
 OTHERS = {
     "bert": ("BertForMaskedLM", "BertConfig", TEXT, 6),
     "vit": ("ViTForImageClassification", "ViTConfig", IMAGE, 6),
@@ -82,12 +86,6 @@ FURTHER = {
 # Families that are refused, and the reason.
 REFUSED = {
     "albert": ("AlbertModel", "AlbertConfig", {**TEXT, "embedding_size": 16}, "a block runs more than once"),
-    "opt": (
-        "OPTForCausalLM",
-        "OPTConfig",
-        {**SMALL, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32, "word_embed_proj_dim": 16},
-        r"hidden_states\.reshape",
-    ),
     "mamba": ("MambaForCausalLM", "MambaConfig", {**SMALL, "num_hidden_layers": 2}, r"residual\.to\(torch\.float32\)"),
 }
 MAIN = ["llama", "gpt2", "bert", "vit"]
@@ -285,6 +283,52 @@ def test_blocks_of_timm_form_with_an_example(container):
         model = nn.Sequential(*model.blocks)
     expected = model(x)
     torch.testing.assert_close(convert(model, example=x)(x), expected)
+
+
+class Windowed(Block):
+    """The block of timm's Swin: pixels (B, H, W, d) for attention, tokens (B, H W, d) for the rest."""
+
+    def forward(self, x):
+        b, h, w, d = x.shape
+        x = x + self.drop(self.attn(self.norm1(x)).roll(1, 2))
+        x = x.reshape(b, -1, d)
+        x = x + self.drop(self.mlp(self.norm2(x)))
+        return x.reshape(b, h, w, d)
+
+
+class Folded(Block):
+    """A block that flattens with a function of torch, reads the folded vector in its own code, and norms it folded."""
+
+    def forward(self, x):
+        shape = x.shape
+        x = torch.flatten(x, 0, -2)
+        x = x + self.attn(torch.relu(x))
+        x = self.norm1(x)
+        x = x + self.mlp(x)
+        return self.norm2(x).view(shape)
+
+
+@pytest.mark.parametrize("block", [Windowed, Folded])
+def test_blocks_that_fold_the_leading_shape(block):
+    model, x = network(block), torch.randn(2, 3, 4, 8)
+    expected = model(x)
+    converted = convert(model, example=x)
+    torch.testing.assert_close(converted(x), expected, atol=1e-5, rtol=1e-5)
+    assert [len(b.hyper_connections) for b in converted.blocks] == [2, 2]
+    with torch.no_grad():
+        for parameter in layers.mixing_parameters(converted):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    if block is Windowed:  # the folded block computes what the block written without folding does
+        block = converted.blocks[0]
+        first, second = block.hyper_connections
+        block.hyper_connections.last = False
+        streams = layers.expand_streams(x, 4)
+        u, write = first.read(streams)
+        streams = write(block.attn(block.norm1(u)).roll(1, 2))
+        u, write = second.read(streams)
+        torch.testing.assert_close(block(x), write(block.mlp(block.norm2(u))))
+    converted(x).sum().backward()
+    assert all(p.grad is not None for p in layers.mixing_parameters(converted))
 
 
 def test_blocks_called_by_keyword_with_tuple_results():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from jpmhc.layers.adapters.blocks import swap_first, swap_result
-from jpmhc.layers.adapters.vector import ResidualVector
+from jpmhc.layers.adapters.vector import ReshapedVector, ResidualVector
 from jpmhc.layers.residual import Residual
 
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
@@ -188,6 +188,26 @@ class _TracedVector(ResidualVector):
 
     def has_been_read(self) -> bool:
         return self._read is not None
+
+    def _under(self, shape: torch.Size) -> ResidualVector:
+        return self if shape == self.shape else _TracedReshaped(self, shape)
+
+
+class _TracedReshaped(ReshapedVector, _TracedVector):
+    """A watched vector under another leading shape."""
+
+    _vector: _TracedVector
+
+    @property
+    def record(self) -> _Record:  # type: ignore[override]
+        return self._vector.record
+
+    @property
+    def on_residual_path(self) -> bool:
+        return self._vector.on_residual_path
+
+    def has_been_read(self) -> bool:
+        return self._vector.has_been_read()
 
 
 @dataclass

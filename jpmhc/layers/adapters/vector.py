@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -99,6 +100,31 @@ class ResidualVector:
         self.spend()
         return ResidualVector(fn(self.streams()), self._connections, self.place)
 
+    def reshape(self, *shape: Any) -> Any:
+        """Return the vector under another leading shape, or what it reads under a shape that cuts d up."""
+        if len(shape) == 1 and isinstance(shape[0], torch.dtype):
+            return self.read().view(shape[0])
+        sizes = list(shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
+        if sizes.count(-1) == 1:
+            known = math.prod(size for size in sizes if size != -1)
+            sizes[sizes.index(-1)] = math.prod(self.shape) // max(known, 1)
+        target = torch.Size(sizes)
+        if not target or target[-1] != self.shape[-1] or math.prod(target) != math.prod(self.shape):
+            return self.read().reshape(*shape)
+        return self._under(target)
+
+    view = reshape
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
+        """Return the vector with some leading dimensions made one, or what it reads, flattened."""
+        start, end = start_dim % self.ndim, end_dim % self.ndim
+        if start > end or end == self.ndim - 1:
+            return self.read().flatten(start_dim, end_dim)
+        return self.reshape(*self.shape[:start], math.prod(self.shape[start : end + 1]), *self.shape[end + 1 :])
+
+    def _under(self, shape: torch.Size) -> ResidualVector:
+        return self if shape == self.shape else ReshapedVector(self, shape)
+
     @property
     def shape(self) -> torch.Size:
         """Of one vector, (..., d)."""
@@ -146,10 +172,71 @@ class ResidualVector:
             if isinstance(left, ResidualVector) and isinstance(right, ResidualVector):
                 raise RuntimeError("the residual vector is added to itself")
             return left.add(right) if isinstance(left, ResidualVector) else right.add(left)
+        if func in _RESHAPES and isinstance(args[0], ResidualVector):
+            return getattr(args[0], _RESHAPES[func])(*args[1:], **(kwargs or {}))
         args, kwargs = read_arguments(args, kwargs or {})
         return func(*args, **kwargs)
 
 
+class ReshapedVector(ResidualVector):
+    """A residual vector under another leading shape: reads and additions are those of the vector itself.
+
+    Blocks that fold batch and tokens into one dimension (OPT, timm's Swin) go on from here and fold back.
+    """
+
+    def __init__(self, vector: ResidualVector, shape: torch.Size) -> None:
+        self._vector, self._shape = vector, shape
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of one vector, as it was asked for."""
+        return self._shape
+
+    @property
+    def place(self) -> int:  # type: ignore[override]
+        """Of the vector itself."""
+        return self._vector.place
+
+    def streams(self) -> Tensor:
+        """Return the streams under this leading shape."""
+        return self._fold(self._vector.streams())
+
+    def read(self) -> Tensor:
+        """Return the branch input under this shape."""
+        return self._vector.read().reshape(self._shape)
+
+    def add(self, y: Tensor) -> ResidualVector:
+        """Return the vector with a branch's result of this shape written to it, under this shape."""
+        if not isinstance(y, Tensor) or y.shape != self._shape:
+            got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            raise TypeError(f"a residual addition takes shape {tuple(self._shape)}, got {got}")
+        return self._vector.add(y.reshape(self._vector.shape))._under(self._shape)
+
+    __add__ = __radd__ = __iadd__ = add
+
+    def spend(self) -> None:
+        """Mark that the residual path goes on from this vector."""
+        self._vector.spend()
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> ResidualVector:
+        """Return the vector with a norm applied to every stream, under this shape."""
+        return self._vector.map(lambda x: fn(self._fold(x)).reshape(x.shape))._under(self._shape)
+
+    def _under(self, shape: torch.Size) -> ResidualVector:
+        return self._vector._under(shape)
+
+    def _fold(self, streams: Tensor) -> Tensor:
+        # The last dimensions are (n, d), or (d,) while a model is traced.
+        return streams.reshape(*self._shape[:-1], *streams.shape[len(self._vector.shape) - 1 :])
+
+
+_RESHAPES = {
+    torch.reshape: "reshape",
+    Tensor.reshape: "reshape",
+    Tensor.view: "view",
+    torch.flatten: "flatten",
+    Tensor.flatten: "flatten",
+}
 _ADDITIONS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 
 
