@@ -1,4 +1,7 @@
-"""An arm of the experiment: the residual it uses, written `plain`, `MIXER` or `MIXER:argument=value,...`."""
+"""An arm of the experiment: the residual it uses, written `plain`, `MIXER` or `MIXER:argument=value,...`.
+
+Arguments are the mixer's own and the layer's `OPTIONS`, so that a gate and a norm can be changed under a fixed mixer.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Any
 from torch import nn
 
 from jpmhc import layers
+
+OPTIONS = ("gate", "norm", "projection", "dynamic", "static")
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,14 @@ class Arm:
         Name of the mixer; None is the plain residual.
     arguments : dict
         Of the mixer.
+    options : dict
+        Of the layer around it: those of `OPTIONS` that were given.
     """
 
     text: str
     mixer: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> Arm:
@@ -41,7 +49,9 @@ class Arm:
         Examples
         --------
         >>> Arm.parse("cayley:step=0.1")
-        Arm(text='cayley:step=0.1', mixer='cayley', arguments={'step': 0.1})
+        Arm(text='cayley:step=0.1', mixer='cayley', arguments={'step': 0.1}, options={})
+        >>> Arm.parse("cayley:gate='sigmoid',norm='layer'").options
+        {'gate': 'sigmoid', 'norm': 'layer'}
         >>> Arm.parse("kronecker:factors=(2, 2)").arguments
         {'factors': (2, 2)}
         """
@@ -53,14 +63,16 @@ class Arm:
         known = [str(info) for info in layers.mixers()]
         if name not in known:
             raise ValueError(f"arm {text!r}: unknown, expected plain or one of {', '.join(known)}")
-        return cls(text, name, _arguments(text, rest))
+        given = _arguments(text, rest)
+        options = {key: given.pop(key) for key in OPTIONS if key in given}
+        return cls(text, name, given, options)
 
     def check(self, streams: int) -> None:
         """Raise a ValueError that names the arm if its mixer cannot be made for that number of streams."""
         if self.mixer is None:
             return
         try:
-            mixer = layers.make_mixer(self.mixer, streams, **self.arguments)
+            mixer = self._layer(4, None, streams, 0).mixer
         except (TypeError, ValueError) as error:
             raise ValueError(f"arm {self.text!r} with {streams} streams: {error}") from error
         if any(hasattr(parameter, "manifold") for parameter in mixer.parameters()):
@@ -73,12 +85,21 @@ class Arm:
         """The arm as a folder name, for example ``cayley-step0.1``."""
         return "".join(c for c in self.text.replace(":", "-").replace(",", "-") if c.isalnum() or c in "-.")
 
-    def residual(self, width: int, branch: nn.Module, streams: int, index: int) -> nn.Module:
-        """Wrap a branch in this arm's residual."""
+    def residual(self, width: int, branch: nn.Module, streams: int, index: int, **options: Any) -> nn.Module:
+        """Wrap a branch in this arm's residual; its own options go before those given here."""
         if self.mixer is None:
             return layers.Residual(branch)
-        mixer = layers.make_mixer(self.mixer, streams, **self.arguments)
-        return layers.HyperConnection(width, branch, streams=streams, mixer=mixer, layer_index=index)
+        return self._layer(width, branch, streams, index, **options)
+
+    def _layer(
+        self, width: int, branch: nn.Module | None, streams: int, index: int, **options: Any
+    ) -> layers.HyperConnection:
+        chosen = options | self.options
+        # A published projection takes a mixer that is made with it.
+        mixer: str | layers.Mixer = str(self.mixer)
+        if self.arguments or chosen.get("projection", "reduced") == "reduced":
+            mixer = layers.make_mixer(mixer, streams, **self.arguments)
+        return layers.HyperConnection(width, branch, streams=streams, mixer=mixer, layer_index=index, **chosen)
 
 
 def _arguments(text: str, rest: str) -> dict[str, Any]:

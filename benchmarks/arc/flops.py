@@ -43,10 +43,10 @@ def residuals(config: ModelConfig, arm: Arm) -> Residuals:
 def segment(config: ModelConfig, arm: Arm, train: bool) -> int:
     """Return the operations of one segment on one sample.
 
-    Forward, all ``h_cycles (l_cycles + 1)`` net calls and the heads; with ``train``, twice that again for the
-    ``l_cycles + 1`` calls that carry gradient and the heads (once for the mixing where the mixer has no gradient).
+    Forward, all ``h_cycles (l_cycles + 1)`` net calls and the heads; with ``train``, twice that again for the calls
+    that carry gradient and the heads (once for the mixing where the mixer has no gradient).
     """
-    calls, with_gradient = config.h_cycles * (config.l_cycles + 1), config.l_cycles + 1
+    calls, with_gradient = config.calls, config.gradient_calls
     parts = residuals(config, arm)
     call = net_call(config) + sum(parts)
     heads = 2 * config.width * (VOCAB * config.side**2 + 1)

@@ -7,8 +7,10 @@ every residual addition is a `jpmhc.layers.HyperConnection`, or a `jpmhc.layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from benchmarks.arc.encode import VOCAB
 from jpmhc import layers
 
 _SCOPES = ("persistent", "per_call")
+NORM_PLACEMENTS = ("post", "post-joint", "pre")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,15 @@ class ModelConfig:
     streams_scope : str
         ``"persistent"``: y and z carry n streams through the recursion; ``"per_call"``: streams live inside one call
         of the net.
+    norm_placement : str
+        ``"post"``: every stream is normalised by itself after every sublayer, as in the paper. ``"post-joint"``: the n
+        streams of a token are normalised together, so that their sizes relative to one another survive. ``"pre"``: a
+        branch's input is normalised, the streams themselves only at the end of a net call, without which the recursion
+        grows without bound.
+    gradient_cycles : int
+        H cycles that carry gradient, counted from the last; the recipe's is 1.
+    dynamic, static : bool
+        Whether the coefficients of every hyper-connection depend on the token, on parameters, or on both.
     """
 
     side: int = 30
@@ -52,6 +64,10 @@ class ModelConfig:
     prefix: int = 16
     streams: int = 4
     streams_scope: str = "persistent"
+    norm_placement: str = "post"
+    gradient_cycles: int = 1
+    dynamic: bool = True
+    static: bool = True
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -60,11 +76,25 @@ class ModelConfig:
             raise ValueError(f"prefix: expected at least 1 (the puzzle embedding), got {self.prefix}")
         if self.streams_scope not in _SCOPES:
             raise ValueError(f"streams_scope: expected one of {_SCOPES}, got {self.streams_scope!r}")
+        if self.norm_placement not in NORM_PLACEMENTS:
+            raise ValueError(f"norm_placement: expected one of {NORM_PLACEMENTS}, got {self.norm_placement!r}")
+        if not 1 <= self.gradient_cycles <= self.h_cycles:
+            raise ValueError(f"gradient_cycles: expected 1 to h_cycles={self.h_cycles}, got {self.gradient_cycles}")
 
     @property
     def positions(self) -> int:
         """Length of a sequence."""
         return self.prefix + self.side**2
+
+    @property
+    def calls(self) -> int:
+        """Calls of the net in a segment."""
+        return self.h_cycles * (self.l_cycles + 1)
+
+    @property
+    def gradient_calls(self) -> int:
+        """Calls of the net in a segment that carry gradient."""
+        return self.gradient_cycles * (self.l_cycles + 1)
 
 
 class Latents(NamedTuple):
@@ -139,24 +169,42 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:  # (B, heads, T,
     return x * cos + torch.cat((-second, first), -1) * sin
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    """RMS norm of the last dimension without gain, in float32 at least: per stream where there are streams."""
-    return F.rms_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1:], eps=1e-5).to(x.dtype)
+def rms_norm(x: Tensor, dims: int = 1) -> Tensor:
+    """RMS norm of the last dimensions together, without gain, in float32 at least."""
+    return F.rms_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-dims:], eps=1e-5).to(x.dtype)
+
+
+class PreNorm(nn.Module):
+    """A branch whose input is normalised."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the branch to the normalised x (..., d)."""
+        return self.branch(rms_norm(x), *args, **kwargs)
 
 
 class Net(nn.Module):
-    """The blocks: ``x <- rms_norm(residual(x))`` over attention, then over the feed-forward layer."""
+    """The blocks: residuals over attention and over the feed-forward layer, with norms where the settings put them."""
 
     def __init__(self, config: ModelConfig, arm: Arm, generator: torch.Generator) -> None:
         super().__init__()
         self.per_call = arm.mixer is not None and config.streams_scope == "per_call"
         self.streams = config.streams
-        branches = []
+        self.norm_placement = config.norm_placement
+        # The streams of a token are normalised together, or each by itself; one stream is both.
+        self.norm_dims = 2 if config.norm_placement == "post-joint" and arm.mixer is not None else 1
+        branches: list[nn.Module] = []
         for _ in range(config.blocks):
             branches.append(Attention(config.width, config.heads, generator))
             branches.append(SwiGLU(config.width, config.inner, generator))
+        if self.norm_placement == "pre":
+            branches = [PreNorm(branch) for branch in branches]
         self.sublayers = nn.ModuleList(
-            arm.residual(config.width, branch, config.streams, index) for index, branch in enumerate(branches)
+            arm.residual(config.width, branch, config.streams, index, dynamic=config.dynamic, static=config.static)
+            for index, branch in enumerate(branches)
         )
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -164,8 +212,28 @@ class Net(nn.Module):
         if self.per_call:
             x = layers.expand_streams(x, self.streams)
         for index, sublayer in enumerate(self.sublayers):
-            x = rms_norm(sublayer(x, rotary=rotary) if index % 2 == 0 else sublayer(x))
+            x = sublayer(x, rotary=rotary) if index % 2 == 0 else sublayer(x)
+            if self.norm_placement != "pre":
+                x = rms_norm(x, self.norm_dims)
+        if self.norm_placement == "pre":
+            x = rms_norm(x)
         return layers.reduce_streams(x) if self.per_call else x
+
+
+@contextmanager
+def constant_coefficients(net: nn.Module) -> Iterator[None]:
+    """Compute the coefficients that depend on no token once, not at every application inside the block."""
+    static = [m for m in net.modules() if isinstance(m, layers.HyperConnection) and m.projection is None]
+    if torch.compiler.is_compiling():
+        static = []
+    for layer in static:
+        found = layer.coefficients(layer.static)
+        layer.coefficients = lambda x, found=found: found  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in static:
+            del layer.coefficients  # type: ignore[method-assign]
 
 
 class TinyRecursiveModel(nn.Module):
@@ -210,7 +278,7 @@ class TinyRecursiveModel(nn.Module):
         return Latents(self.start_y.expand(shape).clone(), self.start_z.expand(shape).clone())
 
     def forward(self, latents: Latents, tokens: Tensor, puzzle: Tensor) -> tuple[Latents, Tensor, Tensor]:
-        """Run one segment: the whole recursion once, with gradient through its last H cycle.
+        """Run one segment: the whole recursion once, with gradient through its last H cycles.
 
         Parameters
         ----------
@@ -230,23 +298,31 @@ class TinyRecursiveModel(nn.Module):
         halt : Tensor, shape (B,)
             Logit of "this answer is right".
         """
-        x = self._embed(tokens, puzzle)
-        rotary = (self.cos, self.sin)
+        x = self.embed_input(tokens, puzzle)
         y, z = latents
-        with torch.no_grad():
-            for _ in range(self.config.h_cycles - 1):
-                y, z = self._cycle(y, z, x, rotary)
-        y, z = self._cycle(y, z, x, rotary)
-        answer = layers.reduce_streams(y) if self.persistent else y
-        logits = self.head(answer[:, self.config.prefix :])
-        return Latents(y.detach(), z.detach()), logits, self.halt(answer[:, 0]).squeeze(-1)
+        with constant_coefficients(self.net):
+            with torch.no_grad():
+                for _ in range(self.config.h_cycles - self.config.gradient_cycles):
+                    y, z = self.cycle(y, z, x)
+            for _ in range(self.config.gradient_cycles):
+                y, z = self.cycle(y, z, x)
+        logits, halt = self.answer(y)
+        return Latents(y.detach(), z.detach()), logits, halt
 
-    def _embed(self, tokens: Tensor, puzzle: Tensor) -> Tensor:
+    def embed_input(self, tokens: Tensor, puzzle: Tensor) -> Tensor:
+        """Return the input x that every net call sees, (B, T, d), or (B, T, 1, d) for all streams alike."""
         prefix = F.pad(puzzle.unsqueeze(1), (0, 0, 0, self.config.prefix - 1))
         x = math.sqrt(self.config.width) * torch.cat((prefix, F.embedding(tokens.long(), self.embed)), 1)
         return x.unsqueeze(-2) if self.persistent else x
 
-    def _cycle(self, y: Tensor, z: Tensor, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def cycle(self, y: Tensor, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run one H cycle: ``l_cycles`` updates of z, then one of y."""
+        rotary = (self.cos, self.sin)
         for _ in range(self.config.l_cycles):
             z = self.net(z + y + x, rotary)
         return self.net(y + z, rotary), z
+
+    def answer(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Read the output logits (B, side^2, 12) and the halting logit (B,) from y."""
+        y = layers.reduce_streams(y) if self.persistent else y
+        return self.head(y[:, self.config.prefix :]), self.halt(y[:, 0]).squeeze(-1)

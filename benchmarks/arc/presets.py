@@ -15,6 +15,8 @@ class DataConfig:
 
     Attributes
     ----------
+    sources : tuple of str
+        Collections of tasks, in this order: ``"arc-agi-1"``, ``"mini-arc"``.
     max_side : int
         Tasks with a larger grid are left out.
     limit : int or None
@@ -27,6 +29,7 @@ class DataConfig:
         Whether training pairs move inside the square.
     """
 
+    sources: tuple[str, ...] = ("arc-agi-1",)
     max_side: int = 30
     limit: int | None = None
     variants: int = 1000
@@ -56,6 +59,8 @@ class TrainConfig:
         Steps between evaluations and between checkpoints; both happen after the last step too.
     evaluation_batch : int
         Samples of a batch in evaluation.
+    probe_every : int
+        Steps between looks at the mixers and the gradient along the recursion.
     """
 
     steps: int = 400_000
@@ -72,6 +77,7 @@ class TrainConfig:
     evaluate_every: int = 40_000
     checkpoint_every: int = 2_000
     evaluation_batch: int = 768
+    probe_every: int = 1_000
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,16 @@ class Preset:
     def from_json(cls, value: dict[str, Any]) -> Preset:
         """Read what `to_json` wrote."""
         train = {**value["train"], "betas": tuple(value["train"]["betas"])}
-        return cls(value["name"], DataConfig(**value["data"]), ModelConfig(**value["model"]), TrainConfig(**train))
+        data = {**value["data"], "sources": tuple(value["data"].get("sources", DataConfig.sources))}
+        return cls(value["name"], DataConfig(**data), ModelConfig(**value["model"]), TrainConfig(**train))
 
 
 # A small model learns in minutes only with rates far above the recipe's and without its long warm-up.
 _SMALL = {"lr": 2e-3, "embedding_lr": 2e-2, "warmup": 20, "ema": 0.98, "segments": 2}
+_FAST = {
+    **_SMALL, "lr": 3e-3, "embedding_lr": 3e-2, "warmup": 10, "evaluate_every": 300, "checkpoint_every": 50,
+    "evaluation_batch": 256, "probe_every": 20,
+}  # fmt: skip
 
 PRESETS = {
     preset.name: preset
@@ -111,6 +122,28 @@ PRESETS = {
             DataConfig(max_side=5, variants=2, split="demos", translate=False),
             ModelConfig(side=5, width=64, heads=4, inner=192, h_cycles=2, l_cycles=2, prefix=4),
             TrainConfig(**_SMALL, steps=300, batch=64, evaluate_every=300, checkpoint_every=100, evaluation_batch=256),
+        ),
+        Preset(
+            "small",
+            DataConfig(("mini-arc",), max_side=5, variants=1, split="demos", translate=False),
+            ModelConfig(side=5, width=64, heads=4, inner=192, h_cycles=2, l_cycles=2, prefix=1),
+            TrainConfig(**_FAST, steps=150, batch=32),
+        ),
+        Preset(
+            "small-arc",
+            DataConfig(max_side=6, variants=1, split="demos", translate=False),
+            ModelConfig(side=6, width=64, heads=4, inner=192, h_cycles=2, l_cycles=2, prefix=1),
+            TrainConfig(**_FAST, steps=150, batch=32),
+        ),
+        # Every mixer is static here, as in the prototype whose finding this size is to confirm or refute: the
+        # gradient passes 84 mixers, of which 4 differ.
+        Preset(
+            "deep",
+            DataConfig(("mini-arc",), max_side=5, limit=40, variants=1, split="demos", translate=False),
+            ModelConfig(
+                side=5, width=32, heads=2, inner=96, h_cycles=3, l_cycles=6, prefix=1, gradient_cycles=3, dynamic=False
+            ),
+            TrainConfig(**_FAST, steps=100, batch=32),
         ),
     )
 }

@@ -90,10 +90,10 @@ def read_metrics(folder: Path, run: dict[str, Any]) -> Metrics:
     for number, line in enumerate(_text(path).splitlines(), 1):
         where = f"{path}, line {number}"
         entry = _object(_parse(line, where), where, ("kind", "step"))
-        if entry["kind"] == "evaluation":
+        if entry["kind"] in ("evaluation", "probe"):
             continue
         if entry["kind"] != "train":
-            raise ValueError(f"{where}: kind: expected train or evaluation, got {entry['kind']!r}")
+            raise ValueError(f"{where}: kind: expected train, evaluation or probe, got {entry['kind']!r}")
         values = {name: _number(entry, name, where) for name in columns}
         if values["step"] <= last:
             raise ValueError(f"{where}: step {values['step']:g} follows step {last:g}")

@@ -17,21 +17,25 @@ from benchmarks.arc import checkpoint, dataset, flops, tasks
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.dataset import ArcData
 from benchmarks.arc.evaluation import Predictor, evaluate, summary
+from benchmarks.arc.mini_arc import load_mini_arc
 from benchmarks.arc.presets import Preset
 from benchmarks.arc.training import Trainer, TrainingError
 
 _CONFIG, _METRICS, _CHECKPOINTS, _RESULT = "config.json", "metrics.jsonl", "checkpoints", "run.json"
 
+_SOURCES = {"arc-agi-1": tasks.load_arc_agi_1, "mini-arc": load_mini_arc}
+
 Listener = Callable[[int, dict[str, float]], None]
 
 
 def build_data(preset: Preset, extra_task_dirs: Sequence[Path] = ()) -> ArcData:
-    """Make the data of a preset from ARC-AGI-1 and folders of further tasks.
+    """Make the data of a preset from its collections of tasks and folders of further ones.
 
     The variants are those of seed 0 in every run, so that arms and seeds meet the same puzzles.
     """
-    chosen = tasks.subset(tasks.load_arc_agi_1(), preset.data.max_side, preset.data.limit)
-    # The limit is on ARC-AGI-1: whoever names a folder wants its tasks.
+    collected = [task for source in preset.data.sources for task in _SOURCES[source]()]
+    chosen = tasks.subset(collected, preset.data.max_side, preset.data.limit)
+    # The limit is on the collections: whoever names a folder wants its tasks.
     for folder in extra_task_dirs:
         chosen.extend(tasks.subset(tasks.load_task_dir(folder), preset.data.max_side))
     return dataset.build(chosen, side=preset.model.side, variants=preset.data.variants, seed=0, split=preset.data.split)
@@ -151,6 +155,8 @@ def train(
         step = trainer.step_number
         log.write({"kind": "train", "step": step, **measures, "seconds": time.perf_counter() - started})
         listen(step, measures)
+        if step == 1 or step % settings.probe_every == 0 or step == settings.steps:
+            log.write({"kind": "probe", "step": step, **trainer.probe()})
         if step % settings.evaluate_every == 0 or step == settings.steps:
             evaluated = _evaluate(spec, trainer.weights(), data, folder, step, device)
             log.write({"kind": "evaluation", **summary(evaluated)})

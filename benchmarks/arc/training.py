@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.arc import probe
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.batches import Batches
 from benchmarks.arc.checkpoint import TensorFiles
 from benchmarks.arc.dataset import ArcData
-from benchmarks.arc.encode import PAD
+from benchmarks.arc.losses import correct_tokens, stablemax_cross_entropy
 from benchmarks.arc.model import Latents, TinyRecursiveModel
 from benchmarks.arc.optimisers import AdamATan2, Average, sign_sgd_
 from benchmarks.arc.presets import Preset
@@ -22,37 +23,6 @@ from jpmhc import layers
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and why."""
-
-
-def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of every sample over its labelled tokens, in float64.
-
-    Probabilities are ``s(x) / sum s(x)`` with ``s(x) = x + 1`` for x >= 0 and ``1 / (1 - x)`` below
-    (arXiv 2501.04697).
-
-    Parameters
-    ----------
-    logits : Tensor, shape (B, L, V)
-    labels : Tensor of int64, shape (B, L)
-        `PAD` carries no loss; a sample without labels has loss 0.
-
-    Returns
-    -------
-    Tensor, shape (B,)
-    """
-    x = logits.double()
-    # The branch not taken must stay finite, or its gradient is NaN.
-    log_s = torch.where(x >= 0, torch.log1p(x.clamp_min(0)), -torch.log1p(-x.clamp_max(0)))
-    log_p = log_s.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - log_s.logsumexp(-1)
-    labelled = labels != PAD
-    return -(log_p * labelled).sum(-1) / labelled.sum(-1).clamp_min(1)
-
-
-def correct_tokens(predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, for every sample, the share of labelled tokens that are right, and whether all are."""
-    labelled = labels != PAD
-    share = ((predicted == labels) & labelled).sum(-1) / labelled.sum(-1).clamp_min(1)
-    return share, share == 1
 
 
 class Trainer:
@@ -156,6 +126,13 @@ class Trainer:
             "gradient_norm": norm.item(),
             "learning_rate": self.settings.lr * warm,
         }
+
+    def probe(self) -> dict[str, Any]:
+        """Return what the mixers and the gradient do along the recursion on the first samples of the batch."""
+        few = {name: value[: probe.SAMPLES] for name, value in self.slots.items()}
+        return probe.describe(
+            self.model, Latents(few["y"], few["z"]), few["inputs"], self.table[few["ids"]], few["labels"]
+        )
 
     def _refill(self) -> None:
         free = self.slots["halted"].nonzero().squeeze(-1)

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from benchmarks.arc.arms import Arm
+from benchmarks.arc.losses import correct_tokens, stablemax_cross_entropy
 from benchmarks.arc.presets import preset
 from benchmarks.arc.run import build_data
-from benchmarks.arc.training import Trainer, TrainingError, correct_tokens, stablemax_cross_entropy
+from benchmarks.arc.training import Trainer, TrainingError
 
 ARMS = ["plain", "identity", "free", "sinkhorn", "cayley"]
 
