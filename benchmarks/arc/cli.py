@@ -43,6 +43,8 @@ class Train:
     """Go on from the last good checkpoint where there is one, start otherwise."""
     seconds: float | None = None
     """Stop cleanly after so many seconds."""
+    steps: int | None = None
+    """Optimiser steps, where not the preset's."""
     extra_task_dirs: tuple[Path, ...] = ()
     """Folders of further tasks in the ARC JSON format."""
     device: str = "cpu"
@@ -50,7 +52,7 @@ class Train:
 
     def __call__(self) -> None:
         """Run the command."""
-        spec = running.RunSpec(find_preset(self.preset), Arm.parse(self.residual), self.seed, self.extra_task_dirs)
+        spec = running.RunSpec(find_preset(self.preset).with_steps(self.steps), Arm.parse(self.residual), self.seed, self.extra_task_dirs)
         with Display(1, spec.preset.train.steps) as display:
             display.begin(f"{spec.arm.text} seed {spec.seed}")
             result = running.train(
@@ -102,6 +104,8 @@ class Compare:
     """Number of seeds, from 0 on."""
     resume: bool = False
     """Go on where runs or parts of runs exist."""
+    steps: int | None = None
+    """Optimiser steps, where not the preset's."""
     extra_task_dirs: tuple[Path, ...] = ()
     """Folders of further tasks in the ARC JSON format."""
     device: str = "cpu"
@@ -111,7 +115,7 @@ class Compare:
         """Run the command."""
         arms = [Arm.parse(text) for text in self.arms]
         comparison = comparing.compare(
-            find_preset(self.preset),
+            find_preset(self.preset).with_steps(self.steps),
             arms,
             self.seeds,
             self.out,

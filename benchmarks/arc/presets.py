@@ -89,6 +89,14 @@ class Preset:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def with_steps(self, steps: int | None) -> Preset:
+        """Return the preset with another number of optimiser steps; None leaves it."""
+        if steps is None:
+            return self
+        if steps < 1:
+            raise ValueError(f"steps: expected at least 1, got {steps}")
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, steps=steps))
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings as nested dicts of JSON values."""
         return dataclasses.asdict(self)
@@ -127,13 +135,13 @@ PRESETS = {
             "small",
             DataConfig(("mini-arc",), max_side=5, variants=1, split="demos", translate=False),
             ModelConfig(side=5, width=64, heads=4, inner=192, h_cycles=2, l_cycles=2, prefix=1),
-            TrainConfig(**_FAST, steps=150, batch=32),
+            TrainConfig(**_FAST, steps=300, batch=32),
         ),
         Preset(
             "small-arc",
             DataConfig(max_side=6, variants=1, split="demos", translate=False),
             ModelConfig(side=6, width=64, heads=4, inner=192, h_cycles=2, l_cycles=2, prefix=1),
-            TrainConfig(**_FAST, steps=150, batch=32),
+            TrainConfig(**_FAST, steps=300, batch=32),
         ),
         # Every mixer is static here, as in the prototype whose finding this size is to confirm or refute: the
         # gradient passes 84 mixers, of which 4 differ.
@@ -143,7 +151,7 @@ PRESETS = {
             ModelConfig(
                 side=5, width=32, heads=2, inner=96, h_cycles=3, l_cycles=6, prefix=1, gradient_cycles=3, dynamic=False
             ),
-            TrainConfig(**_FAST, steps=100, batch=32),
+            TrainConfig(**_FAST, steps=160, batch=32),
         ),
     )
 }

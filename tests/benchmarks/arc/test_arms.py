@@ -21,6 +21,17 @@ def test_an_arm_wraps_a_branch():
     assert (hc.streams, hc.mixer.step, hc.gate.favourite, hc.branch) == (4, 0.1, 3, branch)
 
 
+def test_options_of_the_layer_are_told_from_arguments_of_the_mixer():
+    arm = Arm.parse("cayley:step=0.1,gate='sigmoid',norm='layer',dynamic=False")
+    assert arm.arguments == {"step": 0.1}
+    hc = arm.residual(8, nn.Linear(8, 8), 4, 0, dynamic=True)
+    assert (hc.mixer.step, hc.norm, hc.projection, type(hc.gate).__name__) == (0.1, "layer", None, "SigmoidGate")
+    published = Arm.parse("cayley:projection='published'").residual(8, nn.Linear(8, 8), 4, 0)
+    assert published.sizes == [16, 16, 16]
+    with pytest.raises(ValueError, match=r"arm \"cayley:gate='odd'\" with 4 streams: gate: unknown name 'odd'"):
+        Arm.parse("cayley:gate='odd'").check(4)
+
+
 def test_arguments_are_read_as_python_literals():
     assert Arm.parse("kronecker:factors=(2,2)").arguments == {"factors": (2, 2)}
     assert Arm.parse("sinkhorn:iterations=20").arguments == {"iterations": 20}

@@ -86,8 +86,10 @@ def test_a_killed_run_ends_bit_identical_once_resumed(finished, tmp_path, wanted
     assert contents(folder / "checkpoints") == contents(finished / "checkpoints"), f"killed at step {killed_at}"
     name = "evaluation-00000040.json"
     assert (folder / name).read_bytes() == (finished / name).read_bytes()
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == [*range(1, 41), 40]
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [entry["step"] for entry in entries if entry["kind"] == "train"] == [*range(1, 41)]
+    assert [entry["step"] for entry in entries if entry["kind"] == "probe"] == [1, 40]
+    assert [entry["step"] for entry in entries if entry["kind"] == "evaluation"] == [40]
 
 
 def test_a_run_stopped_by_the_clock_goes_on(finished, tmp_path):
