@@ -52,7 +52,9 @@ class Train:
 
     def __call__(self) -> None:
         """Run the command."""
-        spec = running.RunSpec(find_preset(self.preset).with_steps(self.steps), Arm.parse(self.residual), self.seed, self.extra_task_dirs)
+        spec = running.RunSpec(
+            find_preset(self.preset).with_steps(self.steps), Arm.parse(self.residual), self.seed, self.extra_task_dirs
+        )
         with Display(1, spec.preset.train.steps) as display:
             display.begin(f"{spec.arm.text} seed {spec.seed}")
             result = running.train(

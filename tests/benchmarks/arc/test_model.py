@@ -23,10 +23,19 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("scope", ["persistent", "per_call"])
+@pytest.mark.parametrize(
+    ("scope", "norm"),
+    [
+        ("persistent", "post"),
+        ("persistent", "post-joint"),
+        ("persistent", "pre"),
+        ("per_call", "post"),
+        ("per_call", "pre"),
+    ],
+)
 @pytest.mark.parametrize("arm", ARMS[1:])
-def test_every_arm_starts_as_the_plain_model(arm, scope):
-    config = ModelConfig(**{**vars(SMALL), "streams_scope": scope})
+def test_every_arm_starts_as_the_plain_model(arm, scope, norm):
+    config = ModelConfig(**{**vars(SMALL), "streams_scope": scope, "norm_placement": norm})
     tokens, puzzle = inputs(config)
     results = []
     for text in ("plain", arm):
@@ -80,6 +89,40 @@ def test_only_the_last_cycle_carries_gradient():
     assert len(full) == len(cut)
     for a, b in zip(full, cut, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("arm", ["plain", "cayley", "sinkhorn:dynamic=False"])
+def test_all_cycles_carry_gradient_where_the_settings_say_so(arm):
+    """The gradient is that of one long graph through both cycles, and more than the last cycle's."""
+    tokens, puzzle = inputs(SMALL)
+    puzzle = puzzle.double()
+    config = ModelConfig(**{**vars(SMALL), "gradient_cycles": 2})
+    model = TinyRecursiveModel(config, Arm.parse(arm), seed=0).double()
+    model(model.initial(2), tokens, puzzle)[1].sin().sum().backward()
+    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    y, z = model.initial(2)
+    x = model.embed_input(tokens, puzzle)
+    for _ in range(2):
+        y, z = model.cycle(y, z, x)
+    model.answer(y)[0].sin().sum().backward()
+    expected = [p.grad for p in model.parameters() if p.grad is not None]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    short = TinyRecursiveModel(SMALL, Arm.parse(arm), seed=0).double()
+    short(short.initial(2), tokens, puzzle)[1].sin().sum().backward()
+    difference = model.net.sublayers[0].branch.qkv.weight.grad - short.net.sublayers[0].branch.qkv.weight.grad
+    assert difference.norm() > 1e-3
+
+
+def test_streams_normalised_together_keep_their_relative_sizes():
+    config = ModelConfig(**{**vars(SMALL), "norm_placement": "post-joint"})
+    net = TinyRecursiveModel(config, Arm.parse("cayley"), seed=0).net
+    x = torch.randn(2, 19, 4, 16) * torch.tensor([1.0, 2, 4, 8]).view(4, 1)
+    table = rotary_table(19, 8)
+    sizes = net(x, table).square().mean(-1).sqrt()
+    torch.testing.assert_close(sizes.square().mean(-1), torch.ones(2, 19), rtol=1e-4, atol=1e-4)
+    assert sizes[..., 3].mean() > 1.5 * sizes[..., 0].mean()
 
 
 def test_streams_part_after_a_few_steps():
@@ -147,18 +190,18 @@ def test_operations_with_sinkhorn_streams(train, published):
     assert counted / 1e9 == pytest.approx(published, abs=0.05 if not train else 0.01)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_operations_match_the_counter(arm):
+@pytest.mark.parametrize(("arm", "cycles"), [*((arm, 1) for arm in ARMS), ("cayley", 2)])
+def test_operations_match_the_counter(arm, cycles):
     """`torch`'s counter sees matrix products alone: of the stream passes only the mixing, not read and write."""
-    model = TinyRecursiveModel(SMALL, Arm.parse(arm), 0)
-    tokens, puzzle = inputs(SMALL, batch=1)
+    config = ModelConfig(**{**vars(SMALL), "gradient_cycles": cycles})
+    model = TinyRecursiveModel(config, Arm.parse(arm), 0)
+    tokens, puzzle = inputs(config, batch=1)
     puzzle.requires_grad_()  # as in training; without it one product of the first layer would be left out
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         _, logits, halt = model(model.initial(1), tokens, puzzle)
         (logits.sum() + halt.sum()).backward()
-    calls = SMALL.h_cycles * (SMALL.l_cycles + 1) + 2 * (SMALL.l_cycles + 1)
-    unseen = calls * flops.residuals(SMALL, Arm.parse(arm)).read_write
-    assert counter.get_total_flops() == flops.segment(SMALL, Arm.parse(arm), train=True) - unseen
+    unseen = (config.calls + 2 * config.gradient_calls) * flops.residuals(config, Arm.parse(arm)).read_write
+    assert counter.get_total_flops() == flops.segment(config, Arm.parse(arm), train=True) - unseen
 
 
 @pytest.mark.parametrize("arm", ["plain", "cayley"])
@@ -183,6 +226,8 @@ def test_full_model_runs_forward_and_backward_at_full_size(arm):
         ({"width": 20, "heads": 4}, "width: expected an even multiple of heads=4, got 20"),
         ({"prefix": 0}, "prefix: expected at least 1"),
         ({"streams_scope": "none"}, "streams_scope: expected one of"),
+        ({"norm_placement": "none"}, "norm_placement: expected one of"),
+        ({"gradient_cycles": 4}, "gradient_cycles: expected 1 to h_cycles=3, got 4"),
     ],
 )
 def test_wrong_sizes_are_named(options, message):
