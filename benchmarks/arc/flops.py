@@ -32,31 +32,51 @@ class Residuals(NamedTuple):
 
 def residuals(config: ModelConfig, arm: Arm) -> Residuals:
     """Return the operations of one net call's residuals on one sample, forward; the plain one's addition is free."""
-    if arm.mixer is None:
+    if not arm.has_streams:
         return Residuals(0, 0, 0)
     n, d = config.streams, config.width
+    layer = _layer(config, arm)
+    # A layer that does not depend on the token has no projection; a shared one is applied to every stream.
+    weights = 0 if layer.projection is None else layer.projection.numel() * (n if layer.shared else 1)
     places = 2 * config.blocks * config.positions
-    outputs = 2 * n + _coefficients(arm, n)
-    return Residuals(places * 2 * outputs * n * d, places * 2 * n * n * d, places * 4 * n * d)
+    return Residuals(places * 2 * weights, places * 2 * n * n * d * layer.mixer.mixes, places * 4 * n * d)
 
 
 def segment(config: ModelConfig, arm: Arm, train: bool) -> int:
     """Return the operations of one segment on one sample.
 
     Forward, all ``h_cycles (l_cycles + 1)`` net calls and the heads; with ``train``, twice that again for the calls
-    that carry gradient and the heads (once for the mixing where the mixer has no gradient).
+    that carry gradient and the heads.
     """
-    calls, with_gradient = config.calls, config.gradient_calls
-    parts = residuals(config, arm)
-    call = net_call(config) + sum(parts)
+    call = net_call(config) + sum(residuals(config, arm))
     heads = 2 * config.width * (VOCAB * config.side**2 + 1)
-    forward = calls * call + heads
-    if not train:
-        return forward
-    constant = arm.mixer is not None and _coefficients(arm, config.streams) == 0
-    return forward + 2 * (with_gradient * call + heads) - (with_gradient * parts.mixing if constant else 0)
+    forward = config.calls * call + heads
+    return forward + 2 * (config.gradient_calls * call + heads) if train else forward
 
 
-def _coefficients(arm: Arm, streams: int) -> int:
-    assert arm.mixer is not None
-    return layers.make_mixer(arm.mixer, streams, **arm.arguments).n_coefficients
+def chart(config: ModelConfig, arm: Arm) -> int | None:
+    """Return the operations of the map from raw numbers to one mixer, forward: what the paper counts.
+
+    Counted by hand from the formula that is evaluated, exponentials and the drawing of the skew matrix left out. None
+    where the number of iterations depends on the data (an exact Sinkhorn) or no formula has been written down.
+
+    Notes
+    -----
+    With n streams: T Sinkhorn sweeps, each normalising rows and columns, ``T (4 n^2 - 2 n)``; s steps of the truncated
+    Cayley iteration ``Y <- I + B (I + Y)``, ``s (2 n^3 + 2 n^2) + n^2 + n``; the exact Cayley map at n = 4,
+    ``(I + B)^2 ((1 + p) I + B^2) / (1 + p + q)``, two products, 16 for p and q and five passes over n^2 numbers.
+    """
+    if not arm.has_streams:
+        return 0
+    mixer, n = _layer(config, arm).mixer, config.streams
+    if isinstance(mixer, layers.CayleyIterated):
+        return mixer.iterations * (2 * n**3 + 2 * n**2) + n**2 + n
+    if isinstance(mixer, layers.Cayley) and n == 4:
+        return 2 * 2 * n**3 + 16 + 5 * n**2
+    if isinstance(mixer, layers.Sinkhorn) and mixer.iterations is not None:
+        return mixer.iterations * (4 * n**2 - 2 * n)
+    return 0 if not mixer.mixes or isinstance(mixer, layers.Free) else None
+
+
+def _layer(config: ModelConfig, arm: Arm) -> layers.HyperConnection:
+    return arm.layer(config.width, None, config.streams, 0, dynamic=config.dynamic, static=config.static)

@@ -191,11 +191,12 @@ class Net(nn.Module):
 
     def __init__(self, config: ModelConfig, arm: Arm, generator: torch.Generator) -> None:
         super().__init__()
-        self.per_call = arm.mixer is not None and config.streams_scope == "per_call"
+        self.per_call = arm.has_streams and config.streams_scope == "per_call"
         self.streams = config.streams
+        self.reduction = arm.reduction
         self.norm_placement = config.norm_placement
         # The streams of a token are normalised together, or each by itself; one stream is both.
-        self.norm_dims = 2 if config.norm_placement == "post-joint" and arm.mixer is not None else 1
+        self.norm_dims = 2 if config.norm_placement == "post-joint" and arm.has_streams else 1
         branches: list[nn.Module] = []
         for _ in range(config.blocks):
             branches.append(Attention(config.width, config.heads, generator))
@@ -203,7 +204,15 @@ class Net(nn.Module):
         if self.norm_placement == "pre":
             branches = [PreNorm(branch) for branch in branches]
         self.sublayers = nn.ModuleList(
-            arm.residual(config.width, branch, config.streams, index, dynamic=config.dynamic, static=config.static)
+            arm.residual(
+                config.width,
+                branch,
+                config.streams,
+                index,
+                dynamic=config.dynamic,
+                static=config.static,
+                seed=generator.initial_seed(),
+            )
             for index, branch in enumerate(branches)
         )
 
@@ -217,7 +226,7 @@ class Net(nn.Module):
                 x = rms_norm(x, self.norm_dims)
         if self.norm_placement == "pre":
             x = rms_norm(x)
-        return layers.reduce_streams(x) if self.per_call else x
+        return layers.reduce_streams(x, self.reduction) if self.per_call else x
 
 
 @contextmanager
@@ -253,7 +262,7 @@ class TinyRecursiveModel(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.config, self.arm = config, arm
-        self.persistent = arm.mixer is not None and config.streams_scope == "persistent"
+        self.persistent = arm.has_streams and config.streams_scope == "persistent"
         width = config.width
         self.embed = nn.Parameter(truncated_normal((VOCAB, width), width**-0.5, generator))
         self.net = Net(config, arm, generator)
@@ -324,5 +333,5 @@ class TinyRecursiveModel(nn.Module):
 
     def answer(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Read the output logits (B, side^2, 12) and the halting logit (B,) from y."""
-        y = layers.reduce_streams(y) if self.persistent else y
+        y = layers.reduce_streams(y, self.arm.reduction) if self.persistent else y
         return self.head(y[:, self.config.prefix :]), self.halt(y[:, 0]).squeeze(-1)

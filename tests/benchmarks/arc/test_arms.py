@@ -21,6 +21,24 @@ def test_an_arm_wraps_a_branch():
     assert (hc.streams, hc.mixer.step, hc.gate.favourite, hc.branch) == (4, 0.1, 3, branch)
 
 
+@pytest.mark.parametrize("recipe", ["jpmhc-cayley", "jpmhc-sinkhorn", "jpmhc-grassmann"])
+def test_published_recipes_are_arms_with_a_start_of_their_seed(recipe):
+    arm = Arm.parse(recipe)
+    assert (arm.recipe, arm.mixer, arm.has_streams, arm.reduction) == (recipe, None, True, "mean")
+    arm.check(4)
+    one, same, other = (arm.residual(8, nn.Linear(8, 8), 4, 0, seed=seed).projection for seed in (0, 0, 1))
+    assert one.equal(same)
+    assert not one.equal(other)
+    with pytest.raises(ValueError, match="takes no arguments"):
+        Arm.parse(f"{recipe}:step=0.1")
+
+
+def test_a_recipe_keeps_its_own_reduction():
+    assert Arm.parse("mhc").reduction == "sum"
+    with pytest.raises(ValueError, match="arm 'hy-v4': it reduces its streams with a module of its own"):
+        Arm.parse("hy-v4").check(4)
+
+
 def test_options_of_the_layer_are_told_from_arguments_of_the_mixer():
     arm = Arm.parse("cayley:step=0.1,gate='sigmoid',norm='layer',dynamic=False")
     assert arm.arguments == {"step": 0.1}
@@ -51,7 +69,7 @@ def test_every_mixer_is_an_arm_but_those_that_need_a_riemannian_optimiser():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("caley", "arm 'caley': unknown, expected plain or one of cayley, cayley-iterated"),
+        ("caley", "arm 'caley': unknown, expected plain, a recipe (hc, hy-v4, jpmhc-cayley"),
         ("plain:step=1", "plain takes no arguments"),
         ("cayley:step", "expected argument=value,... with literal values, got 'step'"),
         ("cayley:step=x", "expected argument=value,... with literal values, got 'step=x'"),

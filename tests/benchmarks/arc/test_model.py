@@ -190,7 +190,10 @@ def test_operations_with_sinkhorn_streams(train, published):
     assert counted / 1e9 == pytest.approx(published, abs=0.05 if not train else 0.01)
 
 
-@pytest.mark.parametrize(("arm", "cycles"), [*((arm, 1) for arm in ARMS), ("cayley", 2)])
+@pytest.mark.parametrize(
+    ("arm", "cycles"),
+    [*((arm, 1) for arm in ARMS), ("cayley", 2), ("jpmhc-cayley", 1), ("jpmhc-sinkhorn", 1), ("hc", 1)],
+)
 def test_operations_match_the_counter(arm, cycles):
     """`torch`'s counter sees matrix products alone: of the stream passes only the mixing, not read and write."""
     config = ModelConfig(**{**vars(SMALL), "gradient_cycles": cycles})
@@ -202,6 +205,18 @@ def test_operations_match_the_counter(arm, cycles):
         (logits.sum() + halt.sum()).backward()
     unseen = (config.calls + 2 * config.gradient_calls) * flops.residuals(config, Arm.parse(arm)).read_write
     assert counter.get_total_flops() == flops.segment(config, Arm.parse(arm), train=True) - unseen
+
+
+@pytest.mark.parametrize(
+    ("arm", "operations"),
+    [
+        ("plain", 0), ("identity", 0), ("free", 0), ("sinkhorn", None), ("sinkhorn:iterations=20", 1120),
+        ("jpmhc-sinkhorn", 1120), ("jpmhc-cayley", 340), ("cayley:step=0.1", 352), ("grassmann", None),
+    ],
+)  # fmt: skip
+def test_operations_of_the_charts(arm, operations):
+    """Those of the two published mixers are the reference page's counts."""
+    assert flops.chart(ModelConfig(), Arm.parse(arm)) == operations
 
 
 @pytest.mark.parametrize("arm", ["plain", "cayley"])
