@@ -4,6 +4,7 @@ from jpmhc.autodiff.adjoints import Implicit, PhantomGradient, Unrolled
 from jpmhc.autodiff.cayley import cayley
 from jpmhc.autodiff.convergence import ConvergenceWarning, NotConvergedError
 from jpmhc.autodiff.fixed_point import Solution, fixed_point
+from jpmhc.autodiff.fused import fused
 from jpmhc.autodiff.linear import GMRES, Dense, Neumann
 from jpmhc.autodiff.polar import polar
 from jpmhc.autodiff.residuals import cayley_contraction, orthogonality_residual, sinkhorn_residual
@@ -27,6 +28,7 @@ __all__ = [
     "cayley",
     "cayley_contraction",
     "fixed_point",
+    "fused",
     "orthogonality_residual",
     "polar",
     "sinkhorn",

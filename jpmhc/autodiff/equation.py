@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from jpmhc.autodiff.stance import uncompiled
 
 Function = Callable[..., Any]
 
 
-def pullback(fn: Function, primals: Sequence[Tensor], wanted: Sequence[bool], cotangent: Tensor) -> list[Tensor | None]:
+def pullback(fn: Function, primals: Sequence[Tensor], wanted: Sequence[bool], cotangent: Any) -> list[Tensor | None]:
     """Multiply ``cotangent`` with the Jacobian of ``fn``, for the primals that are ``wanted``; ``None`` elsewhere."""
     restricted, chosen = _restrict(fn, primals, wanted)
     gradients: list[Tensor | None] = [None] * len(primals)
@@ -25,8 +26,10 @@ def pullback(fn: Function, primals: Sequence[Tensor], wanted: Sequence[bool], co
     return gradients
 
 
-def pushforward(fn: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    """Multiply the Jacobian of ``fn`` with ``tangents``, where ``None`` is zero; shaped like ``like``.
+def pushforward(
+    fn: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor | None], like: Tensor | None = None
+) -> Any:
+    """Multiply the Jacobian of ``fn`` with ``tangents``, where ``None`` is zero; shaped like ``like``, the result.
 
     The product is the transpose of the pullback, which is linear. It needs no forward-mode rule of any operation in
     ``fn``, and no second level of ``torch.autograd.forward_ad``, which does not nest.
@@ -34,9 +37,9 @@ def pushforward(fn: Function, primals: Sequence[Tensor], tangents: Sequence[Tens
     wanted = [tangent is not None for tangent in tangents]
     restricted, chosen = _restrict(fn, primals, wanted)
     if not chosen:
-        return torch.zeros_like(like)
-    _, pull = _vjp(restricted, *chosen)
-    _, push = _vjp(pull, torch.zeros_like(like))
+        return pytree.tree_map(torch.zeros_like, fn(*primals) if like is None else like)
+    output, pull = _vjp(restricted, *chosen)
+    _, push = _vjp(pull, pytree.tree_map(torch.zeros_like, output if like is None else like))
     return push(tuple(tangent for tangent in tangents if tangent is not None))[0]
 
 

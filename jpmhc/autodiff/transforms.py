@@ -37,13 +37,14 @@ def leading_batch(function: FunctionClass) -> FunctionClass:
     ``generate_vmap_rule = True`` would run the other rules on batched tensors, which ``unpack_dual`` refuses.
     """
 
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         def front(value: Any, dim: int | None) -> Any:
             if not isinstance(value, Tensor):
                 return value
             return value.movedim(dim, 0) if dim is not None else value.expand(info.batch_size, *value.shape)
 
-        return function.apply(*map(front, args, in_dims)), 0
+        result = function.apply(*map(front, args, in_dims))
+        return result, 0 if isinstance(result, Tensor) else tuple(0 for _ in result)
 
     function.vmap = staticmethod(vmap)  # type: ignore[method-assign]
     return function

@@ -2,6 +2,14 @@
 
 from jpmhc.kernels.bodies import Choice, backend
 from jpmhc.kernels.cayley import cayley_adjoint, cayley_forward, cayley_iterated
+from jpmhc.kernels.orthogonal import (
+    cayley_retraction,
+    cayley_transport,
+    plain_cayley_retraction,
+    plain_cayley_transport,
+    plain_tangent_part,
+    tangent_part,
+)
 from jpmhc.kernels.polar import polar_adjoint, polar_forward, polar_newton, sylvester
 from jpmhc.kernels.primitive import choice, operations
 from jpmhc.kernels.sinkhorn import (
@@ -18,8 +26,13 @@ __all__ = [
     "cayley_adjoint",
     "cayley_forward",
     "cayley_iterated",
+    "cayley_retraction",
+    "cayley_transport",
     "choice",
     "operations",
+    "plain_cayley_retraction",
+    "plain_cayley_transport",
+    "plain_tangent_part",
     "polar_adjoint",
     "polar_forward",
     "polar_newton",
@@ -29,4 +42,5 @@ __all__ = [
     "sinkhorn_potentials",
     "sinkhorn_sweeps",
     "sylvester",
+    "tangent_part",
 ]

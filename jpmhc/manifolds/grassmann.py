@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jpmhc import autodiff
+from jpmhc.manifolds import steps
 from jpmhc.manifolds.algebra import angle_over_sine, identity, polish, sine_and_versine, symmetric
 from jpmhc.manifolds.angles import angle_norm
 from jpmhc.manifolds.base import Manifold
@@ -91,11 +92,11 @@ class Grassmann(Manifold):
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         """``u - x x^T u``, the horizontal part."""
-        return u - x @ (x.mT @ u)
+        return steps.tangent_part(x, u, 1.0, -1.0, 0.0)
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """``u - x x^T u``, for a function that is the same for all representatives."""
-        return u - x @ (x.mT @ u)
+        return steps.tangent_part(x, u, 1.0, -1.0, 0.0)
 
     def ehess2rhess(self, x: Tensor, egrad: Tensor, ehess: Tensor, u: Tensor) -> Tensor:
         """Horizontal part of ``ehess - u x^T egrad``."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jpmhc import autodiff
+from jpmhc.manifolds import steps
 from jpmhc.manifolds.algebra import angle_over_sine, exponential, identity, polish, skew, symmetric
 from jpmhc.manifolds.angles import angle_norm
 from jpmhc.manifolds.base import Manifold
@@ -19,7 +20,7 @@ class SpecialOrthogonal(Manifold):
     ----------
     retraction : {"cayley", "exp"}
         ``x (I - A/2)^-1 (I + A/2)`` for a tangent vector ``u = x A``, of second order, or the exponential ``x e^A``.
-        The Cayley transform is a closed form for n <= 4 and one LU factorisation beyond.
+        The Cayley transform is that of `Stiefel`, one p x p inverse with p = n.
 
     Notes
     -----
@@ -86,11 +87,11 @@ class SpecialOrthogonal(Manifold):
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         """``x skew(x^T u)``."""
-        return x @ skew(x.mT @ u)
+        return steps.tangent_part(x, u, 0.0, 0.5, -0.5)
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """``x skew(x^T u)``."""
-        return x @ skew(x.mT @ u)
+        return steps.tangent_part(x, u, 0.0, 0.5, -0.5)
 
     def ehess2rhess(self, x: Tensor, egrad: Tensor, ehess: Tensor, u: Tensor) -> Tensor:
         """Tangent part of ``ehess - u sym(x^T egrad)``."""
@@ -104,7 +105,13 @@ class SpecialOrthogonal(Manifold):
         """Move from `x` along `u` by the retraction of this manifold."""
         if self.retraction == "exp":
             return self.expmap(x, u)
-        return polish(x @ autodiff.cayley(x.mT @ u / 2))
+        return steps.cayley_retraction(x, u)
+
+    def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """`retr` and `v` carried along."""
+        if self.retraction == "exp":
+            return self.expmap_transp(x, u, v)
+        return steps.cayley_transport(x, u, v)
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         """``x e^(x^T u)``."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from jpmhc import autodiff
+from jpmhc.manifolds import steps
 from jpmhc.manifolds.algebra import divided_exponential, exponential, identity, polish, skew, symmetric
 from jpmhc.manifolds.base import Manifold
 
@@ -103,12 +104,12 @@ class Stiefel(Manifold):
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         """``u - x sym(x^T u)``, the nearest tangent vector in both metrics."""
-        return u - x @ symmetric(x.mT @ u)
+        return steps.tangent_part(x, u, 1.0, -0.5, -0.5)
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """``u - x u^T x`` (canonical) or ``u - x sym(x^T u)`` (Euclidean)."""
-        xu = x.mT @ u
-        return u - x @ (xu - skew(xu) / self.beta)
+        half = 0.5 / self.beta
+        return steps.tangent_part(x, u, 1.0, half - 1, -half)
 
     def ehess2rhess(self, x: Tensor, egrad: Tensor, ehess: Tensor, u: Tensor) -> Tensor:
         """Riesz representation of ``v -> <ehess, v> + <egrad, Q(u, v)>``, geodesics having ``x'' = Q(x', x')``.
@@ -133,7 +134,7 @@ class Stiefel(Manifold):
         if self.retraction == "exp":
             return self.expmap(x, u)
         if self.retraction == "cayley":
-            return polish(_cayley(x, *self._split(x, u)) - x)
+            return steps.cayley_retraction(x, u)
         return polish(autodiff.polar(x + u) if self.retraction == "polar" else orthonormalised(x + u))
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,11 +148,7 @@ class Stiefel(Manifold):
         if self.retraction != "cayley":
             y = self.retr(x, u)
             return y, self.transp(x, y, v)
-        a, normal = self._split(x, u)
-        c, m = self._split(x, v)
-        z = _cayley(x, a, normal)
-        y = polish(z - x)
-        return y, y @ c + m - z @ (normal.mT @ m) / 2
+        return steps.cayley_transport(x, u, v)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Projection onto the tangent space at `y`."""
@@ -234,12 +231,6 @@ class Stiefel(Manifold):
     def extra_repr(self) -> str:
         """Return the constructor arguments."""
         return f"metric={self.metric!r}, retraction={self.retraction!r}"
-
-
-def _cayley(x: Tensor, a: Tensor, normal: Tensor) -> Tensor:
-    """``Z = (2 x + N) (I - A/2 + N^T N/4)^-1``."""
-    # Not solve_ex: its jvp lacks a term when forward mode is nested (measured on torch 2.13).
-    return (2 * x + normal) @ torch.linalg.inv_ex(identity(a) - a / 2 + normal.mT @ normal / 4).inverse
 
 
 def orthonormalised(matrix: Tensor) -> Tensor:

@@ -1,0 +1,27 @@
+"""Steps of matrices with orthonormal columns, fused where `jpmhc.kernels` has a body, differentiable everywhere."""
+
+from typing import Any
+
+from torch import Tensor
+
+from jpmhc import kernels
+from jpmhc.autodiff import fused
+
+
+def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: float) -> Tensor:
+    """``whole e + x (straight S + crossed S^T)`` with ``S = x^T e``."""
+    result: Tensor = fused(kernels.tangent_part, kernels.plain_tangent_part, (x, e), (whole, straight, crossed))
+    return result
+
+
+def cayley_retraction(x: Tensor, u: Tensor) -> Tensor:
+    """Retract by the Cayley transform (`jpmhc.kernels.cayley_retraction`)."""
+    result: Tensor = fused(kernels.cayley_retraction, kernels.plain_cayley_retraction, (x, u))
+    return result
+
+
+def cayley_transport(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Retract by the Cayley transform, and the vector v by the same rotation."""
+    result: Any = fused(kernels.cayley_transport, kernels.plain_cayley_transport, (x, u, v))
+    y, moved = result
+    return y, moved
