@@ -7,6 +7,7 @@ from torch import Tensor
 
 from jpmhc import kernels
 from jpmhc.autodiff.coefficients import as_matrices
+from jpmhc.autodiff.once import anchor
 from jpmhc.autodiff.options import check_count
 from jpmhc.autodiff.precision import full_precision, in_full_precision
 from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule, traced_orders
@@ -79,8 +80,8 @@ def cayley(raw: Tensor, *, step: float = 1.0, iterations: int | None = None) -> 
         check_count("iterations", iterations)
     arguments = raw, float(step), iterations
     if not torch.compiler.is_compiling():
-        return _Cayley.apply(*arguments)
-    return _attached(*arguments) if transform_depth() else _ReverseCayley.apply(*arguments)
+        return _Cayley.apply(*arguments, None)
+    return _attached(*arguments) if transform_depth() else _ReverseCayley.apply(*arguments, anchor(raw))
 
 
 def _solution(raw: Tensor, step: float, iterations: int | None) -> Tensor:
@@ -93,7 +94,7 @@ class _ReverseCayley(torch.autograd.Function):
     """``Q(raw)`` with a pullback alone, all that tracing without transforms can use."""
 
     @staticmethod
-    def forward(raw: Tensor, step: float, iterations: int | None) -> Tensor:
+    def forward(raw: Tensor, step: float, iterations: int | None, _anchor: Tensor | None) -> Tensor:
         return _solution(raw, step, iterations)
 
     @staticmethod
@@ -103,9 +104,9 @@ class _ReverseCayley(torch.autograd.Function):
         ctx.save_for_forward(output)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (rotation,) = ctx.saved_tensors
-        return kernels.cayley_adjoint(rotation, gradient, ctx.options["step"]), None, None
+        return kernels.cayley_adjoint(rotation, gradient, ctx.options["step"]), None, None, None
 
 
 @leading_batch
@@ -114,12 +115,12 @@ class _Cayley(_ReverseCayley):
 
     @staticmethod
     @in_full_precision
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         if not differentiable():
             return _ReverseCayley.backward(ctx, gradient)
         e = _plus_identity(*ctx.saved_tensors).mT
         h = ctx.options["step"] / 4 * (e @ gradient @ e)
-        return h - h.mT, None, None
+        return h - h.mT, None, None, None
 
     @tangent_rule
     @in_full_precision

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from jpmhc import kernels
 from jpmhc.autodiff.coefficients import as_matrices
+from jpmhc.autodiff.once import anchor
 from jpmhc.autodiff.precision import full_precision, in_full_precision
 from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule
 from jpmhc.kernels.transforms import transform_depth
@@ -66,9 +67,9 @@ def polar(matrix: Tensor) -> Tensor:
     if matrix.shape[-2] < matrix.shape[-1]:
         return polar(matrix.mT).mT
     if not torch.compiler.is_compiling():
-        return _Polar.apply(matrix)
+        return _Polar.apply(matrix, None)
     if not transform_depth():
-        return _ReversePolar.apply(matrix)
+        return _ReversePolar.apply(matrix, anchor(matrix))
     with full_precision(matrix.device):
         # Newton's iteration carries derivatives along; they converge as it does.
         return kernels.polar_newton(matrix)
@@ -78,19 +79,19 @@ class _ReversePolar(torch.autograd.Function):
     """``U(A)`` with a pullback alone, all that tracing without transforms can use."""
 
     @staticmethod
-    def forward(matrix: Tensor) -> Tensor:
+    def forward(matrix: Tensor, _anchor: Tensor | None) -> Tensor:
         return kernels.polar_forward(matrix)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.options = {}
-        ctx.save_for_backward(*inputs, output)
-        ctx.save_for_forward(*inputs, output)
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         matrix, factor = ctx.saved_tensors
-        return kernels.polar_adjoint(matrix, factor, gradient)
+        return kernels.polar_adjoint(matrix, factor, gradient), None
 
 
 @leading_batch
@@ -99,15 +100,15 @@ class _Polar(_ReversePolar):
 
     @staticmethod
     @in_full_precision
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         if not differentiable():
             return _ReversePolar.backward(ctx, gradient)
         matrix, factor = ctx.saved_tensors
-        return _derivative(matrix, factor, gradient)
+        return _derivative(matrix, factor, gradient), None
 
     @tangent_rule
     @in_full_precision
-    def jvp(saved: tuple[Tensor, Tensor], tangent: Tensor) -> Tensor:
+    def jvp(saved: tuple[Tensor, Tensor], tangent: Tensor, *_: None) -> Tensor:
         matrix, factor = saved
         return _derivative(matrix, factor, tangent)
 

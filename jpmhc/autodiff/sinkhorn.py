@@ -7,6 +7,7 @@ from torch import Tensor
 
 from jpmhc import kernels
 from jpmhc.autodiff.coefficients import as_coefficients, as_matrices
+from jpmhc.autodiff.once import anchor
 from jpmhc.autodiff.options import check_count, check_tolerance
 from jpmhc.autodiff.support import check_scalable
 from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule, traced_orders
@@ -113,8 +114,8 @@ def sinkhorn(
         tol = 8 * torch.finfo(logits.dtype).eps * max(logits.shape[-2:]) ** 0.5
     arguments = logits, rows, columns, tol, max_steps, iterations
     if not torch.compiler.is_compiling():
-        return _Sinkhorn.apply(*arguments)
-    return _attached(*arguments) if transform_depth() else _ReverseSinkhorn.apply(*arguments)
+        return _Sinkhorn.apply(*arguments, None)
+    return _attached(*arguments) if transform_depth() else _ReverseSinkhorn.apply(*arguments, anchor(logits))
 
 
 def _marginals(
@@ -171,6 +172,7 @@ class _ReverseSinkhorn(torch.autograd.Function):
         tol: float,
         max_steps: int,
         iterations: int | None,
+        _anchor: Tensor | None,
     ) -> Tensor:
         return _solution(logits, rows, columns, tol, max_steps, iterations)
 
@@ -184,7 +186,7 @@ class _ReverseSinkhorn(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (matrix,) = ctx.saved_tensors
         if not any(ctx.needs_input_grad[1:3]):
-            return kernels.sinkhorn_adjoint(matrix, gradient), None, None, None, None, None
+            return kernels.sinkhorn_adjoint(matrix, gradient), None, None, None, None, None, None
         weighted = matrix * gradient
         return _pullback(ctx, weighted, kernels.sinkhorn_potentials(matrix, weighted))
 
@@ -204,6 +206,7 @@ class _Sinkhorn(_ReverseSinkhorn):
         tol: float,
         max_steps: int,
         iterations: int | None,
+        _anchor: Tensor | None,
     ) -> Tensor:
         check_scalable(logits, rows, columns)
         return _solution(logits, rows, columns, tol, max_steps, iterations)
@@ -231,7 +234,7 @@ def _pullback(ctx: Any, weighted: Tensor, potentials: Tensor) -> tuple[Tensor | 
     half_mean = potentials.mean((-2, -1)).unsqueeze(-1) / 2
     rows = potentials.mean(-1) - half_mean if wants_rows else None
     columns = potentials.mean(-2) - half_mean if wants_columns else None
-    return weighted - matrix * potentials, rows, columns, None, None, None
+    return weighted - matrix * potentials, rows, columns, None, None, None, None
 
 
 @leading_batch

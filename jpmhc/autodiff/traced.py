@@ -17,6 +17,7 @@ from torch import Tensor
 from jpmhc.autodiff.convergence import Watch
 from jpmhc.autodiff.equation import Equation
 from jpmhc.autodiff.linear import LinearSolver, dense_matrix, solve_with_matrix
+from jpmhc.autodiff.once import anchor
 from jpmhc.autodiff.transforms import traced_orders
 from jpmhc.kernels.transforms import transform_depth
 
@@ -29,7 +30,8 @@ def attach_derivative(equation: Equation, z: Tensor, leaves: Sequence[Tensor], l
     """
     if transform_depth() == 0:
         constants = [leaf.detach() for leaf in leaves]
-        return _ReverseOnly.apply(equation, linear_solver, equation(z, *leaves), z, *constants)
+        image = equation(z, *leaves)
+        return _ReverseOnly.apply(equation, linear_solver, image, anchor(image), z, *constants)
     attached = z
     for _ in range(traced_orders().bit_length()):
         product = equation.linearised(attached, leaves, transposed=True)
@@ -39,15 +41,17 @@ def attach_derivative(equation: Equation, z: Tensor, leaves: Sequence[Tensor], l
 
 
 class _ReverseOnly(torch.autograd.Function):
-    """``(equation, linear_solver, image, z, *leaves) -> z``; its pullback to ``image`` is ``(I - J)^-T``."""
+    """``(equation, linear_solver, image, anchor, z, *leaves) -> z``; its pullback to ``image`` is ``(I - J)^-T``."""
 
     @staticmethod
-    def forward(equation: Equation, linear_solver: LinearSolver, image: Tensor, z: Tensor, *leaves: Tensor) -> Tensor:
+    def forward(
+        equation: Equation, linear_solver: LinearSolver, image: Tensor, _anchor: Tensor, z: Tensor, *leaves: Tensor
+    ) -> Tensor:
         return z.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.equation, ctx.linear_solver, _, *tensors = inputs
+        ctx.equation, ctx.linear_solver, _, _, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -57,4 +61,4 @@ class _ReverseOnly(torch.autograd.Function):
         with torch.autocast(gradient.device.type, enabled=False):
             transposed = ctx.equation.linearised(z, leaves, transposed=True)
             weight, _ = ctx.linear_solver.solve(transposed, gradient, Watch("none", "", ""))
-        return None, None, weight, None, *(None for _ in leaves)
+        return None, None, weight, None, None, *(None for _ in leaves)
