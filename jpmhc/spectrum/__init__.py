@@ -1,6 +1,7 @@
 """Spectra of the Jacobian of a deep product of hyper-connections: predicted, measured and explained."""
 
 from jpmhc.spectrum.compare import Comparison, compare
+from jpmhc.spectrum.initial import initial_chain
 from jpmhc.spectrum.inspect import inspect
 from jpmhc.spectrum.law import Law
 from jpmhc.spectrum.measure import ExtremesWarning, measure, measure_layers
@@ -15,6 +16,7 @@ __all__ = [
     "MeasuredLaw",
     "Report",
     "compare",
+    "initial_chain",
     "inspect",
     "measure",
     "measure_layers",

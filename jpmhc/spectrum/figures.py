@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from jpmhc.spectrum.law import Law
 from jpmhc.spectrum.report import Report
@@ -66,32 +70,55 @@ def densities(
         ax.set_ylim(0, min(ax.get_ylim()[1], 2.2 * heights[0]))
     if limits is not None:
         ax.set_xlim(*limits)
+    elif log:
+        # Twelve decades are more than a figure can tell; below lies zero to double precision.
+        low, high = ax.get_xlim()
+        ax.set_xlim(max(low, 1e-12 * high), high)
     _plain(ax)
     return ax
 
 
-def singular_values(ax: Axes, report: Report, *, log: bool = True, products: bool = True) -> Axes:
-    """Draw every ordered singular value, mean over tokens, of the mixers and of their running products by depth."""
-    depth = range(1, len(report) + 1)
-    for kind, colour, wanted in (("singular_values", GREY, True), ("product_values", COLOURS[0], products)):
-        if not wanted:
-            continue
-        label = "of M" if kind == "singular_values" else "of the product"
-        for chain in _chains(report):
-            columns = list(zip(*(getattr(report[i], kind) for i in chain), strict=True))
-            for values in columns:
-                line = [max(v, 1e-300) if log else v for v in values]
-                ax.plot(
-                    [depth[i] for i in chain],
-                    line,
-                    color=colour,
-                    marker="o",
-                    markersize=2.5,
-                    linewidth=1.3,
-                    label=label,
-                )
+def singular_values(ax: Axes, source: Report | Tensor, *, log: bool = True, products: bool = True) -> Axes:
+    """Draw every ordered singular value of the mixers, and of their running products, against depth.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        Where to draw.
+    source : Report or Tensor of shape (L, n, n)
+        An inspection, whose values are means over tokens, or mixers, the first layer first.
+    log, products : bool
+        Logarithmic axis; whether to draw the products.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    # Lists of (layer, values of M, values of the product), one a chain.
+    chains: list[list[tuple[int, Sequence[float], Sequence[float]]]] = []
+    if isinstance(source, Report):
+        for indices in _chains(source):
+            chosen = [source[i] for i in indices]
+            chains.append([(r.index + 1, r.singular_values, r.product_values) for r in chosen])
+    else:
+        mixers = source.detach().double()
+        product, chain = torch.eye(mixers.shape[-1], dtype=torch.float64), []
+        for l, matrix in enumerate(mixers):
+            product = matrix @ product
+            chain.append((l + 1, torch.linalg.svdvals(matrix).tolist(), torch.linalg.svdvals(product).tolist()))
+        chains.append(chain)
+    smallest = math.inf
+    labels = {1: "of M", 2: "of the product"}
+    for which, colour in ((1, GREY), (2, COLOURS[0])) if products else ((1, GREY),):
+        label = labels[which]
+        for points in chains:
+            for values in zip(*(point[which] for point in points), strict=True):
+                smallest = min(smallest, *values)
+                line = [max(v, 1e-300) for v in values] if log else values
+                depth = [point[0] for point in points]
+                ax.plot(depth, line, color=colour, marker="o", markersize=2.5, linewidth=1.3, label=label)
                 label = "_nolegend_"
-    _depth(ax, report, "singular value", log, smallest=min(min(layer.product_values) for layer in report))
+    _depth(ax, "singular value", log, smallest=smallest)
     return ax
 
 
@@ -107,7 +134,7 @@ def composite_gain(ax: Axes, report: Report, *, log: bool = True) -> Axes:
         lines.items(), (COLOURS[0], COLOURS[1], "0.6"), ("o", "s", "x"), strict=True
     ):
         ax.plot(depth, values, color=colour, marker=marker, markersize=3, linewidth=1.3, label=label)
-    _depth(ax, report, "composite gain", log, smallest=min(min(v) for v in lines.values()))
+    _depth(ax, "composite gain", log, smallest=min(min(v) for v in lines.values()))
     return ax
 
 
@@ -125,7 +152,7 @@ def stream_similarity(ax: Axes, report: Report) -> Axes:
         used = [(layer.effective_streams - 1) / (n - 1) for layer in report]
         ax.plot(depth, used, color=COLOURS[3], marker="^", markersize=3, label=f"streams in use, 1 to {n}")
     ax.set_ylim(min(0.0, *(layer.similarity for layer in report)) - 0.03, 1.03)
-    _depth(ax, report, "of the streams", log=False)
+    _depth(ax, "of the streams", log=False)
     return ax
 
 
@@ -140,7 +167,7 @@ def gradient_norms(ax: Axes, report: Report, *, log: bool = True) -> Axes:
         points = [(i + 1, v) for i, v in enumerate(values) if v is not None]
         if points:
             ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3, linewidth=1.3, label=label)
-    _depth(ax, report, "gradient norm", log, smallest=min(known, default=1.0))
+    _depth(ax, "gradient norm", log, smallest=min(known, default=1.0))
     return ax
 
 
@@ -161,6 +188,19 @@ def overview(report: Report, *, log: bool = True) -> Figure:
     return figure
 
 
+def prediction(law: Law, mixers: Tensor, drawn: Law | None = None, *, log: bool = True) -> Figure:
+    """Draw a predicted density, over that of drawn Jacobians if there are any, beside the mixers' values by depth."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.2), layout="constrained")
+    densities(left, drawn, {"predicted": law}, log=log, histogram="drawn")
+    left.legend(fontsize=7.5, frameon=False)
+    left.set_title("Jacobian", fontsize=10, loc="left")
+    singular_values(right, mixers, log=log)
+    right.set_title("Mixers alone", fontsize=10, loc="left")
+    return figure
+
+
 def _chains(report: Report) -> list[list[int]]:
     chains: dict[int, list[int]] = {}
     for layer in report:
@@ -168,7 +208,7 @@ def _chains(report: Report) -> list[list[int]]:
     return list(chains.values())
 
 
-def _depth(ax: Axes, report: Report, label: str, log: bool, smallest: float = 1.0) -> None:
+def _depth(ax: Axes, label: str, log: bool, smallest: float = 1.0) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ax.set_xlabel("layer, in order of application")
@@ -177,7 +217,6 @@ def _depth(ax: Axes, report: Report, label: str, log: bool, smallest: float = 1.
     if log:
         ax.set_yscale("log")
         if smallest < 1e-12:
-            # Twelve decades are more than a figure can tell; below lies zero to double precision.
             ax.set_ylim(bottom=1e-12)
         low, high = ax.get_ylim()
         if high / low < 10:

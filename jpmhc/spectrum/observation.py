@@ -29,7 +29,7 @@ class Observation:
     x : Tensor, shape (..., n, d)
         Streams that it got.
     pre, post, matrix : Tensor
-        Coefficients that it made of them.
+        Coefficients that it used.
     u, y : Tensor or None
         What its branch got and returned, where the branch is a module.
     """
@@ -72,16 +72,15 @@ def observe(model: nn.Module) -> Iterator[list[Observation]]:
 
 @contextlib.contextmanager
 def _watched(name: str, layer: HyperConnection, found: list[Observation]) -> Iterator[None]:
-    original = layer.coefficients
+    original = layer._read
     calls = 0
 
-    # Whole and in halves, every way of running a layer asks for its coefficients.
-    def coefficients(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # Whole, in halves or carried, with coefficients of its own or given ones: every run of a layer comes by here.
+    def read(x: Tensor, pre: Tensor, own: Tensor, post: Tensor, matrix: Tensor) -> Any:
         nonlocal calls
-        pre, post, matrix = original(x)
         found.append(Observation(name, calls, layer, x, pre, post, matrix))
         calls += 1
-        return pre, post, matrix
+        return original(x, pre, own, post, matrix)
 
     def branch_called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs, outputs = (
@@ -95,11 +94,11 @@ def _watched(name: str, layer: HyperConnection, found: list[Observation]) -> Ite
     handles = []
     if isinstance(layer.branch, nn.Module):
         handles.append(layer.branch.register_forward_hook(branch_called, with_kwargs=True))
-    layer.coefficients = coefficients  # type: ignore[method-assign]
+    layer._read = read  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del layer.coefficients
+        del layer._read
         for handle in handles:
             handle.remove()
 

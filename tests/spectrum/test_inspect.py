@@ -191,7 +191,7 @@ def test_layers_in_halves_and_applied_repeatedly_are_seen():
     assert "hc[1]" in str(report)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
-    assert "coefficients" not in vars(model.hc)
+    assert "_read" not in vars(model.hc)
     with pytest.raises(ValueError, match="one number of streams"):
         report.chain(slice(1, 4))
 
