@@ -24,6 +24,7 @@ from benchmarks.arc import table  # noqa: E402
 from benchmarks.arc.arms import Arm  # noqa: E402
 from benchmarks.arc.presets import preset as find_preset  # noqa: E402
 from benchmarks.arc.progress import Display  # noqa: E402
+from benchmarks.arc.publish import publish  # noqa: E402
 from benchmarks.arc.training import TrainingError  # noqa: E402
 
 
@@ -137,10 +138,16 @@ class Report:
 
     run: Path
     """Folder of the comparison."""
+    publish: Path | None = None
+    """Also write PUBLISH.json, PUBLISH.md and PUBLISH.html, to keep."""
+    timings: bool = True
+    """Whether seconds are shown; leave them out where runs shared their machine."""
 
     def __call__(self) -> None:
         """Run the command."""
-        _show(self.run)
+        _show(self.run, self.timings)
+        if self.publish is not None:
+            print("wrote " + ", ".join(map(str, publish(self.run, self.publish, timings=self.timings))))
 
 
 def _device(name: str) -> str:
@@ -151,9 +158,9 @@ def _device(name: str) -> str:
     return name
 
 
-def _show(folder: Path) -> None:
+def _show(folder: Path, timings: bool = True) -> None:
     table.show(folder)
-    print(f"report: {reporting.write_report(folder)}")
+    print(f"report: {reporting.write_report(folder, timings=timings)}")
 
 
 def main(arguments: list[str]) -> int:

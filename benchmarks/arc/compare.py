@@ -10,9 +10,10 @@ from typing import Any
 from benchmarks import environment
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.evaluation import copy_scores
+from benchmarks.arc.files import write_json
 from benchmarks.arc.presets import Preset
 from benchmarks.arc.progress import Display
-from benchmarks.arc.run import RunSpec, build_data, train, write_json
+from benchmarks.arc.run import RunSpec, build_data, train
 from benchmarks.arc.training import TrainingError
 
 COMPARISON = "comparison.json"

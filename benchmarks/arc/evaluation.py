@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from benchmarks.arc.dataset import ArcData
 from benchmarks.arc.encode import decode
 from benchmarks.arc.model import TinyRecursiveModel
 from benchmarks.arc.presets import Preset
-from benchmarks.arc.vote import Score, mean_score, task_pass_at, token_accuracy, vote
+from benchmarks.arc.vote import Ballot, Score, ballot, clustered, mean_score, pass_at, pool, token_accuracy, vote
 
-_ATTEMPTS = (1, 2)
+ATTEMPTS = (1, 2, 5, 10, 100, 1000)
+SUBMITTED = 2  # candidates with their grids kept: as many as ARC takes
 
 
 class Predictor:
@@ -68,52 +70,100 @@ def evaluate(predictor: Predictor, data: ArcData, step: int) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``held_out``: token accuracy and exact match of the untransformed test (mean and standard error over tests),
-        pass@1 and pass@2 of the vote over all variants (mean and standard error over tasks). ``train``: token accuracy
-        and exact match on the untransformed training pairs. ``predictions``: for every test its grids and the two
-        best candidates. The votes are those of these weights alone.
+        ``held_out``: token accuracy and exact match of the untransformed tests (mean and standard error over tests);
+        the same over every augmented sample, and the share of samples whose halting probability is on the right side
+        of one half (standard errors over tasks); pass@k of the vote over all variants (over tasks). ``train``: token
+        accuracy and exact match on the untransformed training pairs. ``predictions``: for every test its grids, the
+        two best candidates, and where the truth ranks among all. ``train_tasks``: mean token accuracy and exact match
+        of the training pairs of every task. ``votes``: the ballot of every test, for pooling. The votes are those of
+        these weights alone.
     """
     cases = [data.variants_of(held) for held in data.held_out]
     tokens, scores = predictor(np.concatenate([c[0] for c in cases]), np.concatenate([c[2] for c in cases]))
     bounds = np.cumsum([0, *(len(c[2]) for c in cases)])
-    shares, rankings, predictions = [], [], []
-    for held, (_, labels, ids), start, stop in zip(data.held_out, cases, bounds, bounds[1:], strict=False):
+    all_shares = token_accuracy(tokens, np.concatenate([c[1] for c in cases]))
+    predictions, votes = [], []
+    for held, (_, _, ids), start, stop in zip(data.held_out, cases, bounds, bounds[1:], strict=False):
         mine = range(start, stop)
-        # The first id of a task is its identity variant.
-        shares.append(token_accuracy(tokens[start : start + 1], labels[:1])[0])
         ranking = vote((tokens[i], data.augmentations[id][1], scores[i]) for i, id in zip(mine, ids, strict=True))
-        rankings.append(ranking)
+        cast = ballot(ranking, held.output)
+        # The first id of a task is its identity variant.
         canonical = decode(tokens[start], data.side)
+        name = {"task": data.tasks[held.task].id, "test": held.test}
         predictions.append(
             {
-                "task": data.tasks[held.task].id,
-                "test": held.test,
+                **name,
                 "input": held.input.tolist(),
                 "truth": held.output.tolist(),
                 "canonical": None if canonical is None else canonical.tolist(),
+                "token_accuracy": float(all_shares[start]),
+                "exact": bool(all_shares[start] == 1),
+                "rank": next((rank for rank, entry in enumerate(cast, 1) if entry.right), None),
                 "candidates": [
-                    {"grid": c.grid.tolist(), "votes": c.votes, "score": c.score} for c in ranking[: max(_ATTEMPTS)]
+                    {"grid": c.grid.tolist(), "votes": c.votes, "score": c.score} for c in ranking[:SUBMITTED]
                 ],
             }
         )
-    truths, tasks = [h.output for h in data.held_out], [h.task for h in data.held_out]
-    held_out = _accuracies(np.array(shares)) | {"tasks": len(set(tasks))}
-    for k in _ATTEMPTS:
-        held_out |= _with_error(f"pass@{k}", task_pass_at(rankings, truths, tasks, k))
+        votes.append({**name, "ballot": [list(entry) for entry in cast[: max(ATTEMPTS)]]})
+    task_of = [data.tasks[held.task].id for held in data.held_out]
+    sample_task = [task for task, case in zip(task_of, cases, strict=True) for _ in case[2]]
+    held_out = _accuracies(all_shares[bounds[:-1]]) | {"tasks": len(set(task_of)), "samples": len(all_shares)}
+    held_out |= _with_error("sample_token_accuracy", clustered(all_shares.tolist(), sample_task))
+    held_out |= _with_error("sample_exact", clustered((all_shares == 1).tolist(), sample_task))
+    held_out |= _with_error("halt_accuracy", clustered(((scores > 0.5) == (all_shares == 1)).tolist(), sample_task))
+    held_out |= attempts(votes)
     inputs, labels, ids = training_pairs(data)
+    train_shares = token_accuracy(predictor(inputs, ids)[0], labels)
     return {
         "step": step,
         "variants": max(len(c[2]) for c in cases),
         "segments": predictor.settings.segments,
         "held_out": held_out,
-        "train": _accuracies(token_accuracy(predictor(inputs, ids)[0], labels)),
+        "train": _accuracies(train_shares),
+        "train_tasks": _by_task(train_shares, [data.tasks[data.augmentations[id][0]].id for id in ids]),
         "predictions": sorted(predictions, key=lambda p: (p["task"], p["test"])),
+        "votes": sorted(votes, key=lambda v: (v["task"], v["test"])),
     }
 
 
+def attempts(votes: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Return pass@k for all `ATTEMPTS`, with standard errors over tasks, from the ballots of all tests."""
+    ballots = [[Ballot(*entry) for entry in test["ballot"]] for test in votes]
+    tasks = [test["task"] for test in votes]
+    scores: dict[str, float | None] = {}
+    for k in ATTEMPTS:
+        scores |= _with_error(f"pass@{k}", pass_at(ballots, tasks, k))
+    return scores
+
+
+def pooled_attempts(evaluations: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Return pass@k with the votes of several evaluations added up, as the published evaluator does by default.
+
+    Parameters
+    ----------
+    evaluations : sequence
+        The ``votes`` of each, over the same tests.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or they are about different tests.
+    """
+    if not evaluations:
+        raise ValueError("evaluations: expected at least one, got none")
+    tests = [[(test["task"], test["test"]) for test in votes] for votes in evaluations]
+    if any(other != tests[0] for other in tests):
+        raise ValueError("evaluations: their tests differ, so that their votes cannot be added up")
+    merged = [
+        {"task": same[0]["task"], "ballot": pool([Ballot(*entry) for entry in test["ballot"]] for test in same)}
+        for same in zip(*evaluations, strict=True)
+    ]
+    return {"evaluations": len(evaluations), **attempts(merged)}
+
+
 def summary(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Return an evaluation without its grids."""
-    return {name: value for name, value in evaluation.items() if name != "predictions"}
+    """Return an evaluation without what it says of single tests and tasks."""
+    return {name: value for name, value in evaluation.items() if name not in ("predictions", "train_tasks", "votes")}
 
 
 def training_pairs(data: ArcData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -143,6 +193,13 @@ def _accuracies(shares: np.ndarray) -> dict[str, Any]:
         **_with_error("token_accuracy", mean_score(shares.tolist())),
         **_with_error("exact", mean_score((shares == 1).astype(float).tolist())),
     }
+
+
+def _by_task(shares: np.ndarray, tasks: Sequence[str]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for share, task in zip(shares.tolist(), tasks, strict=True):
+        found.setdefault(task, []).append(share)
+    return {task: [float(np.mean(s)), float(np.mean([v == 1 for v in s]))] for task, s in sorted(found.items())}
 
 
 def _with_error(name: str, score: Score) -> dict[str, float | None]:

@@ -7,6 +7,7 @@ passes over the streams; the maps themselves (tens to hundreds of operations a t
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from benchmarks.arc.arms import Arm
@@ -76,6 +77,20 @@ def chart(config: ModelConfig, arm: Arm) -> int | None:
     if isinstance(mixer, layers.Sinkhorn) and mixer.iterations is not None:
         return mixer.iterations * (4 * n**2 - 2 * n)
     return 0 if not mixer.mixes or isinstance(mixer, layers.Free) else None
+
+
+def text(operations: float) -> str:
+    """Write a number of operations with a unit that suits it.
+
+    Examples
+    --------
+    >>> text(0), text(1.593e15)
+    ('0', '1.593 PFLOP')
+    """
+    if not operations:
+        return "0"
+    power = min(max(int(math.log10(operations) // 3), 0), 7)
+    return f"{operations / 1000**power:.4g} {('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z')[power]}FLOP"
 
 
 def _layer(config: ModelConfig, arm: Arm) -> layers.HyperConnection:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arc import curves, drawing, palette, results, table
+from benchmarks.arc import curves, drawing, findings, palette, results, table
+from benchmarks.arc.analysis import analyse
 from benchmarks.arc.palette import Style
+from benchmarks.arc.presets import Preset
 from benchmarks.extras import require
 from jpmhc import layers
 
@@ -29,13 +31,15 @@ _SETS = {
 Grid = list[list[int]]
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, timings: bool = True) -> Path:
     """Write ``report.html`` into the folder of a comparison.
 
     Parameters
     ----------
     folder : Path
         Holds ``comparison.json`` and the runs it names.
+    timings : bool
+        False leaves seconds out, for runs that shared their machine.
 
     Returns
     -------
@@ -58,7 +62,7 @@ def write_report(folder: Path) -> Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    page = environment.get_template(_TEMPLATE).render(_context(results.read_comparison(folder), folder))
+    page = environment.get_template(_TEMPLATE).render(_context(results.read_comparison(folder), folder, timings))
     path = folder / REPORT
     aside = path.with_suffix(".partial")
     with aside.open("w", encoding="utf-8") as file:
@@ -80,6 +84,9 @@ def describe_arm(arm: str) -> str:
     name, _, arguments = arm.partition(":")
     if name == "plain":
         return "The plain residual x + F(x): one stream, no mixer, no gates."
+    recipe = next((recipe for recipe in layers.recipes() if recipe.name == name), None)
+    if recipe is not None:
+        return f"A published layer with its own gate, norm and start: {recipe.source}."
     info = next((info for info in layers.mixers() if str(info) == name), None)
     if info is None:
         return "A residual that this version of jpmhc does not know."
@@ -90,11 +97,11 @@ def describe_arm(arm: str) -> str:
     return f"Streams mixed by M in {set_}: {numbers} numbers a matrix, {exact}{given}."
 
 
-def _context(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _context(comparison: dict[str, Any], folder: Path, timings: bool) -> dict[str, Any]:
     """Gather what the template shows."""
     arms = comparison["arms"]
     styles = palette.styles(arms)
-    rows = table.rows(comparison, folder)
+    rows = table.rows(comparison, folder, timings=timings)
     complete = {arm: results.complete_runs(comparison, arm) for arm in arms}
     metrics = {arm: [results.read_metrics(folder, run) for run in runs] for arm, runs in complete.items()}
     lengths = sorted({len(one["step"]) for several in metrics.values() for one in several})
@@ -105,19 +112,25 @@ def _context(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
         for run in runs
         if run["seed"] == seed
     }
+    # Before anything is compared, as it is what finds evaluations on different tests.
+    tests = _tests(arms, first, styles)
+    analysis = analyse(comparison, folder)
+    evaluations = {arm: [results.read_evaluation(folder, run) for run in runs] for arm, runs in complete.items()}
     return {
         "comparison": comparison,
         "arms": [{"name": arm, "text": describe_arm(arm), "style": styles[arm]} for arm in arms],
         "inks": palette.INKS,
         "tables": [_html_table(title, columns, rows, styles) for title, columns in table.TABLES.items()],
-        "caption": table.caption(rows),
+        "caption": [findings.setting(Preset.from_json(comparison["config"])), *table.caption(rows)],
+        "sections": findings.sections(comparison, analysis, evaluations),
         "missing": table.missing(rows),
         "steps": _range(lengths),
         "windows": _range(sorted({curves.window(length) for length in lengths})),
         "plots": _plots(metrics, styles, comparison["copy"]["train"]["token_accuracy"]) if lengths else [],
+        "gains": _gains(analysis, styles),
         "variants": max((evaluation["variants"] for _, evaluation in first.values()), default=None),
         "seed": seed,
-        "tests": _tests(arms, first, styles),
+        "tests": tests,
         "settings": _flat(comparison["config"]),
     }
 
@@ -151,6 +164,16 @@ def _plots(
         }
         for plot in curves.PLOTS
     ]
+
+
+def _gains(analysis: dict[str, Any], styles: dict[str, Style]) -> Any:
+    """Draw what the product of the mixers does to differences of streams, where there is anything to draw."""
+    found = {
+        arm: probe["last"]["contrast_gains"]
+        for arm, probe in analysis["probes"].items()
+        if probe["last"] and probe["last"]["contrast_gains"]
+    }
+    return require("markupsafe", "bench").Markup(curves.gains_svg(found, styles)) if found else None
 
 
 def _tests(

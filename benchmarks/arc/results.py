@@ -105,6 +105,13 @@ def read_metrics(folder: Path, run: dict[str, Any]) -> Metrics:
     return {name: np.array(column) for name, column in columns.items()}
 
 
+def read_probes(folder: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Read the looks at the mixers along the recursion from a complete run's log, oldest first; there may be none."""
+    path = folder / run["metrics"]
+    lines = (_parse(line, f"{path}, line {number}") for number, line in enumerate(_text(path).splitlines(), 1))
+    return [entry for entry in lines if entry.get("kind") == "probe"]
+
+
 def read_evaluation(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     """Read the evaluation of a complete run.
 

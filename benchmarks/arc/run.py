@@ -16,9 +16,11 @@ from benchmarks import environment
 from benchmarks.arc import checkpoint, dataset, flops, tasks
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.dataset import ArcData
-from benchmarks.arc.evaluation import Predictor, evaluate, summary
+from benchmarks.arc.evaluation import Predictor, evaluate, pooled_attempts, summary
+from benchmarks.arc.files import write_json
 from benchmarks.arc.mini_arc import load_mini_arc
 from benchmarks.arc.presets import Preset
+from benchmarks.arc.submission import submission
 from benchmarks.arc.training import Trainer, TrainingError
 
 _CONFIG, _METRICS, _CHECKPOINTS, _RESULT = "config.json", "metrics.jsonl", "checkpoints", "run.json"
@@ -204,17 +206,6 @@ def evaluate_run(folder: Path, step: int | None = None, device: str = "cpu") -> 
     return _evaluate(spec, files["weights"], data, folder, found, device)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that a reader finds the old one or the new one, never a part."""
-    aside = path.with_suffix(".partial")
-    with aside.open("w") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
 def _open(folder: Path, spec: RunSpec, data: ArcData, resume: bool) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not resume:
@@ -292,8 +283,17 @@ def _evaluate(
     spec: RunSpec, weights: dict[str, torch.Tensor], data: ArcData, folder: Path, step: int, device: str
 ) -> dict[str, Any]:
     result = evaluate(Predictor(spec.preset, spec.arm, weights, device), data, step)
+    write_json(folder / f"votes-{step:08d}.json", result.pop("votes"))
+    result["pooled"] = pooled_attempts(_votes(folder, step))
     write_json(_evaluation_path(folder, step), result)
+    write_json(folder / f"submission-{step:08d}.json", submission(result["predictions"]))
     return result
+
+
+def _votes(folder: Path, step: int) -> list[Any]:
+    """Read the votes of every evaluation up to a step, oldest first."""
+    paths = sorted(folder.glob("votes-????????.json"))
+    return [json.loads(path.read_text()) for path in paths if int(path.stem.partition("-")[2]) <= step]
 
 
 class _Log:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +137,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
 }
 
 
-def rows(comparison: dict[str, Any], folder: Path) -> list[Row]:
+def rows(comparison: dict[str, Any], folder: Path, *, timings: bool = True) -> list[Row]:
     """Gather the table of a comparison: the copy baseline, then every arm in the order of ``comparison["arms"]``.
 
     Parameters
@@ -146,6 +146,8 @@ def rows(comparison: dict[str, Any], folder: Path) -> list[Row]:
         What `results.read_comparison` returns.
     folder : Path
         The folder that the paths in it are relative to.
+    timings : bool
+        False leaves seconds out, for runs that shared their machine.
 
     Returns
     -------
@@ -158,7 +160,8 @@ def rows(comparison: dict[str, Any], folder: Path) -> list[Row]:
     ValueError
         If a file of a complete run is missing or damaged.
     """
-    return [_copy_row(comparison), *(_arm_row(comparison, folder, arm) for arm in comparison["arms"])]
+    found = [_copy_row(comparison), *(_arm_row(comparison, folder, arm) for arm in comparison["arms"])]
+    return found if timings else [replace(row, seconds=None) for row in found]
 
 
 def caption(rows: Sequence[Row]) -> list[str]:

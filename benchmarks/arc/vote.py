@@ -1,9 +1,10 @@
 """From predictions in many variants of a test to ranked answers, and from answers to scores.
 
-Every function here is pure: votes are those of one call and are never carried from one checkpoint to the next.
-The published evaluator does carry them by default, which silently scores an ensemble of checkpoints.
+Votes are those of one call and are never carried from one checkpoint to the next unless `pool` is asked to. The
+published evaluator does carry them by default, which silently scores an ensemble of checkpoints.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -22,6 +23,15 @@ class Candidate(NamedTuple):
     grid: Grid
     votes: int
     score: float
+
+
+class Ballot(NamedTuple):
+    """A candidate without its grid: a name that equal grids share, votes, mean score, whether it is the truth."""
+
+    name: str
+    votes: int
+    score: float
+    right: bool
 
 
 class Score(NamedTuple):
@@ -64,6 +74,35 @@ def vote(predictions: Iterable[tuple[npt.ArrayLike, Augmentation, float]]) -> li
     ]
 
 
+def ballot(candidates: Sequence[Candidate], truth: Grid) -> list[Ballot]:
+    """Return a ranking without its grids, each candidate with a name that equal grids share.
+
+    A thousand variants of four hundred tests may give as many grids; their names are enough to pool votes.
+    """
+    return [Ballot(_name(c.grid), c.votes, c.score, np.array_equal(c.grid, truth)) for c in candidates]
+
+
+def pool(ballots: Iterable[Sequence[Ballot]]) -> list[Ballot]:
+    """Add up the votes for one test of several checkpoints, as the published evaluator does, and rank them anew."""
+    merged: dict[str, Ballot] = {}
+    for ballot in ballots:
+        for entry in ballot:
+            before = merged.get(entry.name)
+            if before is not None:
+                votes = before.votes + entry.votes
+                score = (before.votes * before.score + entry.votes * entry.score) / votes
+                entry = Ballot(entry.name, votes, score, entry.right)
+            merged[entry.name] = entry
+    return sorted(merged.values(), key=lambda entry: (-entry.votes, -entry.score, entry.name))
+
+
+def pass_at(ballots: Sequence[Sequence[Ballot]], tasks: Sequence[int | str], k: int) -> Score:
+    """Return `task_pass_at` of rankings without grids."""
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, got {k}")
+    return _mean_over_tasks([any(entry.right for entry in ballot[:k]) for ballot in ballots], tasks)
+
+
 def task_pass_at(
     candidates: Sequence[Sequence[Candidate]], truths: Sequence[Grid], tasks: Sequence[int | str], k: int
 ) -> Score:
@@ -82,13 +121,22 @@ def task_pass_at(
     tasks : sequence, one entry a test
         Which task the test belongs to.
     """
-    solved = _solved(candidates, truths, k)
-    if len(tasks) != len(solved):
-        raise ValueError(f"tasks: expected one entry for each of {len(solved)} tests, got {len(tasks)}")
-    by_task: dict[int | str, list[bool]] = {}
-    for task, hit in zip(tasks, solved, strict=True):
-        by_task.setdefault(task, []).append(hit)
-    return mean_score([sum(hits) / len(hits) for hits in by_task.values()])
+    return _mean_over_tasks(_solved(candidates, truths, k), tasks)
+
+
+def clustered(values: Sequence[float], tasks: Sequence[int | str]) -> Score:
+    """Return the mean of values with a standard error that holds when values of one task hang together.
+
+    The error is that of the mean of the tasks' sums over the mean of their sizes, linearised.
+    """
+    if not len(values) or len(values) != len(tasks):
+        raise ValueError(f"tasks: expected one entry for each of {len(values)} values, got {len(tasks)}")
+    _, place = np.unique(np.asarray(tasks), return_inverse=True)
+    array = np.asarray(values, dtype=np.float64)
+    mean, number = float(array.mean()), int(place.max()) + 1
+    residuals = np.bincount(place, weights=array - mean)
+    error = math.sqrt(number / (number - 1) * float(residuals @ residuals)) / len(array) if number > 1 else math.nan
+    return Score(mean, error, len(array))
 
 
 def mean_score(values: Sequence[float]) -> Score:
@@ -122,6 +170,19 @@ def _as_grid(prediction: npt.NDArray[np.integer]) -> Grid | None:
     if prediction.ndim == 2:
         return prediction.astype(np.uint8)
     raise ValueError(f"predictions: expected tokens (side * side,) or a grid (h, w), got shape {prediction.shape}")
+
+
+def _mean_over_tasks(solved: Sequence[bool], tasks: Sequence[int | str]) -> Score:
+    if len(tasks) != len(solved):
+        raise ValueError(f"tasks: expected one entry for each of {len(solved)} tests, got {len(tasks)}")
+    by_task: dict[int | str, list[bool]] = {}
+    for task, hit in zip(tasks, solved, strict=True):
+        by_task.setdefault(task, []).append(hit)
+    return mean_score([sum(hits) / len(hits) for hits in by_task.values()])
+
+
+def _name(grid: Grid) -> str:
+    return hashlib.blake2b(bytes(grid.shape) + grid.tobytes(), digest_size=8).hexdigest()
 
 
 def _solved(candidates: Sequence[Sequence[Candidate]], truths: Sequence[Grid], k: int) -> list[bool]:

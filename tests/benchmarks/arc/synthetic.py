@@ -90,7 +90,12 @@ def _metrics(steps: int, index: int, generator: np.random.Generator) -> list[dic
                 "seconds": 0.3,
             }
         )
-    return [*lines, {"kind": "evaluation", "step": steps, "held_out": {}, "train": {}}]
+    gains = [[1.0, 1.0] if index != 2 else [0.9**k, 0.8**k] for k in range(1, 25)] if index else []
+    gradient = (
+        [{"mean": 2.0, "contrast": 1.5}, {"mean": 1.0, "contrast": 0.0}] if index else [{"mean": 2.0}, {"mean": 1.0}]
+    )
+    probe = {"kind": "probe", "step": steps, "residual": 1e-7 * index, "contrast_gains": gains, "gradient": gradient}
+    return [*lines, probe, {"kind": "evaluation", "step": steps, "held_out": {}, "train": {}}]
 
 
 def _tests() -> list[dict[str, Any]]:
@@ -124,7 +129,14 @@ def _evaluation(
             "pass@1_se": 0.017,
             "pass@2": 0.03,
             "pass@2_se": None,
+            **{f"pass@{k}": 0.03 for k in (5, 10, 100, 1000)},
+            "samples": 400,
+            "sample_exact": 0.01,
+            "sample_token_accuracy": held_out,
+            "halt_accuracy": 0.9,
         },
+        "pooled": {"evaluations": 3, **{f"pass@{k}": 0.05 for k in (1, 2, 5, 10, 100, 1000)}},
+        "train_tasks": {task: [train + 0.01 * number, 0.1] for number, task in enumerate(sorted(set(TASKS)))},
         "train": {"count": 223, "token_accuracy": train, "token_accuracy_se": 0.01, "exact": 0.1, "exact_se": 0.02},
         "predictions": [{**test, **_answers(test, number, index, generator)} for number, test in enumerate(tests)],
     }
@@ -139,6 +151,12 @@ def _answers(test: dict[str, Any], number: int, index: int, generator: np.random
     elif number == index + 1:
         grid = np.pad(grid, ((0, 1), (0, 0)), mode="edge")
     elif number == index + 2:
-        return {"canonical": None, "candidates": []}
+        return {"canonical": None, "candidates": [], "exact": False, "token_accuracy": 0.0, "rank": None}
     first = {"grid": grid.tolist(), "votes": int(generator.integers(1, 9)), "score": 0.12}
-    return {"canonical": grid.tolist(), "candidates": [first]}
+    return {
+        "canonical": grid.tolist(),
+        "candidates": [first],
+        "exact": number == index,
+        "token_accuracy": 1.0 if number == index else 0.7,
+        "rank": 1 if number == index else None,
+    }

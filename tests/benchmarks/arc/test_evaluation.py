@@ -4,9 +4,18 @@ import torch
 
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.dataset import build
-from benchmarks.arc.evaluation import Predictor, copy_scores, evaluate, summary, training_pairs
+from benchmarks.arc.evaluation import (
+    Predictor,
+    attempts,
+    copy_scores,
+    evaluate,
+    pooled_attempts,
+    summary,
+    training_pairs,
+)
 from benchmarks.arc.presets import preset
 from benchmarks.arc.run import build_data
+from benchmarks.arc.submission import submission
 from benchmarks.arc.tasks import load_arc_agi_1, subset
 from benchmarks.arc.training import Trainer
 
@@ -39,14 +48,25 @@ def test_an_oracle_solves_everything(data):
     assert result["step"] == 3
     assert result["variants"] == 4
     held_out = result["held_out"]
-    assert (held_out["token_accuracy"], held_out["exact"], held_out["pass@1"], held_out["pass@2"]) == (1, 1, 1, 1)
+    assert (held_out["token_accuracy"], held_out["exact"]) == (1, 1)
+    assert [held_out[f"pass@{k}"] for k in (1, 2, 5, 10, 100, 1000)] == [1] * 6
+    assert (held_out["sample_token_accuracy"], held_out["sample_exact"]) == (1, 1)
+    # Its halting probability is one half, which says no: wrong every time.
+    assert held_out["halt_accuracy"] == 0
     assert (held_out["count"], held_out["tasks"]) == (69, 59)
+    assert 69 < held_out["samples"] <= 4 * 69
     assert (result["train"]["exact"], result["train"]["count"]) == (1, 223)
     for prediction in result["predictions"]:
         assert prediction["canonical"] == prediction["truth"] == prediction["candidates"][0]["grid"]
     order = [(p["task"], p["test"]) for p in result["predictions"]]
     assert order == sorted(order)
-    assert "predictions" not in summary(result)
+    assert set(summary(result)) == {"step", "variants", "segments", "held_out", "train"}
+    assert set(map(tuple, result["train_tasks"].values())) == {(1.0, 1.0)}
+    answers = submission(result["predictions"])
+    assert len(answers) == 59
+    for task in {held.task for held in data.held_out}:
+        truths = [h.output.tolist() for h in data.held_out if h.task == task]
+        assert [test["attempt_1"] for test in answers[data.tasks[task].id]] == truths
 
 
 def test_scores_are_means_with_their_standard_errors(data):
@@ -79,6 +99,29 @@ def test_copying_the_input_scores_what_the_reference_measured():
         for name, expected in (("token_accuracy", token), ("exact", exact)):
             mean = sum(scores[part][name] * scores[part]["count"] for part in ("train", "held_out")) / count
             assert round(mean, 3) == expected
+
+
+def test_pooled_votes_are_an_ensemble_of_checkpoints():
+    """Two checkpoints, each right with one vote of two and wrong with the other: only the right grid is in both."""
+
+    def ballots(wrong):
+        return [{"task": "a", "test": 0, "ballot": [[wrong, 1, 0.9, False], ["right", 1, 0.1, True]]}]
+
+    first, second = ballots("this"), ballots("that")
+    assert (attempts(first)["pass@1"], attempts(first)["pass@2"]) == (0, 1)
+    assert attempts(second)["pass@1"] == 0
+    pooled = pooled_attempts([first, second])
+    assert (pooled["evaluations"], pooled["pass@1"]) == (2, 1)
+    with pytest.raises(ValueError, match="their tests differ"):
+        pooled_attempts([first, [{**second[0], "task": "b"}]])
+
+
+def test_votes_of_one_evaluation_pool_to_themselves(data):
+    result = evaluate(Oracle(data, {data.held_out[0].task}), data, step=0)
+    pooled = pooled_attempts([result["votes"]])
+    assert {name: pooled[name] for name in pooled if name != "evaluations"} == {
+        name: value for name, value in result["held_out"].items() if name.startswith("pass@")
+    }
 
 
 def test_training_pairs_are_the_untransformed_ones(data):

@@ -125,7 +125,7 @@ def test_a_damaged_log_stops_the_table_and_is_named(tmp_path):
     comparison = write_comparison(tmp_path)
     path = tmp_path / comparison["runs"][2]["metrics"]
     path.write_text(path.read_text()[:-30])
-    with pytest.raises(ValueError, match=rf"{path}, line 121: malformed or cut off"):
+    with pytest.raises(ValueError, match=rf"{path}, line 122: malformed or cut off"):
         table.rows(comparison, tmp_path)
 
 

@@ -9,7 +9,7 @@ from benchmarks.arc.augment import IDENTITY, Augmentation
 from benchmarks.arc.dataset import build
 from benchmarks.arc.encode import PAD, encode
 from benchmarks.arc.tasks import load_arc_agi_1, subset
-from benchmarks.arc.vote import Candidate, mean_score, task_pass_at, token_accuracy, vote
+from benchmarks.arc.vote import Candidate, clustered, mean_score, task_pass_at, token_accuracy, vote
 
 A, B, C = (np.array(rows, dtype=np.uint8) for rows in ([[1, 2]], [[3, 0]], [[1], [2]]))
 TURN = Augmentation(1, (0, 2, 3, 1, 4, 5, 6, 7, 8, 9))
@@ -150,3 +150,19 @@ def test_token_accuracy_counts_labelled_tokens_only():
     labels = np.array([[2, 3, 1, 0], [2, 3, 1, 1]])
     predicted = np.array([[2, 9, 1, 7], [2, 3, 1, 1]])
     assert token_accuracy(predicted, labels).tolist() == [2 / 3, 1.0]
+
+
+def test_the_clustered_error_is_that_of_a_bootstrap_over_tasks():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 8, 60)
+    tasks = np.repeat(np.arange(60), sizes)
+    values = rng.random(60)[tasks] + 0.1 * rng.random(len(tasks))
+    found = clustered(values.tolist(), tasks.tolist())
+    assert found.mean == pytest.approx(values.mean())
+    sums = np.bincount(tasks, weights=values)
+    picks = rng.integers(60, size=(4000, 60))
+    means = sums[picks].sum(1) / sizes[picks].sum(1)
+    assert found.standard_error == pytest.approx(means.std(), rel=0.1)
+    # As if every value were independent, it would be far too small.
+    assert found.standard_error > 1.5 * mean_score(values.tolist()).standard_error
+    assert math.isnan(clustered([1.0, 0.0], ["a", "a"]).standard_error)

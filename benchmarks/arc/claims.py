@@ -1,0 +1,199 @@
+"""The statements of the paper beside what a comparison found, each with a verdict that follows from a rule.
+
+Numbers of the paper: arXiv 2602.18308, version 2, and where marked v1 its first version, whose headline compared runs
+of different length. One run an arm; votes pooled across checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.arc import flops
+from benchmarks.arc.analysis import find_mcnemar, find_pair
+from benchmarks.arc.arms import Arm
+from benchmarks.arc.paired import Difference
+from benchmarks.arc.presets import Preset
+
+CONFIRMED, NOT_CONFIRMED, NOT_TESTABLE = "confirmed", "not confirmed", "not testable at this level"
+_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row of the table.
+
+    Attributes
+    ----------
+    statement : str
+        What the paper says, in our words.
+    published : str
+        Its number.
+    found : str
+        Ours at this level, with its interval.
+    verdict : str
+        `CONFIRMED`, `NOT_CONFIRMED` or `NOT_TESTABLE`.
+    reason : str
+        Why, in a few words.
+    """
+
+    statement: str
+    published: str
+    found: str
+    verdict: str
+    reason: str
+
+
+def claims(comparison: dict[str, Any], analysis: dict[str, Any]) -> list[Claim]:
+    """Judge every statement by a comparison.
+
+    A difference confirms a statement if its 95 % interval over at least three paired seeds lies on the stated side of
+    zero; an interval with zero in it, or on the other side, does not. A verdict is about this size of model and data.
+    """
+    preset = Preset.from_json(comparison["config"])
+    table = [
+        _difference(
+            analysis, "cayley", "sinkhorn", "train_exact", 1,
+            "Cayley solves more samples exactly than Sinkhorn", "31.4 against 27.9 % (v1: 1.41 times)",
+        ),
+        _difference(
+            analysis, "cayley", "sinkhorn", "train_token_accuracy", 1,
+            "Cayley gets more tokens right than Sinkhorn", "86.9 against 86.5 %",
+        ),
+        _held_out(analysis),
+        _above_85(comparison, analysis),
+        _difference(
+            analysis, "cayley", "sinkhorn", "area", -1,
+            "Cayley needs fewer steps than Sinkhorn", "58 % of the steps to equal exact match",
+        ),
+        *_operations(preset),
+        _difference(
+            analysis, "cayley", "sinkhorn", "gradient_median", -1,
+            "Gradients are smaller with Cayley", "mean norm 0.10 against 0.39",
+        ),
+        _difference(
+            analysis, "cayley", "sinkhorn", "gradient_ratio", -1,
+            "Gradients are steadier with Cayley", "no spikes shown",
+        ),
+        _difference(
+            analysis, "grassmann", "sinkhorn", "train_exact", 1,
+            "Grassmann lies above Sinkhorn early in training", "12.8 against 9.9 % at 110 k steps",
+        ),
+        _spectrum(analysis),
+        _residual(analysis),
+        _control(analysis, "identity", "Not in the paper: Cayley is better than streams that are not mixed"),
+        _control(analysis, "plain", "Not in the paper: Cayley is better than the plain residual"),
+    ]  # fmt: skip
+    if preset.model.gradient_cycles == preset.model.h_cycles > 1:
+        table.append(
+            _difference(
+                analysis, "cayley", "sinkhorn", "train_token_accuracy", 1,
+                "A prototype of this suite, through 84 mixers: Cayley above Sinkhorn", "+2.0 ± 0.4 points",
+            )
+        )  # fmt: skip
+    return table
+
+
+def _difference(
+    analysis: dict[str, Any], first: str, second: str, measure: str, wanted: int, statement: str, published: str
+) -> Claim:
+    found = find_pair(analysis, first, second, measure)
+    if found is None:
+        return Claim(statement, published, "–", NOT_TESTABLE, f"{first} and {second} are not both here")
+    scale, unit = (100, " points") if "accuracy" in measure or "exact" in measure else (1, "")
+    text = f"{scale * found.mean:+.2f}{unit}"
+    if found.n < _SEEDS:
+        return Claim(statement, published, text, NOT_TESTABLE, f"{found.n} paired seeds, {_SEEDS} needed")
+    text += f" [{scale * found.low:+.2f}, {scale * found.high:+.2f}]"
+    return Claim(statement, published, text, *_judge(found, wanted))
+
+
+def _judge(found: Difference, wanted: int) -> tuple[str, str]:
+    if found.sign == wanted:
+        return CONFIRMED, f"{found.n} paired seeds"
+    against = "the interval holds zero" if found.sign == 0 else "the difference has the other sign"
+    return NOT_CONFIRMED, f"{against}, {found.n} paired seeds"
+
+
+def _held_out(analysis: dict[str, Any]) -> Claim:
+    statement, published = (
+        "Cayley solves more held-out tests at the first attempt",
+        "pass@1 40.5 against 36.5 %, pooled",
+    )
+    test = find_mcnemar(analysis, "cayley", "sinkhorn")
+    if test is None:
+        return Claim(statement, published, "–", NOT_TESTABLE, "no answers of both arms")
+    found = f"{test.only_first} against {test.only_second} solved by one arm alone, McNemar p = {test.p:.2g}"
+    if test.only_first + test.only_second < 25:
+        return Claim(statement, published, found, NOT_TESTABLE, "too few tests are solved at all")
+    better = test.p < 0.05 and test.only_first > test.only_second
+    return Claim(statement, published, found, CONFIRMED if better else NOT_CONFIRMED, "canonical exact match")
+
+
+def _above_85(comparison: dict[str, Any], analysis: dict[str, Any]) -> Claim:
+    values = [run["held_out_token_accuracy"] for run in analysis["runs"] if run["arm"] in ("cayley", "sinkhorn")]
+    copied = comparison["copy"]["held_out"]["token_accuracy"]
+    found = f"at most {100 * max(values):.1f} %" if values else "–"
+    found += f"; copying the input {100 * copied:.1f} %"
+    return Claim(
+        "Both get more than 85 % of tokens right", "86.9 and 86.5 %", found,
+        NOT_TESTABLE, "a level of the full recipe, which the plain residual reaches too (86.0 %)",
+    )  # fmt: skip
+
+
+def _operations(preset: Preset) -> list[Claim]:
+    arms = [Arm.parse(text) for text in ("jpmhc-sinkhorn", "jpmhc-cayley")]
+    charts = [flops.chart(preset.model, arm) for arm in arms]
+    steps = [flops.segment(preset.model, arm, train=True) for arm in arms]
+    table = []
+    if None not in charts:
+        ratio = charts[0] / charts[1]  # type: ignore[operator]
+        table.append(
+            Claim(
+                "Sinkhorn's map to the manifold takes more operations than Cayley's", "2.25 times",
+                f"{ratio:.2f} times ({charts[0]} against {charts[1]} a mixer)",
+                CONFIRMED if ratio > 1 else NOT_CONFIRMED, "counted by hand, both as published",
+            )
+        )  # fmt: skip
+    ratio = steps[0] / steps[1]
+    table.append(
+        Claim(
+            "So a step with Sinkhorn takes more operations", "2.25 times, read as a figure of the whole",
+            f"{ratio:.4f} times", CONFIRMED if ratio > 1.01 else NOT_CONFIRMED,
+            "the maps are a vanishing part, and Cayley's projection has more outputs",
+        )
+    )  # fmt: skip
+    return table
+
+
+def _spectrum(analysis: dict[str, Any]) -> Claim:
+    statement = "Products of doubly stochastic mixers lose differences of streams, of orthogonal ones keep them"
+    published = "over 75 % of the spectrum near 0 against none"
+    ends = {
+        arm: probe["last"]["contrast_gains"][-1]
+        for arm in ("cayley", "sinkhorn")
+        if (probe := analysis["probes"].get(arm)) and probe["last"] and probe["last"]["contrast_gains"]
+    }
+    if len(ends) < 2:
+        return Claim(statement, published, "–", NOT_TESTABLE, "no probe of both arms")
+    found = "largest gain after a segment: " + ", ".join(f"{arm} {gain[0]:.2g}" for arm, gain in ends.items())
+    # Cayley maps preserve lengths; what they turn from differences into the mean is the rest.
+    true = ends["sinkhorn"][0] < 0.1 < 0.5 < ends["cayley"][0]
+    return Claim(statement, published, found, CONFIRMED if true else NOT_CONFIRMED, "mixers as trained, product of all")
+
+
+def _residual(analysis: dict[str, Any]) -> Claim:
+    statement, published = "Two Cayley iterations are orthogonal enough", "below 1e-3 (it holds while ||W|| < 2.5)"
+    for arm in ("jpmhc-cayley", "cayley-iterated"):
+        probe = analysis["probes"].get(arm)
+        if probe and probe["largest_residual"] is not None:
+            worst = probe["largest_residual"]
+            return Claim(
+                statement, published, f"{arm}: at most {worst:.1e} in training",
+                CONFIRMED if worst < 1e-3 else NOT_CONFIRMED, "logged while training",
+            )  # fmt: skip
+    return Claim(statement, published, "–", NOT_TESTABLE, "no arm with the published iteration is here")
+
+
+def _control(analysis: dict[str, Any], arm: str, statement: str) -> Claim:
+    return _difference(analysis, "cayley", arm, "train_token_accuracy", 1, statement, "no such arm")

@@ -1,0 +1,104 @@
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.arc import claims, findings, publish, results
+from benchmarks.arc.analysis import analyse, find_mcnemar, find_pair, run_measures
+from tests.benchmarks.arc.synthetic import write_comparison
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("comparison")
+    write_comparison(path, seeds=(0, 1, 2))
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    comparison = results.read_comparison(folder)
+    return comparison, analyse(comparison, folder)
+
+
+def test_a_run_is_measured_by_its_log():
+    steps = np.arange(1, 101.0)
+    norms = np.ones(100)
+    norms[[50, 70]] = 6, 4
+    metrics = {
+        "step": steps,
+        "loss": steps / 10,
+        "token_accuracy": steps / 100,
+        "exact": 0 * steps,
+        "gradient_norm": norms,
+    }
+    scores = {"token_accuracy": 0.5, "exact": 0.1}
+    measures = run_measures(metrics, {"train": scores, "held_out": scores}, gflops=2.0, batch=3)
+    assert measures["area"] == pytest.approx(5.05)
+    assert measures["spikes"] == 1
+    # Smoothing is centred, so a straight line reaches the target where it should.
+    assert measures["steps_to"] == {"50%": 50, "60%": 60, "70%": 70, "80%": 80, "90%": 90}
+    assert measures["operations_to"]["60%"] == 60 * 3 * 2e9
+    metrics["token_accuracy"] = np.full(100, 0.55)
+    assert run_measures(metrics, {"train": scores, "held_out": scores}, 2.0, 3)["steps_to"]["60%"] is None
+
+
+def test_a_pair_reads_the_same_from_both_sides(found):
+    _, analysis = found
+    there = find_pair(analysis, "plain", "cayley", "train_token_accuracy")
+    back = find_pair(analysis, "cayley", "plain", "train_token_accuracy")
+    assert there.mean == pytest.approx(-0.03)
+    assert (back.mean, back.low, back.high, back.n) == (-there.mean, -there.high, -there.low, 3)
+    assert find_pair(analysis, "cayley", "grassmann", "area") is None
+    # Plain solves the first test and cayley the fourth, with every seed.
+    assert find_mcnemar(analysis, "plain", "cayley")[:2] == (3, 3)
+
+
+def test_claims_need_three_seeds_and_an_interval_on_the_right_side(found, tmp_path):
+    comparison, analysis = found
+    table = {claim.statement: claim for claim in claims.claims(comparison, analysis)}
+    assert table["Cayley gets more tokens right than Sinkhorn"].verdict == claims.CONFIRMED
+    assert table["Cayley needs fewer steps than Sinkhorn"].verdict == claims.NOT_CONFIRMED
+    assert table["Grassmann lies above Sinkhorn early in training"].verdict == claims.NOT_TESTABLE
+    assert table["Both get more than 85 % of tokens right"].verdict == claims.NOT_TESTABLE
+    spectrum = next(claim for claim in table.values() if claim.statement.startswith("Products"))
+    assert spectrum.verdict == claims.CONFIRMED
+    write_comparison(tmp_path, seeds=(0, 1))
+    two = results.read_comparison(tmp_path)
+    verdicts = {c.statement: c.verdict for c in claims.claims(two, analyse(two, tmp_path))}
+    assert verdicts["Cayley gets more tokens right than Sinkhorn"] == claims.NOT_TESTABLE
+
+
+def test_every_table_is_rectangular_and_in_the_markdown(found, folder):
+    comparison, analysis = found
+    evaluations = {
+        arm: [results.read_evaluation(folder, run) for run in results.complete_runs(comparison, arm)]
+        for arm in comparison["arms"]
+    }
+    parts = findings.sections(comparison, analysis, evaluations)
+    assert [part.title for part in parts] == [
+        "The paper's claims",
+        "Differences between arms",
+        "Steps and operations to a training token accuracy",
+        "Operations",
+        "Along the recursion of a segment",
+        "Attempts on the held-out tests",
+        "What pooling votes over checkpoints would have given",
+    ]
+    text = findings.markdown(parts)
+    for part in parts:
+        assert {len(row) for row in part.rows} == {len(part.head)}, part.title
+        assert f"### {part.title}" in text
+    assert "2.0 → 5.0" in text
+
+
+def test_published_files_hold_the_numbers_and_no_seconds_where_they_mean_nothing(folder, tmp_path):
+    paths = publish.publish(folder, tmp_path / "small-cpu", timings=False)
+    assert [path.name for path in paths] == ["small-cpu.json", "small-cpu.md", "small-cpu.html"]
+    kept = json.loads(paths[0].read_text())
+    assert kept["claims"][0]["verdict"]
+    assert all("seconds" not in run for run in kept["runs"])
+    assert "Norm placement post" in paths[1].read_text()
+    assert "<svg" in paths[2].read_text()
+    with pytest.raises(ValueError, match="absent: the folder does not exist"):
+        publish.publish(folder, tmp_path / "absent" / "x")
