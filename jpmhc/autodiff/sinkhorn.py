@@ -58,10 +58,9 @@ def sinkhorn(
     ValueError
         If a shape does not fit, an option is out of range, and, on a CPU outside ``torch.compile``, if marginals are
         not positive or have different totals, or if no matrix with these marginals is positive exactly where the
-        logits are finite. Elsewhere looking would synchronise with the device. There, where no matrix that is zero at
-        the ``-inf`` has these marginals, `sinkhorn_residual` tells by how much the result misses them, NaN for a row
-        or column of ``-inf`` alone. Where such matrices exist, but all are zero at some finite logit too, nothing
-        tells: that entry of the result is tiny, and the residual may be as small as that of a solution.
+        logits are finite. Elsewhere looking would synchronise with the device; there `sinkhorn_residual`, given the
+        logits, tells: by how much the result misses the marginals, infinity where it comes near to them but all
+        matrices that have them are zero at a finite logit, NaN for a row or column of ``-inf`` alone.
 
     See Also
     --------

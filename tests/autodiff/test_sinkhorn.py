@@ -277,15 +277,16 @@ def test_what_the_residual_reports_where_patterns_are_not_checked():
     def unchecked(pattern):
         logits = torch.where(torch.tensor(pattern) > 0, 0.0, -math.inf).double()
         matrix = kernels.sinkhorn_forward(logits, None, None, 1e-14, 128)
-        return matrix, sinkhorn_residual(matrix)
+        return matrix, sinkhorn_residual(matrix), sinkhorn_residual(matrix, logits=logits)
 
-    _, residual = unchecked([[1, 0, 0], [1, 0, 0], [1, 1, 1]])  # two rows share one column
+    _, residual, _ = unchecked([[1, 0, 0], [1, 0, 0], [1, 1, 1]])  # two rows share one column
     assert residual > 0.1
-    _, residual = unchecked([[0, 0], [1, 1]])  # an empty row
-    assert residual.isnan()
-    matrix, residual = unchecked([[1, 1], [0, 1]])  # the identity has the marginals, and a zero at a finite logit
+    _, *residuals = unchecked([[0, 0], [1, 1]])  # an empty row
+    assert all(residual.isnan() for residual in residuals)
+    matrix, residual, informed = unchecked([[1, 1], [0, 1]])  # the identity has the marginals, a zero at a finite logit
     assert residual < 1e-12
     assert 0 < matrix[0, 1] < 1e-12
+    assert informed == math.inf
 
 
 def test_nan_stays_in_its_matrix():

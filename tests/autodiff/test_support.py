@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from jpmhc.autodiff import support
+from jpmhc import kernels
+from jpmhc.autodiff import sinkhorn_residual, support
 from jpmhc.autodiff.support import check_scalable
 
 
@@ -49,9 +50,25 @@ def test_random_larger_patterns_are_judged_as_by_enumeration():
     assert found == {True, False}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 8.0])
+def test_the_residual_judges_patterns_as_by_enumeration_without_a_look_at_them(dtype, scale):
+    generator = torch.Generator().manual_seed(0)
+    patterns = torch.rand(200, 4, 4, generator=generator) < 0.6
+    logits = torch.where(patterns, scale * torch.randn(patterns.shape, generator=generator), -math.inf).to(dtype)
+    matrix = kernels.sinkhorn_forward(logits, None, None, 16 * torch.finfo(dtype).eps, 128)
+    residual = sinkhorn_residual(matrix, logits=logits)
+    supported = torch.tensor([has_total_support(pattern) for pattern in patterns.tolist()])
+    assert 10 < supported.sum() < 190
+    assert (residual[supported] < 1e-4).all()
+    assert not (residual[~supported] < 0.1).any()
+
+
 def test_staircase_of_sixteen_is_accepted():
     band = torch.ones(16, 16).tril(1) > 0  # entries of its doubly stochastic matrices are as small as 2^-15
-    check_scalable(torch.where(band, 0.0, -math.inf), None, None)
+    logits = torch.where(band, 0.0, -math.inf)
+    check_scalable(logits, None, None)
+    assert sinkhorn_residual(kernels.sinkhorn_forward(logits, None, None, 4e-6, 128), logits=logits) < 1e-4
 
 
 def forbidding(n, *entries):
