@@ -1,6 +1,7 @@
 """Derivatives of anything defined by an equation, exact at every order and in every mode of PyTorch."""
 
 from jpmhc.autodiff.adjoints import Implicit, PhantomGradient, Unrolled
+from jpmhc.autodiff.balanced import balanced
 from jpmhc.autodiff.cayley import cayley
 from jpmhc.autodiff.convergence import ConvergenceWarning, NotConvergedError
 from jpmhc.autodiff.fixed_point import Solution, fixed_point
@@ -25,6 +26,7 @@ __all__ = [
     "Picard",
     "Solution",
     "Unrolled",
+    "balanced",
     "cayley",
     "cayley_contraction",
     "fixed_point",

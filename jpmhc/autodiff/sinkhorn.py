@@ -266,6 +266,18 @@ class _Potentials(torch.autograd.Function):
         return _Potentials.apply(matrix, imbalance_tangent - matrix_tangent * potentials)
 
 
+def potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
+    """``W = u 1^T + 1 v^T`` with the row and column sums of ``P * W`` equal to those of H, differentiable; not traced.
+
+    Parameters
+    ----------
+    matrix, imbalance : Tensor, shape (..., n, m)
+        P, positive, and H, with the same batch dimensions.
+    """
+    result: Tensor = _Potentials.apply(matrix, imbalance)
+    return result
+
+
 def _attached(
     logits: Tensor,
     rows: Tensor | None,

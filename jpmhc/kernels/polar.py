@@ -9,6 +9,8 @@ from torch import Tensor
 from jpmhc.kernels.primitive import primitive
 
 _NEWTON_STEPS = 10  # 7 reach round-off at condition number 1e14 (measured)
+_CUBIC_STEPS = 8
+_NEAR = 0.9  # Frobenius distance of X^T X from I within which the cubic step converges
 
 
 @primitive("polar_forward")
@@ -26,7 +28,28 @@ def polar_forward(matrix: Tensor) -> Tensor:
         Orthonormal to round-off. Where the columns are linearly dependent, to round-off or exactly, the factor is not
         unique and the result is arbitrary, orthonormal or not, or NaN.
     """
-    return polar_newton(matrix)
+    return _by_reading(matrix) if matrix.device.type == "cpu" else polar_newton(matrix)
+
+
+def _by_reading(matrix: Tensor) -> Tensor:
+    """`polar_forward` where looking at the data costs nothing: few products near a solution, else singular vectors.
+
+    The step ``X (15 I - 10 G + 3 G^2) / 8`` with ``G = X^T X`` takes a singular value ``1 + e`` to ``1 + O(e^3)``.
+    """
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    x = matrix
+    for _ in range(_CUBIC_STEPS):
+        defect = x.mT @ x - identity
+        size = float(_norm(defect).max()) if defect.numel() else 0.0
+        if not size < _NEAR:
+            break
+        if size < torch.finfo(x.dtype).eps ** 0.5:
+            return x - x @ defect / 2
+        x = x @ (identity - defect / 2 + (3 / 8) * (defect @ defect))
+    finite = matrix.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    u, _, vh = torch.linalg.svd(torch.where(finite, matrix, torch.ones_like(matrix)), full_matrices=False)
+    x = u @ vh
+    return torch.where(finite, x + (x - x @ (x.mT @ x)) / 2, torch.nan)
 
 
 def polar_newton(matrix: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from jpmhc.kernels.layout import tokens_first, tokens_last
 from jpmhc.kernels.primitive import primitive
 
 _FIRST_SWEEPS = 5  # more cost time at small logits, fewer at large ones (measured at n = 4 and 16)
+_ELIMINATED = 16  # beyond this size LAPACK is faster than elimination with the tokens last (measured)
+_SWEEPS_OF_VECTORS = 16
 
 
 @primitive("sinkhorn_forward")
@@ -59,6 +61,10 @@ def sinkhorn_forward(
     rows = _marginal(row_marginals, 1.0)
     columns = _marginal(column_marginals, n / m)
     reads = logits.device.type == "cpu"
+    if reads and n > _ELIMINATED and logits.numel():
+        swept = _swept_by_vectors(logits, row_marginals, column_marginals, tol)
+        if swept is not None:
+            return swept
     start = torch.log_softmax(tokens_last(logits), 1).add_(_along_rows(_log(rows)))
     matrix = torch.softmax(start, 0).mul_(columns)
     log_matrix = None
@@ -229,6 +235,29 @@ def _sweep(matrix: Tensor, rows: Tensor | float, columns: Tensor | float, times:
         matrix.mul_(columns / matrix.sum(0))
 
 
+def _swept_by_vectors(
+    logits: Tensor, row_marginals: Tensor | None, column_marginals: Tensor | None, tol: float
+) -> Tensor | None:
+    """Scale large matrices by sweeps over two vectors, which touch the matrix in products alone; None if that is slow.
+
+    Large matrices that are not close to a permutation need a few sweeps, each of less work than a step of Newton.
+    """
+    n, m = logits.shape[-2:]
+    kernel = torch.exp(logits - logits.amax(-1, keepdim=True))
+    if not kernel.amin().item() > torch.finfo(kernel.dtype).tiny ** 0.5:
+        return None
+    rows = kernel.new_ones(1) if row_marginals is None else row_marginals
+    columns = kernel.new_full((1,), n / m) if column_marginals is None else column_marginals
+    right = kernel.new_ones(*logits.shape[:-2], m)
+    for _ in range(_SWEEPS_OF_VECTORS):
+        left = rows / (kernel @ right.unsqueeze(-1)).squeeze(-1)
+        before, right = right, columns / (left.unsqueeze(-2) @ kernel).squeeze(-2)
+        # Column sums are right now, and row sums have changed by no more than this.
+        if (right / before - 1).abs_().amax().item() <= tol:
+            return kernel.mul_(left.unsqueeze(-1)).mul_(right.unsqueeze(-2))
+    return None
+
+
 def _potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
     """`sinkhorn_potentials` with the tokens last."""
     column_sums = matrix.sum(0)
@@ -248,6 +277,8 @@ def _solve(matrix: Tensor, conditional: Tensor, right_sides: Tensor, rows: Tenso
     pivot is the sum of the weights that are left, so nothing is ever subtracted from a weight.
     """
     n, m, tokens = matrix.shape
+    if n > _ELIMINATED:
+        return _solve_dense(matrix, conditional, right_sides, rows, ridge)
     system = matrix.new_empty(n - 1, n + right_sides.shape[1], tokens)
     weights = system[:, :n]
     torch.mul(matrix[:-1, None, 0], conditional[None, :, 0], out=weights)
@@ -261,6 +292,27 @@ def _solve(matrix: Tensor, conditional: Tensor, right_sides: Tensor, rows: Tenso
             system[others, k + 1 :].addcmul_(system[others, k : k + 1], pivot_row)
     solution = matrix.new_zeros(right_sides.shape)
     solution[:-1] = system[:, n:]
+    return solution
+
+
+def _solve_dense(
+    matrix: Tensor, conditional: Tensor, right_sides: Tensor, rows: Tensor | float, ridge: float
+) -> Tensor:
+    """`_solve` by LAPACK: the diagonal is still a sum of weights, but the elimination subtracts."""
+    left, right, wanted = (value.permute(2, 0, 1) for value in (matrix, conditional, right_sides))
+    laplacian = left @ right.mT
+    laplacian.diagonal(dim1=-2, dim2=-1).zero_()
+    degree = laplacian.sum(-1) + ridge * (rows if isinstance(rows, float) else rows.t())
+    laplacian.neg_().diagonal(dim1=-2, dim2=-1).copy_(degree)
+    grounded, wanted = laplacian[:, :-1, :-1], wanted[:, :-1]
+    solution = matrix.new_zeros(right_sides.shape)
+    target = solution[:-1].permute(2, 0, 1)
+    if matrix.device.type == "cpu":
+        factor, failed = torch.linalg.cholesky_ex(grounded)
+        if not bool(failed.any()):
+            target.copy_(torch.cholesky_solve(wanted, factor))
+            return solution
+    target.copy_(torch.linalg.solve_ex(grounded, wanted).result)
     return solution
 
 

@@ -87,7 +87,7 @@ def divided_exponential(matrix: Tensor) -> Tensor:
     halvings = _halvings(matrix, 2.0, _EXPONENTIAL_DOUBLINGS)
     m = matrix * torch.exp2(-halvings)
     result = polynomial([1 / math.factorial(k + 1) for k in range(_EXPONENTIAL_DEGREE + 1)], m)
-    for k in range(_EXPONENTIAL_DOUBLINGS):
+    for k in range(_most(halvings, _EXPONENTIAL_DOUBLINGS)):
         double = halvings > k
         result = torch.where(double, result + result @ m @ result / 2, result)
         m = torch.where(double, 2 * m, m)
@@ -117,7 +117,7 @@ def sine_and_versine(square: Tensor) -> tuple[Tensor, Tensor]:
     signs = [(-1) ** k for k in range(_TRIGONOMETRIC_DEGREE + 1)]
     sine = polynomial([sign / math.factorial(2 * k + 1) for k, sign in enumerate(signs)], s)
     versine = polynomial([sign / math.factorial(2 * k + 2) for k, sign in enumerate(signs)], s)
-    for k in range(_TRIGONOMETRIC_DOUBLINGS):
+    for k in range(_most(halvings, _TRIGONOMETRIC_DOUBLINGS)):
         double = halvings > k
         sine, versine = (
             torch.where(double, sine - sine @ s @ versine, sine),
@@ -175,6 +175,14 @@ def _halvings(matrix: Tensor, radius: float, most: int) -> Tensor:
     """
     size = matrix.detach().square().sum((-2, -1), keepdim=True).sqrt()
     return torch.ceil(torch.log2((size / radius).clamp_min(1.0))).clamp_max(most + 1)
+
+
+def _most(halvings: Tensor, limit: int) -> int:
+    """How many doublings some matrix needs, or `limit` where looking would wait for a device or is not possible."""
+    hidden = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(halvings)
+    if hidden or halvings.device.type != "cpu" or not halvings.numel():
+        return limit
+    return int(halvings.max().clamp(0, limit).nan_to_num(limit))
 
 
 def _where_in_range(halvings: Tensor, most: int, result: Tensor) -> Tensor:

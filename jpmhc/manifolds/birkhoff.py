@@ -7,7 +7,6 @@ from torch import Tensor
 
 from jpmhc import autodiff
 from jpmhc.manifolds.fisher import Fisher
-from jpmhc.manifolds.marginals import balanced
 
 
 class Birkhoff(Fisher):
@@ -81,12 +80,12 @@ class Birkhoff(Fisher):
         """
         shape = torch.broadcast_shapes(x.shape, u.shape)
         x = x.expand(shape)
-        return balanced(x, balanced(x, u.expand(shape)))
+        return autodiff.balanced(x, autodiff.balanced(x, u.expand(shape)))
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """``x * (u - a 1^T - 1 b^T)``, with zero sums: the gradient, since ``sum(x u v / x) = sum(u v)``."""
         shape = torch.broadcast_shapes(x.shape, u.shape)
-        return balanced(x.expand(shape), x * u)
+        return autodiff.balanced(x.expand(shape), x * u)
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """Move from `x` along `u` by the retraction of this manifold."""

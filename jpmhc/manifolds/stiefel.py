@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from jpmhc import autodiff
+from jpmhc.kernels.primitive import primitive
 from jpmhc.manifolds import steps
 from jpmhc.manifolds.algebra import divided_exponential, exponential, identity, polish, skew, symmetric
 from jpmhc.manifolds.base import Manifold
@@ -43,7 +44,8 @@ class Stiefel(Manifold):
 
     Cost: O(n p^2) for all maps. `logmap` has no formula; it shoots, until the geodesic hits `y`, with a fixed number of
     Anderson steps and the derivative of the equation. It converges for distances up to about 2 (canonical) or 1
-    (Euclidean), and NaN marks a matrix that did not. Under ``torch.compile`` it is traced step by step, for minutes.
+    (Euclidean), and NaN marks a matrix that did not. Under ``torch.compile`` the solution is one operation; the
+    derivative forms the n p x n p Jacobian there, and tracing it under a transform still takes minutes.
 
     `random` is uniform (Haar); `origin` holds the first p columns of the identity.
 
@@ -175,16 +177,20 @@ class Stiefel(Manifold):
             return u + self.proju(x, pull(y @ back.mT) - x)
 
         tol = 20 * torch.finfo(x.dtype).eps
-        solution = autodiff.fixed_point(
-            shoot,
-            self.proju(x, y - x),
-            x,
-            y,
-            solver=autodiff.Anderson(tol=tol, max_steps=_SHOTS),
-            batch_dims=x.ndim - 2,
-            check="none",
-        )
+        if torch.compiler.is_compiling():
+            # One operation finds the solution; the step after it, all that is traced, carries the derivative.
+            start = _logarithm(x.detach(), y.detach(), self.metric == "canonical")
+            options: dict[str, Any] = {
+                "solver": autodiff.Picard(tol=tol, max_steps=1),
+                "adjoint": autodiff.Implicit(autodiff.Dense()),
+            }
+        else:
+            start = self.proju(x, y - x)
+            options = {"solver": autodiff.Anderson(tol=tol, max_steps=_SHOTS)}
+        solution = autodiff.fixed_point(shoot, start, x, y, batch_dims=x.ndim - 2, check="none", **options)
         u = self.proju(x, solution.value)
+        if torch.compiler.is_compiling():
+            return u  # NaN where the operation said so
         missed = (self.expmap(x, u) - y).detach().abs().amax((-2, -1), keepdim=True)
         return torch.where(missed < 1e3 * tol, u, torch.nan)
 
@@ -231,6 +237,12 @@ class Stiefel(Manifold):
     def extra_repr(self) -> str:
         """Return the constructor arguments."""
         return f"metric={self.metric!r}, retraction={self.retraction!r}"
+
+
+@primitive("stiefel_logarithm")
+def _logarithm(x: Tensor, y: Tensor, canonical: bool) -> Tensor:
+    """`Stiefel.logmap` as one operation for tracing."""
+    return Stiefel("canonical" if canonical else "euclidean").logmap(x, y).contiguous()
 
 
 def orthonormalised(matrix: Tensor) -> Tensor:

@@ -34,5 +34,25 @@ def test_adjoint_is_symmetric_and_tangent(shape):
 
 
 def test_forward_is_the_newton_iteration_in_plain_operations():
-    matrix = torch.randn(4, 6, 3, dtype=torch.float64)
-    torch.testing.assert_close(kernels.polar_forward(matrix), kernels.polar_newton(matrix), rtol=0, atol=0)
+    matrix = torch.randn(4, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(kernels.polar_forward(matrix), kernels.polar_newton(matrix), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-9, 1e-4, 0.1, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_forward_near_a_solution_is_the_factor_of_the_singular_vectors(distance, dtype):
+    generator = torch.Generator().manual_seed(0)
+    basis, noise = torch.randn(2, 7, 6, 3, dtype=torch.float64, generator=generator)
+    matrix = torch.linalg.qr(basis).Q + distance * noise / noise.norm(dim=(-2, -1), keepdim=True)
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    result = kernels.polar_forward(matrix.to(dtype)).double()
+    torch.testing.assert_close(result, u @ vh, rtol=0, atol=20 * torch.finfo(dtype).eps)
+
+
+def test_forward_of_a_matrix_with_nan_leaves_its_neighbours_alone():
+    matrix = torch.randn(4, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = kernels.polar_forward(matrix)
+    matrix[1, 2, 0] = float("nan")
+    result = kernels.polar_forward(matrix)
+    assert result[1].isnan().all()
+    torch.testing.assert_close(result[[0, 2, 3]], expected[[0, 2, 3]], rtol=0, atol=1e-14)

@@ -24,7 +24,7 @@ def system(matrix):
     )
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 5, 3, 6), (1, 7, 2), (0, 4, 4), (5, 1, 3), (5, 1, 1)])
+@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 5, 3, 6), (1, 7, 2), (0, 4, 4), (5, 1, 3), (5, 1, 1), (2, 20, 24)])
 def test_potentials_have_the_marginals_asked_for(shape):
     matrix, imbalance = positive(*shape), torch.randn(shape, dtype=torch.float64)
     potentials = kernels.sinkhorn_potentials(matrix, imbalance)
@@ -35,7 +35,7 @@ def test_potentials_have_the_marginals_asked_for(shape):
     torch.testing.assert_close(differences, torch.zeros_like(differences), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 3, 6), (2, 16, 16)])
+@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 3, 6), (2, 16, 16), (2, 20, 20)])
 def test_adjoint_is_the_projection_of_the_dense_system(shape):
     matrix, cotangent = positive(*shape), torch.randn(shape, dtype=torch.float64)
     n = shape[-2]
@@ -114,3 +114,23 @@ def test_last_potential_is_the_ground():
     matrix = positive(4, 3, 8)
     potentials = _potentials(matrix, torch.randn(4, 3, 8, dtype=torch.float64))
     assert potentials.shape == (4, 3, 8)
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
+def test_large_matrices_are_scaled_by_sweeps_or_where_those_are_slow_by_newton(scale, given, dtype, tol):
+    logits = scale * torch.randn(3, 20, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    rows, columns = torch.ones(3, 20, dtype=dtype), torch.full((3, 24), 20 / 24, dtype=dtype)
+    if given:
+        rows, columns = rows.clone(), columns.clone()
+        rows[:, 0] += 0.5
+        columns += 0.5 / 24
+    eps = torch.finfo(dtype).eps
+    result = kernels.sinkhorn_forward(logits, *((rows, columns) if given else (None, None)), 4 * eps, 128).double()
+    torch.testing.assert_close(result.sum(-1), rows.double(), rtol=tol, atol=0)
+    torch.testing.assert_close(result.sum(-2), columns.double(), rtol=tol, atol=0)
+    # A scaling: the logarithm differs from the logits by a column and a row, where it did not underflow.
+    change = (torch.where(result > 1e-30, result, torch.nan).log() - logits.double()).diff(dim=-1).diff(dim=-2)
+    assert change[change.isfinite()].abs().max() < 100 * scale * eps
+    assert change.isfinite().double().mean() > 0.5

@@ -52,6 +52,32 @@ def test_logarithm_inverts_the_exponential_up_to_length_one(manifold, shape):
     torch.testing.assert_close(manifold.logmap(x, manifold.expmap(x, u)), u, rtol=0, atol=1e-11)
 
 
+@pytest.mark.slow
+def test_logarithm_compiles_in_seconds_as_one_operation():
+    x, u, _, _ = material(CANONICAL, (4, 1), batch=(2,), length=0.5)
+    y = CANONICAL.expmap(x, u)
+    torch._dynamo.reset()
+    compiled = torch.compile(CANONICAL.logmap, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y), u, rtol=0, atol=1e-12)
+    assert compiled(x, -x).isnan().all()
+
+
+@pytest.mark.slow
+def test_gradient_of_the_compiled_logarithm_equals_the_eager_one():
+    x, u, _, e = material(CANONICAL, (4, 2), batch=(2,), length=0.5)
+    y = CANONICAL.expmap(x, u)
+
+    def loss(x, y):
+        return (CANONICAL.logmap(x, y) * e).sum()
+
+    torch._dynamo.reset()
+    both = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        arguments = x.clone().requires_grad_(), y.clone().requires_grad_()
+        both.append(torch.autograd.grad(function(*arguments), arguments))
+    torch.testing.assert_close(both[1], both[0], rtol=1e-9, atol=1e-11)
+
+
 def test_logarithm_that_did_not_converge_is_nan_and_not_wrong():
     x = CANONICAL.origin(4, 4, dtype=torch.float64)
     flipped = x.clone()

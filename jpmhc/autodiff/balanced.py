@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from jpmhc import kernels
-from jpmhc.autodiff.sinkhorn import _Potentials
+from jpmhc.autodiff.sinkhorn import potentials
 from jpmhc.autodiff.transforms import traced_orders
 
 
@@ -31,7 +31,7 @@ def balanced(weights: Tensor, matrix: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return matrix - weights * _traced_potentials(weights, matrix)
-    return matrix - weights * _Potentials.apply(weights, matrix)
+    return matrix - weights * potentials(weights, matrix)
 
 
 def _traced_potentials(weights: Tensor, matrix: Tensor) -> Tensor:
