@@ -39,8 +39,9 @@ class backend:
     Parameters
     ----------
     name : str
-        ``auto``: Numba for tensors on a CPU, Triton on a CUDA device, the reference everywhere else. ``numba`` or
-        ``triton``: that body wherever it can run. ``reference``: plain PyTorch.
+        ``auto``: Numba for tensors on a CPU, if they are large enough to be worth compiling for, Triton on a CUDA
+        device, the reference everywhere else. ``numba`` or ``triton``: that body wherever it can run. ``reference``:
+        plain PyTorch.
 
     Raises
     ------
@@ -108,9 +109,10 @@ def choose(module: str, operation: str, args: tuple[Any, ...]) -> Choice:
     elif _DEVICES.get(device) != name and not (name == "triton" and interpreted()):
         reason = f"{name} has no body for the device {device}"
     else:
-        reason = found.refuses(*args)
-        if reason is None:
+        refusal = found.refuses(*args) or (None if named else found.spares(*args))
+        if refusal is None:
             return Choice(name, "asked for" if named else f"the body for the device {device}", found)
+        reason = refusal
     if named:
         _say_once(f"{operation} runs its reference: {reason}")
     return Choice("reference", reason)
@@ -122,7 +124,9 @@ def interpreted() -> bool:
 
 
 def body(
-    dtypes: tuple[torch.dtype, ...], refuses: Callable[..., str | None] | None = None
+    dtypes: tuple[torch.dtype, ...],
+    refuses: Callable[..., str | None] | None = None,
+    spares: Callable[..., str | None] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark a function in ``kernels/cpu`` or ``kernels/cuda`` as a body of the operation of its name.
 
@@ -132,6 +136,9 @@ def body(
         Of its tensors, all of which must have one of them, the same for all.
     refuses : callable, optional
         From the arguments of the call to the reason why this body does not take them, or None.
+    spares : callable, optional
+        The same for calls that it takes when asked for by name, but not under ``auto``: those too small to be worth
+        compiling for.
 
     Returns
     -------
@@ -149,6 +156,7 @@ def body(
             return refuses(*args) if refuses is not None else None
 
         function.refuses = reason  # type: ignore[attr-defined]
+        function.spares = spares or (lambda *_args: None)  # type: ignore[attr-defined]
         return function
 
     return mark

@@ -12,7 +12,7 @@ from torch import Tensor
 from jpmhc.kernels.layout import tokens_first, tokens_last
 from jpmhc.kernels.primitive import primitive
 
-_FIRST_SWEEPS = 5  # more cost time at small logits, fewer at large ones (measured at n = 4 and 16)
+FIRST_SWEEPS = 5  # more cost time at small logits, fewer at large ones (measured at n = 4 and 16)
 _ELIMINATED = 16  # beyond this size LAPACK is faster than elimination with the tokens last (measured)
 _SWEEPS_OF_VECTORS = 16
 
@@ -70,7 +70,7 @@ def sinkhorn_forward(
     log_matrix = None
     far_from_underflow = torch.finfo(matrix.dtype).tiny ** 0.5
     if reads and matrix.numel() and matrix.amin().item() > far_from_underflow:
-        _sweep(matrix, rows, columns, _FIRST_SWEEPS - 1)
+        _sweep(matrix, rows, columns, FIRST_SWEEPS - 1)
     else:
         log_matrix = torch.log_softmax(start, 0).add_(_log(columns))
     return tokens_first(_newton(matrix, log_matrix, rows, columns, tol, max_steps, reads), logits.shape)

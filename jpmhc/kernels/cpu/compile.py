@@ -26,3 +26,12 @@ def compiled(function: Function) -> Function:
         return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # there is no such folder
         return numba.njit(**_OPTIONS)(function)
+
+
+def part(function: Function) -> Function:
+    """Make a function part of the compiled functions that call it.
+
+    Inside its caller the compiler sees which arrays are apart and which sizes are constant, without which its loops
+    do not use the processor's vectors.
+    """
+    return numba.njit(forceinline=True, **_OPTIONS)(function)

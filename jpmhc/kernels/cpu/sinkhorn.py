@@ -1,0 +1,303 @@
+"""Sinkhorn scaling on a CPU: everything between the logits and the result happens in a tile."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jpmhc.kernels import pool
+from jpmhc.kernels.bodies import body
+from jpmhc.kernels.cpu.compile import compiled, part
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, exp, extent, few, load, log1p_ratio, numbers, small, store
+from jpmhc.kernels.sinkhorn import FIRST_SWEEPS
+from jpmhc.kernels.sinkhorn import sinkhorn_forward as primitive_forward
+
+
+def _uniform(
+    logits: Tensor, row_marginals: Tensor | None, column_marginals: Tensor | None, *_options: object
+) -> str | None:
+    if row_marginals is not None or column_marginals is not None:
+        return "no body for marginals of one's own"
+    return small(logits)
+
+
+@body(DTYPES, _uniform, few)
+def sinkhorn_forward(logits: Tensor, _rows: None, _columns: None, tol: float, max_steps: int) -> Tensor:
+    """Run `_forward` over all tokens, and the reference over those near to underflow, which need logarithms."""
+    *_, n, m = logits.shape
+    result = torch.empty(logits.shape, dtype=logits.dtype)
+    source, target = numbers(logits, n * m), numbers(result, n * m)
+    again = np.empty(len(source), np.bool_)
+    pool.run(_forward, pool.split(len(source), GRAIN), source, target, again, extent(n), extent(m), tol, max_steps)
+    if again.any():
+        chosen = torch.from_numpy(again.nonzero()[0])
+        some = logits.detach().reshape(-1, n, m)[chosen]
+        reference = primitive_forward.__wrapped__  # type: ignore[attr-defined]
+        result.view(-1, n, m)[chosen] = reference(some, None, None, tol, max_steps)
+    return result
+
+
+@body(DTYPES, _uniform, few)
+def sinkhorn_sweeps(logits: Tensor, _rows: None, _columns: None, iterations: int) -> Tensor:
+    """Run `_sweeps` over all tokens."""
+    *_, n, m = logits.shape
+    result = torch.empty(logits.shape, dtype=logits.dtype)
+    source, target = numbers(logits, n * m), numbers(result, n * m)
+    pool.run(_sweeps, pool.split(len(source), GRAIN), source, target, extent(n), extent(m), iterations)
+    return result
+
+
+@body(DTYPES, small, few)
+def sinkhorn_adjoint(matrix: Tensor, cotangent: Tensor) -> Tensor:
+    """Run `_potentials` over all tokens, for ``P * (G - W)``."""
+    return _solved(matrix, cotangent, True)
+
+
+@body(DTYPES, small, few)
+def sinkhorn_potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
+    """Run `_potentials` over all tokens, for W."""
+    return _solved(matrix, imbalance, False)
+
+
+def _solved(matrix: Tensor, other: Tensor, adjoint: bool) -> Tensor:
+    n, m = matrix.shape[-2:]
+    result = torch.empty(matrix.shape, dtype=matrix.dtype)
+    arrays = [numbers(tensor, n * m) for tensor in (matrix, other, result)]
+    pool.run(_potentials, pool.split(len(arrays[0]), GRAIN), *arrays, extent(n), extent(m), adjoint)
+    return result
+
+
+@compiled
+def _sweeps(logits, result, rows, columns, iterations, start, stop):  # type: ignore[no-untyped-def]
+    p = np.empty((len(rows) * len(columns), LANES), logits.dtype)
+    scales = np.empty((len(rows), LANES), logits.dtype)
+    for base in range(start, stop, LANES):
+        load(logits, p, base, stop)
+        _sweep(p, scales, rows, columns, iterations)
+        store(result, p, base, stop)
+
+
+@compiled
+def _forward(logits, result, again, rows, columns, tol, max_steps, start, stop):  # type: ignore[no-untyped-def]
+    """Sweep and step as the reference does; `again` marks what came near to underflow and is not finished here."""
+    n, m = len(rows), len(columns)
+    p = np.empty((n * m, LANES), logits.dtype)
+    weights = np.empty((n * n, LANES), logits.dtype)
+    u = np.empty((n, LANES), logits.dtype)
+    row = np.empty((n, LANES), logits.dtype)
+    error = np.empty(LANES, logits.dtype)
+    active = np.empty(LANES, logits.dtype)
+    one = logits.dtype.type(1)
+    row[:] = one
+    inverse = logits.dtype.type(m / n)
+    far_from_underflow = logits.dtype.type(np.sqrt(np.finfo(logits.dtype).tiny))
+    for base in range(start, stop, LANES):
+        load(logits, p, base, stop)
+        _sweep(p, u, rows, columns, FIRST_SWEEPS)
+        for t in range(LANES):
+            low = p[0, t]
+            for k in range(1, n * m):
+                low = min(low, p[k, t])
+            active[t] = low > far_from_underflow
+        for t in range(min(LANES, stop - base)):
+            again[base + t] = active[t] == 0
+        for _ in range(max_steps):
+            for t in range(LANES):
+                worst = one - one
+                for i in range(n):
+                    total = p[i * m, t]
+                    for j in range(1, m):
+                        total += p[i * m + j, t]
+                    u[i, t] = one - total
+                    worst = max(worst, abs(one - total))
+                error[t] = worst
+            _weights(p, weights, inverse, rows, columns)
+            _solve(weights, u, row, rows)
+            some = False
+            for t in range(LANES):
+                low = high = u[0, t]
+                for i in range(1, n):
+                    low, high = min(low, u[i, t]), max(high, u[i, t])
+                length = active[t] * log1p_ratio(high - low)
+                # A step of span M < 1 leaves at most M times the error.
+                error[t] = active[t] if min(high - low, one) * error[t] > tol else one - one
+                for i in range(n):
+                    u[i, t] = exp(length * u[i, t])
+            for j in range(m):
+                for t in range(LANES):
+                    total = p[j, t] * u[0, t]
+                    for i in range(1, n):
+                        total += p[i * m + j, t] * u[i, t]
+                    factor = one / (inverse * total) if active[t] > 0 else one
+                    for i in range(n):
+                        p[i * m + j, t] *= u[i, t] * factor
+            for t in range(LANES):
+                active[t] = error[t]
+                some |= error[t] > 0
+            if not some:
+                break
+        store(result, p, base, stop)
+
+
+@compiled
+def _potentials(matrix, other, result, rows, columns, adjoint, start, stop):  # type: ignore[no-untyped-def]
+    """Solve for the potentials of ``H = P * other`` (`adjoint`) or of ``H = other``; see the reference."""
+    n, m = len(rows), len(columns)
+    p = np.empty((n * m, LANES), matrix.dtype)
+    h = np.empty((n * m, LANES), matrix.dtype)
+    conditional = np.empty((n * m, LANES), matrix.dtype)
+    weights = np.empty((n * n, LANES), matrix.dtype)
+    u = np.empty((n, LANES), matrix.dtype)
+    row = np.empty((n, LANES), matrix.dtype)
+    wanted = np.empty((m, LANES), matrix.dtype)
+    one = matrix.dtype.type(1)
+    for base in range(start, stop, LANES):
+        load(matrix, p, base, stop)
+        load(other, h, base, stop)
+        if adjoint:
+            for k in range(n * m):
+                for t in range(LANES):
+                    h[k, t] *= p[k, t]
+        for j in range(m):
+            for t in range(LANES):
+                total, column = h[j, t], p[j, t]
+                for i in range(1, n):
+                    total += h[i * m + j, t]
+                    column += p[i * m + j, t]
+                scale = one / column
+                wanted[j, t] = total * scale
+                for i in range(n):
+                    conditional[i * m + j, t] = p[i * m + j, t] * scale
+        for i in range(n):
+            for t in range(LANES):
+                total, mass = h[i * m, t] - p[i * m, t] * wanted[0, t], p[i * m, t]
+                for j in range(1, m):
+                    total += h[i * m + j, t] - p[i * m + j, t] * wanted[j, t]
+                    mass += p[i * m + j, t]
+                u[i, t], row[i, t] = total, mass
+        for i in range(n - 1):
+            for k in range(i + 1, n):
+                for t in range(LANES):
+                    total = p[i * m, t] * conditional[k * m, t]
+                    for j in range(1, m):
+                        total += p[i * m + j, t] * conditional[k * m + j, t]
+                    weights[i * n + k, t] = total
+        _solve(weights, u, row, rows)
+        for j in range(m):
+            for t in range(LANES):
+                v = wanted[j, t]
+                for i in range(n):
+                    v -= conditional[i * m + j, t] * u[i, t]
+                for i in range(n):
+                    w = u[i, t] + v
+                    h[i * m + j, t] = h[i * m + j, t] - p[i * m + j, t] * w if adjoint else w
+        store(result, h, base, stop)
+
+
+@part
+def _sweep(p, scales, rows, columns, times):  # type: ignore[no-untyped-def]
+    """Turn logits into the matrix after so many sweeps.
+
+    In the first a maximum is taken out of every row, then of every column, so that no sum underflows.
+    """
+    n, m = len(rows), len(columns)
+    one = p.dtype.type(1)
+    for i in range(n):
+        for t in range(LANES):
+            top = p[i * m, t]
+            for j in range(1, m):
+                top = max(top, p[i * m + j, t])
+            for j in range(m):
+                p[i * m + j, t] -= top
+        for t in range(LANES):
+            scales[i, t] = 0
+        for j in range(m):
+            for t in range(LANES):
+                scales[i, t] += exp(p[i * m + j, t])
+        for t in range(LANES):
+            scales[i, t] = one / scales[i, t]
+    for j in range(m):
+        for t in range(LANES):
+            top = p[j, t]
+            for i in range(1, n):
+                top = max(top, p[i * m + j, t])
+            for i in range(n):
+                p[i * m + j, t] -= top
+        for i in range(n):
+            for t in range(LANES):
+                p[i * m + j, t] = exp(p[i * m + j, t]) * scales[i, t]
+    _scale_columns(p, rows, columns)
+    for _ in range(times - 1):
+        for i in range(n):
+            for t in range(LANES):
+                total = p[i * m, t]
+                for j in range(1, m):
+                    total += p[i * m + j, t]
+                total = one / total
+                for j in range(m):
+                    p[i * m + j, t] *= total
+        _scale_columns(p, rows, columns)
+
+
+@part
+def _scale_columns(p, rows, columns):  # type: ignore[no-untyped-def]
+    n, m = len(rows), len(columns)
+    wanted = p.dtype.type(n / m)
+    for j in range(m):
+        for t in range(LANES):
+            total = p[j, t]
+            for i in range(1, n):
+                total += p[i * m + j, t]
+            total = wanted / total
+            for i in range(n):
+                p[i * m + j, t] *= total
+
+
+@part
+def _weights(p, weights, inverse, rows, columns):  # type: ignore[no-untyped-def]
+    """Weights between rows, above the diagonal, of a matrix with equal column sums."""
+    n, m = len(rows), len(columns)
+    for i in range(n - 1):
+        for k in range(i + 1, n):
+            for t in range(LANES):
+                total = p[i * m, t] * p[k * m, t]
+                for j in range(1, m):
+                    total += p[i * m + j, t] * p[k * m + j, t]
+                weights[i * n + k, t] = total * inverse
+
+
+@part
+def _solve(weights, u, row, rows):  # type: ignore[no-untyped-def]
+    """Replace the right side u by the solution, whose last number is zero; see `kernels.sinkhorn_potentials`.
+
+    The weights of the graph are symmetric, and elimination keeps them so: only those above the diagonal are held, and
+    inverse pivots on it.
+    """
+    n = len(rows)
+    one = weights.dtype.type(1)
+    ridge = weights.dtype.type(np.finfo(weights.dtype).eps)
+    for k in range(n - 1):
+        for t in range(LANES):
+            weights[k * n + n - 1, t] += ridge * row[k, t]
+    for k in range(n - 1):
+        for t in range(LANES):
+            total = weights[k * n + n - 1, t]
+            for i in range(k + 1, n - 1):
+                total += weights[k * n + i, t]
+            weights[k * n + k, t] = one / total
+        for i in range(k + 1, n - 1):
+            for t in range(LANES):
+                factor = weights[k * n + i, t] * weights[k * n + k, t]
+                u[i, t] += factor * u[k, t]
+                for l in range(i + 1, n):
+                    weights[i * n + l, t] += factor * weights[k * n + l, t]
+    for t in range(LANES):
+        u[n - 1, t] = 0
+    for back in range(n - 1):
+        k = n - 2 - back
+        for t in range(LANES):
+            total = u[k, t]
+            for i in range(k + 1, n - 1):
+                total += weights[k * n + i, t] * u[i, t]
+            u[k, t] = total * weights[k * n + k, t]

@@ -1,0 +1,137 @@
+"""Every body gives what the reference gives in float64: values, odd sizes, dtypes, layouts, extremes, no tokens."""
+
+import pytest
+import torch
+
+from jpmhc import kernels
+
+TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13}
+SHAPES = [(37, 4, 4), (2, 3, 3, 2), (0, 4, 4), (1, 1, 1), (4, 4)]
+
+
+def normal(shape, dtype, seed=0, scale=1.0):
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def positive(shape, dtype, seed=0):
+    logits = normal(shape, torch.float64, seed)
+    with kernels.backend("reference"):
+        return kernels.sinkhorn_forward(logits, None, None, 1e-15, 64).to(dtype)
+
+
+def rotation(shape, dtype):
+    with kernels.backend("reference"):
+        return kernels.cayley_forward(normal(shape, torch.float64), 1.0).to(dtype)
+
+
+CALLS = {
+    "sinkhorn_forward": lambda s, d: (normal(s, d), None, None, 8 * torch.finfo(d).eps, 64),
+    "sinkhorn_sweeps": lambda s, d: (normal(s, d, scale=3.0), None, None, 5),
+    "sinkhorn_adjoint": lambda s, d: (positive(s, d), normal(s, d, 1)),
+    "sinkhorn_potentials": lambda s, d: (positive(s, d), positive(s, d, 1)),
+    "cayley_forward": lambda s, d: (normal(s, d), 0.7),
+    "cayley_adjoint": lambda s, d: (rotation(s, d), normal(s, d, 1), 0.7),
+}
+BODIES = ["numba"]
+
+
+def truth(operation, args):
+    wide = [value.double() if isinstance(value, torch.Tensor) else value for value in args]
+    if operation == "sinkhorn_forward":
+        wide[3] = 1e-15
+    with kernels.backend("reference"):
+        return getattr(kernels, operation)(*wide)
+
+
+def agree(backend, operation, args):
+    with kernels.backend(backend):
+        assert kernels.choice(operation, *args).backend == backend
+        result = getattr(kernels, operation)(*args)
+    expected = truth(operation, args)
+    dtype = args[0].dtype
+    assert (result.dtype, result.shape, result.is_contiguous()) == (dtype, expected.shape, True)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BODIES)
+@pytest.mark.parametrize("operation", CALLS)
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [*((shape, torch.float32) for shape in SHAPES), ((37, 4, 4), torch.float64)], ids=str
+)
+def test_agrees_with_the_reference_in_float64(backend, operation, shape, dtype):
+    if shape[-1] != shape[-2] and not operation.startswith("sinkhorn"):
+        shape = (*shape[:-1], shape[-2])
+    agree(backend, operation, CALLS[operation](shape, dtype))
+
+
+@pytest.mark.parametrize("backend", BODIES)
+@pytest.mark.parametrize("operation", CALLS)
+def test_any_strides(backend, operation):
+    args = CALLS[operation]((6, 4, 4), torch.float32)
+    strided = [value.movedim(0, -1).contiguous().movedim(-1, 0) if torch.is_tensor(value) else value for value in args]
+    assert not strided[0].is_contiguous()
+    agree(backend, operation, strided)
+
+
+EXTREMES = {
+    "+-50": torch.where(normal((9, 4, 4), torch.float64) > 0, 50.0, -50.0),
+    "uniform in +-50": 100 * torch.rand(9, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 50,
+    "-inf": normal((9, 4, 4), torch.float64).masked_fill(torch.eye(4, dtype=torch.bool), -torch.inf),
+    "NaN and +inf": torch.cat([torch.full((2, 4, 4), torch.nan), torch.full((1, 4, 4), torch.inf)]).double(),
+    "large shifts": normal((9, 4, 4), torch.float64) + torch.tensor([0.0, 64.0, -64.0, 128.0])[:, None],
+}
+
+
+@pytest.mark.parametrize("backend", BODIES)
+@pytest.mark.parametrize("operation", ["sinkhorn_forward", "sinkhorn_sweeps"])
+@pytest.mark.parametrize("logits", EXTREMES.values(), ids=EXTREMES)
+def test_extreme_logits(backend, operation, logits):
+    options = (None, None, 3e-6, 200) if operation == "sinkhorn_forward" else (None, None, 5)
+    args = (logits.float(), *options)
+    with kernels.backend(backend):
+        result = getattr(kernels, operation)(*args)
+    expected = truth(operation, args)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=3e-5, equal_nan=True)
+    assert (result[logits == -torch.inf] == 0).all()
+
+
+@pytest.mark.parametrize("backend", BODIES)
+def test_a_matrix_does_not_depend_on_its_neighbours(backend):
+    logits = normal((50, 4, 4), torch.float32, scale=2.0)
+    with kernels.backend(backend):
+        together = kernels.sinkhorn_forward(logits, None, None, 2e-6, 64)
+        alone = torch.cat([kernels.sinkhorn_forward(one, None, None, 2e-6, 64) for one in logits.split(1)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BODIES)
+def test_large_skew_matrices_stay_rotations(backend):
+    raw = normal((20, 4, 4), torch.float32, scale=1e3)
+    with kernels.backend(backend):
+        q = kernels.cayley_forward(raw, 1.0).double()
+    torch.testing.assert_close(q.mT @ q, torch.eye(4).double().expand(20, 4, 4), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("operation", CALLS)
+def test_torch_accepts_the_registration(operation):
+    args = CALLS[operation]((3, 4, 4), torch.float32)
+    with kernels.backend("numba"):
+        torch.library.opcheck(getattr(torch.ops.jpmhc, operation).default, args)
+
+
+def test_auto_compiles_for_a_batch_and_not_for_a_few():
+    few, many = torch.zeros(127, 4, 4), torch.zeros(128, 4, 4)
+    assert str(kernels.choice("cayley_forward", few, 1.0)) == "reference: fewer than 128 matrices"
+    assert str(kernels.choice("cayley_forward", many, 1.0)) == "numba: the body for the device cpu"
+
+
+def test_what_a_body_does_not_cover_runs_the_reference():
+    with kernels.backend("numba"):
+        half = torch.randn(3, 4, 4, dtype=torch.float32)
+        assert "no body for n = 7" in str(kernels.choice("cayley_forward", torch.randn(3, 7, 7), 1.0))
+        marginals = torch.ones(3, 4), torch.ones(3, 4)
+        assert "marginals" in str(kernels.choice("sinkhorn_forward", half, *marginals, 1e-6, 9))
+        assert "different dtypes" in str(kernels.choice("sinkhorn_adjoint", half, half.double()))
+        assert "17 x 4" in str(kernels.choice("sinkhorn_adjoint", torch.ones(17, 4), torch.ones(17, 4)))
+        torch.testing.assert_close(kernels.sinkhorn_forward(half, *marginals, 1e-6, 64).sum(-1), torch.ones(3, 4))
