@@ -53,7 +53,7 @@ class RiemannianAdam(GradientOptimizer):
         Which of torch's implementations serves the parameters without a manifold: ``foreach`` by default.
     check : "raise", "none" or None
         Whether a gradient that is not finite raises, at the price of one number read from the device. None means
-        "raise" unless ``capturable``.
+        "raise" unless ``capturable``. Under FSDP2 each process looks at its own shards.
 
     Raises
     ------

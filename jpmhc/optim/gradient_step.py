@@ -65,7 +65,8 @@ class GradientOptimizer(RiemannianOptimizer):
             gradient
             for group, free, batches in work
             if group["check"] == "raise" or (group["check"] is None and not group["capturable"])
-            for gradient in [*(p.grad for p in free if p.grad is not None), *(g for _, g in batches)]
+            for gradient in [*(_local(p.grad) for p in free if p.grad is not None), *(g for _, g in batches)]
+            if gradient.numel()
         ]
         # The largest absolute value is not finite exactly if some value is not: one number to read.
         if gradients and not torch.isfinite(get_total_norm(gradients, float("inf"))):
@@ -125,11 +126,17 @@ class GradientOptimizer(RiemannianOptimizer):
     def _name_the_bad_gradient(self) -> None:
         for index, group in enumerate(self.param_groups):
             for place, parameter in enumerate(group["params"]):
-                if parameter.grad is not None and (bad := int((~torch.isfinite(parameter.grad)).sum())):
+                if parameter.grad is not None and (bad := int((~torch.isfinite(_local(parameter.grad))).sum())):
                     raise ValueError(
                         f"{label(self.param_groups, index, place)}: expected a finite gradient, got NaN or infinity in "
                         f"{bad} of {parameter.numel()} numbers"
                     )
+
+
+def _local(gradient: Tensor) -> Tensor:
+    """Return what this process holds of a gradient: its shard under FSDP2, whose tensors mix with no others."""
+    shard: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return shard
 
 
 def move(batch: Batch, point: Tensor, tangent: Tensor, momentum: Tensor | None, stabilize: bool) -> None:

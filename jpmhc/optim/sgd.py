@@ -46,7 +46,7 @@ class RiemannianSGD(GradientOptimizer):
         Run without a host synchronisation, so that a CUDA graph can capture the step.
     check : "raise", "none" or None
         Whether a gradient that is not finite raises, at the price of one number read from the device. None means
-        "raise" unless ``capturable``.
+        "raise" unless ``capturable``. Under FSDP2 each process looks at its own shards.
 
     Raises
     ------

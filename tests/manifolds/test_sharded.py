@@ -1,0 +1,84 @@
+"""FSDP2 on two processes: left out, manifold parameters train as on one; not left out, the loss is named."""
+
+import socket
+import subprocess
+import sys
+
+import torch
+
+WORKER = """
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from jpmhc import manifolds, optim
+
+rank, port, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+stiefel = manifolds.Stiefel()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.turn = manifolds.Parameter(stiefel.origin(6, 4), stiefel)
+        self.out = nn.Linear(6, 8)
+
+    def forward(self, x):
+        return self.out(x @ self.turn.mT)
+
+
+torch.manual_seed(0)
+model = Net()
+x, target = torch.randn(2, 8, 4), torch.randn(2, 8, 8)
+pieces = [0, 1] if rank < 0 else [rank]
+if rank >= 0:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    lost = Net()
+    fully_shard(lost)
+    assert manifolds.lost_parameters(lost) == ["turn"], manifolds.lost_parameters(lost)
+    try:
+        optim.parameter_groups(lost)
+    except TypeError as error:
+        assert "turn" in str(error) and "unsharded_parameters" in str(error), error
+    else:
+        raise AssertionError("a lost manifold went unnoticed")
+    fully_shard(model, ignored_params=manifolds.unsharded_parameters(model))
+    assert isinstance(model.turn, manifolds.Parameter)
+    assert isinstance(model.out.weight, DTensor)
+optimizer = optim.RiemannianAdam(optim.parameter_groups(model, lr=0.05, weight_decay=0.1))
+for _ in range(5):
+    optimizer.zero_grad()
+    loss = sum((model(x[i]) - target[i]).square().mean() for i in pieces) / len(pieces)
+    loss.backward()
+    if rank >= 0:  # FSDP2 averages what it shards and nothing else
+        dist.all_reduce(model.turn.grad)
+        model.turn.grad /= 2
+    optimizer.step()
+assert stiefel.point_error(model.turn.detach()) < 1e-6
+weight = model.out.weight.full_tensor() if rank >= 0 else model.out.weight
+if rank <= 0:
+    torch.save([model.turn.detach(), weight.detach()], path)
+if rank >= 0:
+    dist.destroy_process_group()
+"""
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def test_two_processes_with_sharded_layers_train_like_one(tmp_path):
+    port = str(free_port())
+
+    def start(rank, name):
+        return subprocess.Popen([sys.executable, "-c", WORKER, str(rank), port, str(tmp_path / name)])
+
+    processes = [start(-1, "one"), start(0, "two"), start(1, "two")]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0, 0]
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
+    for expected, actual in zip(one, two, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
