@@ -19,6 +19,20 @@ from benchmarks.arc.arms import Arm
 from benchmarks.extras import MissingExtra, require
 from benchmarks.trainer import Problem
 
+ARMS = (
+    "plain",
+    "identity",
+    "free",
+    "sinkhorn",
+    "cayley",
+    "cayley-mean",
+    "quaternion",
+    "reflection",
+    "mhc",
+    "jpmhc-cayley",
+    "edelta",
+)
+
 Claims = Callable[[dict[str, Any]], list[dict[str, str]]]
 
 

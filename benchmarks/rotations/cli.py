@@ -6,22 +6,10 @@ from benchmarks import comparison
 from benchmarks.rotations import presets
 from benchmarks.rotations.claims import claims
 
-ARMS = (
-    "plain",
-    "identity",
-    "free",
-    "sinkhorn",
-    "cayley",
-    "cayley-mean",
-    "quaternion",
-    "reflection",
-    "mhc",
-    "jpmhc-cayley",
-    "edelta",
-)
-
 
 def main(arguments: list[str]) -> int:
     """Run the benchmark; the seeds are the published ones."""
-    rotations = comparison.Benchmark("rotations", tuple(presets.PRESETS), presets.problems, ARMS, claims=claims)
+    rotations = comparison.Benchmark(
+        "rotations", tuple(presets.PRESETS), presets.problems, comparison.ARMS, claims=claims
+    )
     return comparison.main(rotations, arguments)
