@@ -1,6 +1,11 @@
 """Configuration of the documentation."""
 
+import sys
+from pathlib import Path
+
 import jpmhc
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "jpmhc"
 copyright = "2026, the jpmhc authors"
@@ -33,3 +38,10 @@ sphinx_gallery_conf = {
     "min_reported_time": 3600,
     "download_all_examples": False,
 }
+
+
+def setup(app):
+    """Draw the mixers for their pages."""
+    import pictures
+
+    app.connect("builder-inited", lambda app: pictures.draw_all(Path(app.srcdir) / "mixers" / "pictures"))
