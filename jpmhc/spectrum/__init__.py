@@ -1,23 +1,34 @@
 """Spectra of the Jacobian of a deep product of hyper-connections: predicted, measured and explained."""
 
+from jpmhc.spectrum.branches import Branch, Gaussian, Haar, Hidden
+from jpmhc.spectrum.closed_forms import isometry_gap
 from jpmhc.spectrum.compare import Comparison, compare
 from jpmhc.spectrum.initial import initial_chain
 from jpmhc.spectrum.inspect import inspect
 from jpmhc.spectrum.law import Law
 from jpmhc.spectrum.measure import ExtremesWarning, measure, measure_layers
 from jpmhc.spectrum.measured import MeasuredLaw
+from jpmhc.spectrum.predicted import Points, PredictedLaw, predict
 from jpmhc.spectrum.report import LayerReport, Report
 
 __all__ = [
+    "Branch",
     "Comparison",
     "ExtremesWarning",
+    "Gaussian",
+    "Haar",
+    "Hidden",
     "Law",
     "LayerReport",
     "MeasuredLaw",
+    "Points",
+    "PredictedLaw",
     "Report",
     "compare",
     "initial_chain",
     "inspect",
+    "isometry_gap",
     "measure",
     "measure_layers",
+    "predict",
 ]

@@ -1,0 +1,257 @@
+"""Laws of the branch's Jacobian: what free probability needs to know about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Nodes of quadratures over [0, 1].
+_NODES = 64
+# Where the transform is followed from, and in how many steps.
+_LARGE = 100.0
+_RAY_STEPS = 12
+
+
+class Branch:
+    """A branch whose Jacobian X, C x C and of energy ``v = ||X||_F^2 / C``, is R-diagonal as C grows.
+
+    Such a law is that of ``U diag(s) V`` with random rotations U and V. It is known by its S-transform: of ``X X^T``
+    it is ``S(f) / v`` with ``S(0) = 1``. Subclasses with closed forms override the methods; this class finds them
+    from ``S`` by Newton's method and quadrature.
+
+    Parameters
+    ----------
+    s_transform : callable
+        ``S`` at unit energy: analytic, ``S(0) = 1``, from complex tensors to complex tensors of the same shape and
+        made of PyTorch's functions.
+    name : str
+        For messages and plots.
+
+    Raises
+    ------
+    ValueError
+        If ``S(0)`` is not 1.
+
+    Examples
+    --------
+    A product of two independent Gaussian matrices, whose S-transform is the product of theirs:
+
+    >>> from jpmhc import spectrum
+    >>> spectrum.Branch(lambda f: (1 + f) ** -2, "two layers").fourth_cumulant
+    1.0
+    """
+
+    def __init__(self, s_transform: Callable[[Tensor], Tensor], name: str = "R-diagonal") -> None:
+        self.s_transform = s_transform
+        self.name = name
+        at_zero = complex(s_transform(torch.zeros((), dtype=torch.complex128)))
+        if not abs(at_zero - 1) < 1e-9:
+            raise ValueError(f"s_transform: expected S(0) = 1, the transform at unit energy, got {at_zero:.6g}")
+
+    def __repr__(self) -> str:
+        return f"<branch {self.name!r}>"
+
+    def _slope(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """``S`` and its derivative."""
+        value, slope = torch.func.jvp(self.s_transform, (f,), (torch.ones_like(f),))[:2]
+        return value, slope
+
+    @property
+    def fourth_cumulant(self) -> float:
+        """Fourth free cumulant at unit energy, ``E[s^4] - 2``: 0 for Gaussian weights, -1 for a rotation."""
+        _, slope = self._slope(torch.zeros((), dtype=torch.complex128))
+        return -1.0 - float(slope.real)
+
+    def self_energies(self, gx: Tensor, gy: Tensor, s: Tensor, t: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(s, t)`` from the resolvents around the branch, all (G, L); the old ones choose the sheet."""
+        # The branch alone between 1 / gx + t and 1 / gy + s.
+        a, b = 1 / gx + t, 1 / gy + s
+        f = self._transform(a * b / torch.where(energy > 0, energy, 1))
+        share = torch.where(energy > 0, f / (1 + f), 0)
+        return b * share, a * share
+
+    def _transform(self, z: Tensor) -> Tensor:
+        """``f = E[s^2 / (z - s^2)]`` at unit energy, which solves ``z f S(f) = 1 + f``; NaN where it is not found.
+
+        Of the sheets of this equation only that of large z is meant. It is followed down the ray through z, which the
+        support does not cross.
+        """
+        top = z.abs().clamp_min(_LARGE)
+        f = 1 / (z / z.abs() * top)
+        for k in range(_RAY_STEPS + 1):
+            target = z / z.abs() * top * (z.abs() / top) ** (k / _RAY_STEPS)
+            for _ in range(2 if k < _RAY_STEPS else 4):
+                S, slope = self._slope(f)
+                f = f - (target * f * S - 1 - f) / (target * (S + f * slope) - 1)
+        # Both f and z f turn against z, as transforms of measures do.
+        side = z.imag.sign()
+        right = (f.imag * side <= 1e-9 * f.abs()) & ((z * f).imag * side <= 1e-9 * (z * f).abs())
+        return torch.where(right, f, complex(math.nan, math.nan))
+
+    def _f(self, s: Tensor, t: Tensor, gx: Tensor, energy: Tensor) -> Tensor:
+        """``f = t gx`` as a function of the product s t, with its derivative."""
+        with torch.no_grad():
+            f = t * gx
+            S, slope = self._slope(f)
+            # s t / v = f / ((1 + f) S(f)).
+            per_f = (1 - f * slope / S - f / (1 + f)) / ((1 + f) * S)
+        S = self.s_transform(f)
+        ratio = s * t / torch.where(energy > 0, energy, 1)
+        return f + torch.where(energy > 0, (ratio - f / ((1 + f) * S)) / per_f, 0)
+
+    def potential(self, s: Tensor, t: Tensor, gx: Tensor, energy: Tensor) -> Tensor:
+        """Return the branch's term of the potential, a function of s t alone whose derivatives are gx and gy."""
+        f = self._f(s, t, gx, energy)
+        nodes, weights = _quadrature(f.real)
+        S, slope = self._slope(f.unsqueeze(-1) * nodes)
+        return torch.log1p(f) - f.square() * (nodes * weights * slope / S).sum(-1)
+
+    def mean_log(self, alpha: Tensor, beta: Tensor, energy: Tensor) -> Tensor:
+        """``E log |alpha + beta lambda|`` over the eigenvalues lambda of X, for real (L,) tensors.
+
+        They fill a disc: ``|lambda|^2 <= v / S(tau - 1)`` for a share tau of them (Haagerup and Larsen 2000).
+        """
+        start = self._share_below(alpha, beta, energy)
+        nodes, weights = _quadrature(alpha)
+        width = 1 - start
+        # Nodes crowd at the lower end, where log lambda may be singular.
+        tau = start.unsqueeze(-1) + width.unsqueeze(-1) * nodes**2
+        radii = 0.5 * (energy.log().unsqueeze(-1) - self._real_s(tau - 1).log())
+        inner = torch.where(start > 0, start * alpha.abs().log(), 0)
+        outer = width * (beta.abs().log() + (2 * nodes * weights * radii).sum(-1))
+        return inner + torch.where(width > 0, outer, 0)
+
+    def _share_below(self, alpha: Tensor, beta: Tensor, energy: Tensor) -> Tensor:
+        """Share of the eigenvalues with ``|beta lambda| <= |alpha|``."""
+        with torch.no_grad():
+            low, high = torch.zeros_like(alpha), torch.ones_like(alpha)
+            for _ in range(60):
+                tau = (low + high) / 2
+                inside = beta.square() * energy <= alpha.square() * self._real_s(tau - 1)
+                low, high = torch.where(inside, tau, low), torch.where(inside, high, tau)
+            return torch.where(high == 1, 1, low)
+
+    def _real_s(self, f: Tensor) -> Tensor:
+        S = self.s_transform(f.to(torch.complex128)).real
+        # A kernel of X: S is infinite or negative beyond it, and the eigenvalues there are zero.
+        return torch.where(S > 0, S, math.inf)
+
+
+class Gaussian(Branch):
+    """Independent entries of variance v / C: a linear layer at its usual initialisation."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda f: 1 / (1 + f), "gaussian")
+
+    def self_energies(self, gx: Tensor, gy: Tensor, s: Tensor, t: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Branch.self_energies`."""
+        return energy * gx, energy * gy
+
+    def potential(self, s: Tensor, t: Tensor, gx: Tensor, energy: Tensor) -> Tensor:
+        """See `Branch.potential`."""
+        return torch.where(energy > 0, s * t / torch.where(energy > 0, energy, 1), 0)
+
+    def mean_log(self, alpha: Tensor, beta: Tensor, energy: Tensor) -> Tensor:
+        """See `Branch.mean_log`."""
+        a, b = alpha.square(), beta.square() * energy
+        outside = a >= b
+        b_safe, a_safe = torch.where(outside, 1, b), torch.where(outside, a, 1)
+        return torch.where(outside, 0.5 * a_safe.log(), 0.5 * (b_safe.log() - 1 + a / b_safe))
+
+
+class Haar(Branch):
+    """A rotation times sqrt(v): an orthogonal initialisation."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.ones_like, "haar")
+
+    def self_energies(self, gx: Tensor, gy: Tensor, s: Tensor, t: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Branch.self_energies`."""
+        # The closed square root picks wrong sheets; this form preserves the half-plane.
+        return energy / (1 / gx + t), energy / (1 / gy + s)
+
+    def potential(self, s: Tensor, t: Tensor, gx: Tensor, energy: Tensor) -> Tensor:
+        """See `Branch.potential`."""
+        return -torch.log1p(torch.where(energy > 0, -s * t / torch.where(energy > 0, energy, 1), 0))
+
+    def mean_log(self, alpha: Tensor, beta: Tensor, energy: Tensor) -> Tensor:
+        """See `Branch.mean_log`."""
+        return torch.maximum(alpha.abs(), beta.abs() * energy.sqrt()).log()
+
+
+class Hidden(Branch):
+    """Two Gaussian layers around a mask, ``W2 D W1``: the Jacobian of a feed-forward branch with a ReLU.
+
+    Parameters
+    ----------
+    active : float, default=0.5
+        Hidden units that are on, per channel: half the ratio of hidden width to C for a ReLU, so 2 for the usual
+        factor of four. As it grows the law becomes the Gaussian one.
+
+    Raises
+    ------
+    ValueError
+        If ``active`` is not positive.
+    """
+
+    def __init__(self, active: float = 0.5) -> None:
+        if not 0 < active < math.inf:
+            raise ValueError(f"active: expected a number > 0 of active hidden units per channel, got {active}")
+        self.active = float(active)
+        super().__init__(lambda f: self.active / ((self.active + f) * (1 + f)), "relu")
+
+    def self_energies(self, gx: Tensor, gy: Tensor, s: Tensor, t: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Branch.self_energies`."""
+        # f = E[y d^2 / (1 - y d^2)] over the hidden units, y = v gx gy / active; s = f / gy and t = f / gx.
+        common = energy / (1 - energy / self.active * gx * gy)
+        return common * gx, common * gy
+
+    def potential(self, s: Tensor, t: Tensor, gx: Tensor, energy: Tensor) -> Tensor:
+        """See `Branch.potential`."""
+        f = self._f(s, t, gx, energy)
+        return 2 * f - self.active * torch.log1p(f / self.active)
+
+    def mean_log(self, alpha: Tensor, beta: Tensor, energy: Tensor) -> Tensor:
+        """See `Branch.mean_log`."""
+        a, b = alpha.square(), beta.square() * energy / self.active
+        kernel = max(1 - self.active, 0.0)
+        # |beta lambda|^2 = b tau (tau - 1 + active), which passes alpha^2 at `start`.
+        outside = a >= b * self.active
+        b_safe = torch.where(outside, 1, b)
+        shift = 1 - self.active
+        start = 0.5 * (shift + (shift * shift + 4 * a / b_safe).sqrt())
+        start = torch.where(outside, 1, start.clamp(min=kernel, max=1))
+        log_a = torch.where(a > 0, torch.where(a > 0, a, 1).log(), -math.inf)
+        inner = torch.where(start > 0, start * log_a, 0)
+        one = torch.ones_like(start)
+        logs = _x_log_x(one) - _x_log_x(start) + _x_log_x(one - shift) - _x_log_x(start - shift) - 2 * (1 - start)
+        return 0.5 * (inner + torch.where(outside, 0, (1 - start) * b_safe.log() + logs))
+
+
+def _x_log_x(x: Tensor) -> Tensor:
+    positive = x > 0
+    return torch.where(positive, x * torch.where(positive, x, 1).log(), 0)
+
+
+def _quadrature(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre nodes and weights on [0, 1]."""
+    import numpy as np
+
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    half = like.new_tensor(0.5)
+    return half * (like.new_tensor(nodes) + 1), half * like.new_tensor(weights)
+
+
+def make_branch(branch: str | Branch) -> Branch:
+    """Return the branch law of that name: ``"gaussian"``, ``"haar"``, ``"relu"``; or the one that is given."""
+    named: dict[str, Callable[[], Branch]] = {"gaussian": Gaussian, "haar": Haar, "relu": Hidden}
+    if isinstance(branch, Branch):
+        return branch
+    if isinstance(branch, str):
+        if branch in named:
+            return named[branch]()
+        raise ValueError(f"branch: expected one of {', '.join(named)}, isotropic or a spectrum.Branch, got {branch!r}")
+    raise TypeError(f"branch: expected a name or a spectrum.Branch, got {type(branch).__name__}")

@@ -1,0 +1,324 @@
+"""The part of a predicted law that has to be solved for, on a grid that follows its distribution function."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from jpmhc.autodiff import ConvergenceWarning
+from jpmhc.spectrum.chain import Chain
+from jpmhc.spectrum.dyson import SelfEnergies, attach, descend, point, solve
+
+TOLERANCE = 1e-8
+# Singular values this far below the largest count as zero: double precision tells no more about a product.
+FLOOR = 1e-10
+_RISE = 0.01
+_ATOM_ANGLES = (1e-3, 4e-4, 2e-4)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Distribution function and density at G places x with the change that extrapolation made, and convergence."""
+
+    cdf: Tensor
+    density: Tensor
+    cdf_error: Tensor
+    density_error: Tensor
+    residual: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Solved places, ascending, at both angles from the axis."""
+
+    x: Tensor
+    cdf: Tensor
+    far: SelfEnergies
+    near: SelfEnergies
+
+
+class Bulk:
+    """Law of a chain; what it takes from the resolvent near the axis.
+
+    Parameters
+    ----------
+    chain : Chain
+        The layers.
+    top : float
+        A place above which there is hardly any mass.
+    angle : float
+        Where the equation is solved; results are extrapolated to zero from it and its double.
+    """
+
+    def __init__(self, chain: Chain, top: float, angle: float) -> None:
+        self.chain = chain
+        self.top = top
+        self.angles = (2 * angle, angle)
+
+    # --- solving -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _raw_grid(self) -> Grid:
+        """March down from above the law, where every start works, by a decade at a time; then refine."""
+        angles = (0.3, 0.03, *self.angles)
+        ladder = torch.logspace(0, -2, 13, dtype=torch.float64)
+        x = self.top * ladder
+        wide, _, far, near = descend(self.chain, x, angles)
+        xs, fars, nears = [x], [far], [near]
+        highest = self.top
+        while True:
+            cdf = self._evaluate(x, far, near, attached=False).cdf
+            solved = cdf[~cdf.isnan()]
+            if not len(solved) or float(solved.min()) < 1e-4:
+                break
+            inside = x[cdf < 1 - 1e-3]
+            highest = min(highest, float(inside.max())) if len(inside) and highest == self.top else highest
+            lowest = x[-1]
+            if lowest <= FLOOR * highest:
+                break
+            x = lowest * torch.logspace(0, -1, 6, dtype=torch.float64)[1:]
+            last = (~(wide.residual > TOLERANCE)).nonzero()
+            origin = int(last[-1]) if len(last) else len(wide.residual) - 1
+            start = wide[torch.full((len(x),), origin)]
+            wide, _, far, near = descend(
+                self.chain, x, angles, SelfEnergies(start.s, start.t, start.residual, 0 * start.steps)
+            )
+            xs, fars, nears = [*xs, x], [*fars, far], [*nears, near]
+        grid = self._sorted(
+            torch.cat(xs), functools.reduce(SelfEnergies.joined, fars), functools.reduce(SelfEnergies.joined, nears)
+        )
+        if len(grid.x) < 2:
+            raise RuntimeError(
+                "spectrum: the self-consistent equation was solved nowhere; check the scale of the mixers"
+            )
+        for _ in range(12):
+            gap = (grid.x[1:] / grid.x[:-1]).log()
+            right = ((grid.cdf.diff() > _RISE) & (gap > self.angles[1])).nonzero()[:, 0] + 1
+            if not len(right):
+                break
+            new = (grid.x[right] * grid.x[right - 1]).sqrt()
+            half = torch.full_like(new, 0.5)
+            far, near = (
+                solve(self.chain, point(new, angle), found.between(right, half), TOLERANCE, patient=False)
+                for angle, found in zip(self.angles, (grid.far, grid.near), strict=True)
+            )
+            before = len(grid.x)
+            grid = self._sorted(torch.cat([grid.x, new]), grid.far.joined(far), grid.near.joined(near))
+            if len(grid.x) == before:
+                break
+        return grid
+
+    def _sorted(self, x: Tensor, far: SelfEnergies, near: SelfEnergies) -> Grid:
+        """Order by place, and leave out what did not converge: it is NaN when asked for."""
+        cdf = self._evaluate(x, far, near, attached=False).cdf
+        index = (~cdf.isnan()).nonzero()[:, 0]
+        index = index[x[index].argsort()]
+        return Grid(x[index], cdf[index].cummax(0).values, far[index], near[index])
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Places between which the distribution function without atoms rises by at most a hundredth."""
+        grid = self._raw_grid
+        if not len(self.atoms[0]):
+            return grid
+        return self._sorted(grid.x, grid.far, grid.near)
+
+    def start(self, x: Tensor) -> tuple[SelfEnergies, SelfEnergies]:
+        """Solutions between those of the grid's neighbours, at both angles."""
+        grid = self._raw_grid
+        right = torch.searchsorted(grid.x, x).clamp(1, len(grid.x) - 1)
+        weight = ((x / grid.x[right - 1]).log() / (grid.x[right] / grid.x[right - 1]).log()).clamp(0, 1)
+        return grid.far.between(right, weight), grid.near.between(right, weight)
+
+    def solve(self, x: Tensor) -> tuple[SelfEnergies, SelfEnergies]:
+        """Solutions at real x > 0, at both angles."""
+        far, near = (
+            solve(self.chain, point(x, angle), start, TOLERANCE, patient=False)
+            for angle, start in zip(self.angles, self.start(x), strict=True)
+        )
+        lost = ~((far.residual <= TOLERANCE) & (near.residual <= TOLERANCE))
+        if lost.any():
+            # Across an edge the neighbours may be no start: climb away from the axis and come down again.
+            index = lost.nonzero()[:, 0]
+            again = descend(self.chain, x[index], (0.3, 0.1, 0.03, 0.01, *self.angles), self.start(x[index])[0])
+            far, near = far.replaced(index, again[-2]), near.replaced(index, again[-1])
+            lost = ~((far.residual <= TOLERANCE) & (near.residual <= TOLERANCE))
+        if lost.any():
+            index = lost.nonzero()[:, 0]
+            far, near = (
+                found.replaced(index, solve(self.chain, point(x[index], angle), found[index], TOLERANCE))
+                for angle, found in zip(self.angles, (far, near), strict=True)
+            )
+        return far, near
+
+    # --- reading off -------------------------------------------------------------------------------------------------
+
+    def at(self, x: Tensor) -> Axis:
+        """Read the law without its atoms at x > 0; NaN and a warning where the solve did not converge."""
+        far, near = self.solve(x)
+        found = self._evaluate(x, far, near, atoms=self.atoms)
+        warn_about(found.residual)
+        return found
+
+    def _evaluate(
+        self,
+        x: Tensor,
+        far: SelfEnergies,
+        near: SelfEnergies,
+        atoms: tuple[Tensor, Tensor] | None = None,
+        attached: bool = True,
+    ) -> Axis:
+        residual = torch.maximum(far.residual, near.residual)
+        index = (residual <= TOLERANCE).nonzero()[:, 0]
+        places, masses = atoms or self.__dict__.get("atoms") or (x.new_zeros(0), x.new_zeros(0))
+        values = []
+        with torch.set_grad_enabled(attached and torch.is_grad_enabled()):
+            for found, angle in zip((far, near), self.angles, strict=True):
+                w = point(x[index], angle)
+                s, t = attach(self.chain, w, found[index])
+                resolvent = self.chain.resolvent(w, s, t)
+                # What a mass at a place looks like from here is known, so it is taken out exactly.
+                gap = w.unsqueeze(-1).square() - places.square()
+                potential = self.chain.potential(w, s, t, resolvent) - (masses * gap.log()).sum(-1)
+                height = w * resolvent.g - (masses * w.unsqueeze(-1).square() / gap).sum(-1)
+                mass = 1 - masses.sum()
+                values.append(torch.stack([mass - potential.imag / math.pi, -2 / math.pi * height.imag / x[index]]))
+            far_value, value = values
+            # Linear in the angle, inside the support and outside of it.
+            better = (2 * value - far_value).clamp_min(0)
+            better = torch.stack([better[0].clamp_max(1 - float(masses.detach().sum())), better[1]])
+            everything = torch.cat([better, (value - far_value).abs().detach()])
+        cdf, density, cdf_error, density_error = _scattered(everything, index, len(x))
+        return Axis(cdf, density, cdf_error, density_error, residual, near.steps)
+
+    @cached_property
+    def atoms(self) -> tuple[Tensor, Tensor]:
+        """Places and masses of atoms that only the resolvent shows.
+
+        They lie at singular values of the product of the mixers of which there are more than the branches have
+        directions to move. At one, ``-w g`` is the mass over twice the angle.
+        """
+        product = torch.eye(self.chain.mixers.shape[-1], dtype=torch.float64)
+        for matrix in self.chain.mixers.detach():
+            product = matrix @ product
+        places = torch.linalg.svdvals(product)
+        places = places[places > FLOOR * places[0]]
+        distinct = torch.ones_like(places, dtype=torch.bool)
+        distinct[1:] = (places[:-1] / places[1:]).log() > 1e-9
+        places = places[distinct].flip(0)
+        if not len(places):
+            return places, places
+        found = descend(self.chain, places, _ATOM_ANGLES, self.solve(places)[1])
+        heights = []
+        for angle, energies in zip(_ATOM_ANGLES[1:], found[1:], strict=True):
+            w = point(places, angle)
+            height = -(w * self.chain.resolvent(w, energies.s, energies.t).g).imag
+            heights.append(torch.where(energies.residual <= TOLERANCE, 2 * math.tan(angle) * height, 0))
+        mass = 2 * heights[1] - heights[0]
+        # A narrow band instead of an atom loses height as the angle passes its width.
+        real = (mass > 1e-3) & ((heights[1] - heights[0]).abs() < 1e-3 * mass + 1e-3 * heights[0])
+        places, mass = places[real], mass[real]
+        streams = self.chain.mixers.shape[-1]
+        whole = (mass * streams).round() / streams
+        return places, torch.where((mass - whole).abs() < 1e-3, whole, mass)
+
+    # --- the whole ---------------------------------------------------------------------------------------------------
+
+    @property
+    def mass(self) -> float:
+        """Mass that is not in atoms."""
+        return 1 - float(self.atoms[1].sum())
+
+    def interpolated(self, share: Tensor) -> Tensor:
+        """Quantiles as the grid has them, for shares in [0, mass]."""
+        x, cdf = self.grid.x, self.grid.cdf
+        right = torch.searchsorted(cdf, share).clamp(1, len(x) - 1)
+        rise = (cdf[right] - cdf[right - 1]).clamp_min(1e-300)
+        weight = ((share - cdf[right - 1]) / rise).clamp(0, 1)
+        return x[right - 1] * (x[right] / x[right - 1]) ** weight
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """Smallest x below which there is that share, in [0, mass]; 0 for what lies below the grid."""
+        grid = self.grid
+        x = self.interpolated(share)
+        right = torch.searchsorted(grid.cdf, share).clamp(1, len(grid.x) - 1)
+        low, high = grid.x[right - 1].clone(), grid.x[right].clone()
+        lost = (share <= grid.cdf[0]) & (grid.cdf[0] > 1e-4)
+        for _ in range(4):
+            with torch.no_grad():
+                found = self.at(x)
+                above = found.cdf >= share
+                high, low = torch.where(above, x, high), torch.where(above, low, x)
+                move = ((share - found.cdf) / (x * found.density).clamp_min(1e-30)).clamp(-1, 1)
+                newton = x * move.exp()
+                inside = (newton > low) & (newton < high)
+                x = torch.where((found.cdf - share).abs() < 1e-7, x, torch.where(inside, newton, (low * high).sqrt()))
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.chain.tensors):
+            found = self.at(x)
+            # dq = -dF / density.
+            x = x - (found.cdf - found.cdf.detach()) / found.density.detach()
+        return torch.where(lost, 0, x)
+
+    @cached_property
+    def edges(self) -> tuple[float, float]:
+        """Ends of the support; the lower one is 0 where mass remains at the floor."""
+        x, cdf = self.grid.x, self.grid.cdf
+        middle = self.interpolated(torch.tensor([0.5 * self.mass], dtype=torch.float64))
+        inside = torch.cat([x[(cdf > 1e-4) & (cdf < self.mass - 1e-4)], middle])
+        high = self._boundary(float(inside.max()), float(x[-1]))
+        if float(cdf[0]) > 1e-4:
+            return 0.0, high
+        return self._boundary(float(inside.min()), float(x[0])), high
+
+    def _boundary(self, inside: float, outside: float) -> float:
+        """Where the density ends: there it grows by sqrt 2 as the angle doubles, outside by 2, inside not at all."""
+        for _ in range(3):
+            x = torch.logspace(math.log10(inside), math.log10(outside), 12, dtype=torch.float64)
+            with torch.no_grad():
+                far, near = (self._height(x, found, a) for found, a in zip(self.solve(x), self.angles, strict=True))
+            beyond = far / near > math.sqrt(2)
+            first = int(beyond.to(torch.uint8).argmax()) if beyond.any() else len(x) - 1
+            inside, outside = float(x[max(first - 1, 0)]), float(x[first])
+        return math.sqrt(inside * outside)
+
+    def _height(self, x: Tensor, found: SelfEnergies, angle: float) -> Tensor:
+        w = point(x, angle)
+        places, masses = self.atoms
+        atoms = (masses * w.unsqueeze(-1).square() / (w.unsqueeze(-1).square() - places.square())).sum(-1)
+        return -(w * self.chain.resolvent(w, found.s, found.t).g - atoms).imag
+
+    def stieltjes(self, w: Tensor) -> Tensor:
+        """``E[w / (w^2 - s^2)]`` of the chain, atoms included, in the open first quadrant."""
+        start = self.start(w.abs())[1]
+        found = solve(self.chain, w, start, TOLERANCE)
+        lost = (~(found.residual <= TOLERANCE)).nonzero()[:, 0]
+        if len(lost):
+            found = found.replaced(lost, solve(self.chain, w[lost], None, TOLERANCE))
+        warn_about(found.residual)
+        index = (found.residual <= TOLERANCE).nonzero()[:, 0]
+        s, t = attach(self.chain, w[index], found[index])
+        g = torch.full_like(w, complex(math.nan, math.nan))
+        return g.index_put((index,), self.chain.resolvent(w[index], s, t).g)
+
+
+def _scattered(rows: Tensor, index: Tensor, length: int) -> tuple[Tensor, ...]:
+    return tuple(torch.full((length,), math.nan, dtype=torch.float64).index_put((index,), row) for row in rows)
+
+
+def warn_about(residual: Tensor) -> None:
+    """Warn if a point did not converge."""
+    lost = int((~(residual <= TOLERANCE)).sum())
+    if lost:
+        warnings.warn(
+            f"spectrum: {lost} of {len(residual)} points did not converge and are NaN; law.points(s) says which, "
+            "a larger regularisation is easier",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
