@@ -47,13 +47,15 @@ class Batches:
         self._epoch = self._position = 0
         self._rows, self._offsets = self._plan(0)
 
-    def next(self, count: int | None = None) -> dict[str, torch.Tensor]:
+    def next(self, count: int | None = None, keep: slice = slice(None)) -> dict[str, torch.Tensor]:
         """Return the next samples of the stream, which may span several epochs.
 
         Parameters
         ----------
         count : int or None
             How many; None for ``batch_size``.
+        keep : slice
+            Which of them to return: of several processes that read one stream each makes its own samples only.
 
         Returns
         -------
@@ -75,6 +77,7 @@ class Batches:
             rows[here], offsets[here] = self._rows[there], self._offsets[there]
             self._position += taken
             filled += taken
+        rows, offsets = rows[keep], offsets[keep]
         return {
             "inputs": torch.from_numpy(_translated(self.data.inputs[rows], offsets, self.data.side)),
             "labels": torch.from_numpy(_translated(self.data.labels[rows], offsets, self.data.side)),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.arc import processes
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.dataset import ArcData
 from benchmarks.arc.encode import decode
@@ -49,19 +50,22 @@ class Predictor:
     def __call__(self, inputs: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Answer encoded inputs (N, L) under puzzle ids (N,): tokens (N, L) and halting probabilities (N,).
 
-        Every sample gets all the segments, whatever its halting logit says.
+        Every sample gets all the segments, whatever its halting logit says. Several processes share the samples.
         """
-        tokens, scores = [], []
-        for start in range(0, len(ids), self.settings.evaluation_batch):
-            chunk = slice(start, start + self.settings.evaluation_batch)
+        mine = processes.share(len(ids))
+        tokens = torch.zeros(0, inputs.shape[1], dtype=torch.uint8, device=self.device)
+        scores = torch.zeros(0, dtype=torch.float64, device=self.device)
+        for start in range(mine.start, mine.stop, self.settings.evaluation_batch):
+            chunk = slice(start, min(start + self.settings.evaluation_batch, mine.stop))
             batch = torch.from_numpy(inputs[chunk]).to(self.device)
             puzzle = self.table[torch.from_numpy(ids[chunk]).to(self.device)]
             latents = self.model.initial(len(batch))
-            for _ in range(self.settings.segments):
-                latents, logits, halt = self.model(latents, batch, puzzle)
-            tokens.append(logits.argmax(-1).to(torch.uint8).cpu().numpy())
-            scores.append(halt.sigmoid().double().cpu().numpy())
-        return np.concatenate(tokens), np.concatenate(scores)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+                for _ in range(self.settings.segments):
+                    latents, logits, halt = self.model(latents, batch, puzzle)
+            tokens = torch.cat([tokens, logits.argmax(-1).to(torch.uint8)])
+            scores = torch.cat([scores, halt.double().sigmoid()])
+        return processes.gather(tokens).cpu().numpy(), processes.gather(scores).cpu().numpy()
 
 
 def evaluate(predictor: Predictor, data: ArcData, step: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.encode import VOCAB
@@ -262,6 +263,7 @@ class TinyRecursiveModel(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.config, self.arm = config, arm
+        self.checkpoint_calls = False
         self.persistent = arm.has_streams and config.streams_scope == "persistent"
         width = config.width
         self.embed = nn.Parameter(truncated_normal((VOCAB, width), width**-0.5, generator))
@@ -326,10 +328,15 @@ class TinyRecursiveModel(nn.Module):
 
     def cycle(self, y: Tensor, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Run one H cycle: ``l_cycles`` updates of z, then one of y."""
-        rotary = (self.cos, self.sin)
         for _ in range(self.config.l_cycles):
-            z = self.net(z + y + x, rotary)
-        return self.net(y + z, rotary), z
+            z = self._call(z + y + x)
+        return self._call(y + z), z
+
+    def _call(self, x: Tensor) -> Tensor:
+        rotary = (self.cos, self.sin)
+        if self.checkpoint_calls and torch.is_grad_enabled():
+            return checkpoint(self.net, x, rotary, use_reentrant=False)
+        return self.net(x, rotary)
 
     def answer(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Read the output logits (B, side^2, 12) and the halting logit (B,) from y."""

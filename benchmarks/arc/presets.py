@@ -8,6 +8,8 @@ from typing import Any
 
 from benchmarks.arc.model import ModelConfig
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -61,6 +63,12 @@ class TrainConfig:
         Samples of a batch in evaluation.
     probe_every : int
         Steps between looks at the mixers and the gradient along the recursion.
+    precision : str
+        ``"float32"``, or ``"bfloat16"``: branches and streams under autocast; weights, coefficients and loss are not.
+    compile : bool
+        Whether the net is compiled.
+    checkpoint_calls : bool
+        Whether every net call is computed again in the backward instead of keeping its activations.
     """
 
     steps: int = 400_000
@@ -78,6 +86,13 @@ class TrainConfig:
     checkpoint_every: int = 2_000
     evaluation_batch: int = 768
     probe_every: int = 1_000
+    precision: str = "float32"
+    compile: bool = False
+    checkpoint_calls: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: expected one of {PRECISIONS}, got {self.precision!r}")
 
 
 @dataclass(frozen=True)

@@ -109,14 +109,14 @@ def describe(
     model: TinyRecursiveModel, latents: Latents, tokens: Tensor, puzzle: Tensor, labels: Tensor
 ) -> dict[str, Any]:
     """Return all of the above as JSON values."""
-    found = mixers_of(model, latents, tokens, puzzle)
+    # A compiled net keeps nothing of its mixers.
+    with torch.compiler.set_stance("force_eager"):
+        found = mixers_of(model, latents, tokens, puzzle)
+        gradient = gradient_along(model, latents, tokens, puzzle, labels)
     return {
         "residual": _finite(found["residual"]),
         "contrast_gains": [[_finite(a), _finite(b)] for a, b in contrast_gains(found["matrices"])],
-        "gradient": [
-            {name: _finite(value) for name, value in point.items()}
-            for point in gradient_along(model, latents, tokens, puzzle, labels)
-        ],
+        "gradient": [{name: _finite(value) for name, value in point.items()} for point in gradient],
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import environment
-from benchmarks.arc import checkpoint, dataset, flops, tasks
+from benchmarks.arc import checkpoint, dataset, flops, processes, tasks
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.dataset import ArcData
 from benchmarks.arc.evaluation import Predictor, evaluate, pooled_attempts, summary
@@ -96,6 +96,7 @@ def train(
     *,
     resume: bool = False,
     seconds: float | None = None,
+    budget: float | None = None,
     data: ArcData | None = None,
     listen: Listener = lambda step, measures: None,
     say: Callable[[str], None] = print,
@@ -113,6 +114,8 @@ def train(
         Go on from the last good checkpoint where there is one, and start otherwise.
     seconds : float, optional
         Stop cleanly, with a checkpoint, after that long.
+    budget : float, optional
+        Seconds of training, interruptions not counted, after which the run is complete whatever its step.
     data : ArcData, optional
         Made from the settings if not given.
     listen : Callable
@@ -138,14 +141,17 @@ def train(
     data = data if data is not None else build_data(spec.preset, spec.extra_task_dirs)
     environment.reset_peak_memory(device)
     trainer = Trainer(spec.preset, spec.arm, spec.seed, data, device)
-    _open(folder, spec, data, resume)
+    _on_first(lambda: _open(folder, spec, data, resume))
     log = _Log(folder / _METRICS)
     _take_up(trainer, folder, log, say)
 
     settings = spec.preset.train
+    spent = processes.from_first(log.seconds())
     saved = trainer.step_number
-    while trainer.step_number < settings.steps:
-        if seconds is not None and time.monotonic() - begun > seconds:
+    stopped = False
+    while trainer.step_number < settings.steps and (budget is None or spent < budget):
+        stopped = seconds is not None and processes.from_first(time.monotonic() - begun > seconds)
+        if stopped:
             break
         started = time.perf_counter()
         try:
@@ -155,39 +161,45 @@ def train(
             left = "there is no checkpoint yet" if good is None else f"the last good checkpoint is that of step {good}"
             raise TrainingError(f"{error}; {left}") from error
         step = trainer.step_number
-        log.write({"kind": "train", "step": step, **measures, "seconds": time.perf_counter() - started})
+        took = time.perf_counter() - started
+        # All processes must stop at the same step, and only one of them measures.
+        spent = processes.from_first(spent + took) if budget is not None else spent + took
+        log.write({"kind": "train", "step": step, **measures, "seconds": took})
         listen(step, measures)
-        if step == 1 or step % settings.probe_every == 0 or step == settings.steps:
+        last = step == settings.steps or (budget is not None and spent >= budget)
+        if step == 1 or step % settings.probe_every == 0 or last:
             log.write({"kind": "probe", "step": step, **trainer.probe()})
-        if step % settings.evaluate_every == 0 or step == settings.steps:
+        if step % settings.evaluate_every == 0 or last:
             evaluated = _evaluate(spec, trainer.weights(), data, folder, step, device)
             log.write({"kind": "evaluation", **summary(evaluated)})
         # Last, so that a checkpoint vouches for everything logged and evaluated up to its step.
-        if step % settings.checkpoint_every == 0 or step == settings.steps:
+        if step % settings.checkpoint_every == 0 or last:
             log.flush()
             _save(trainer, folder)
             saved = step
     if saved < trainer.step_number:
         _save(trainer, folder)
-    if trainer.step_number < settings.steps:
+    if stopped:
         say(f"stopped after {seconds:g} s at step {trainer.step_number} of {settings.steps}; --resume goes on")
-    complete = trainer.step_number == settings.steps
-    if complete and not _is_json(_evaluation_path(folder, settings.steps)):
-        _evaluate(spec, trainer.weights(), data, folder, settings.steps, device)
+    end = trainer.step_number
+    if not stopped and not processes.from_first(_is_json(_evaluation_path(folder, end))):
+        _evaluate(spec, trainer.weights(), data, folder, end, device)
     result = {
         "arm": spec.arm.text,
         "seed": spec.seed,
-        "steps": trainer.step_number,
-        "complete": complete,
+        "steps": end,
+        "complete": not stopped,
         "seconds": log.seconds(),
         "peak_memory_mib": environment.peak_memory_mib(device),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "mixing_parameters": trainer.mixing_parameters,
+        "table_parameters": trainer.table.numel(),
         "segment_gflops": flops.segment(spec.preset.model, spec.arm, train=True) / 1e9,
-        "evaluation": _evaluation_path(folder, settings.steps).name if complete else None,
+        "processes": processes.world(),
+        "evaluation": None if stopped else _evaluation_path(folder, end).name,
         "metrics": _METRICS,
     }
-    write_json(folder / _RESULT, result)
+    _on_first(lambda: write_json(folder / _RESULT, result))
     return result
 
 
@@ -202,7 +214,7 @@ def evaluate_run(folder: Path, step: int | None = None, device: str = "cpu") -> 
     spec = RunSpec.load(folder)
     found, files, _ = checkpoint.load_step(folder / _CHECKPOINTS, step)
     data = build_data(spec.preset, spec.extra_task_dirs)
-    _check_data(folder, data)
+    check_data(folder, data)
     return _evaluate(spec, files["weights"], data, folder, found, device)
 
 
@@ -214,7 +226,7 @@ def _open(folder: Path, spec: RunSpec, data: ArcData, resume: bool) -> None:
             present = RunSpec.load(folder)
             if present != spec:
                 raise ValueError(f"{folder}: holds another run, {_difference(present, spec)}")
-            _check_data(folder, data)
+            check_data(folder, data)
             return
         foreign = sorted(path.name for path in folder.iterdir() if path.name != f"{Path(_CONFIG).stem}.partial")
         if foreign:
@@ -241,7 +253,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_data(folder: Path, data: ArcData) -> None:
+def check_data(folder: Path, data: ArcData) -> None:
     expected = json.loads((folder / _CONFIG).read_text()).get("data_sha256")
     if not isinstance(expected, str):
         raise ValueError(f"{folder / _CONFIG}: damaged settings (data_sha256 is missing)")
@@ -264,7 +276,7 @@ def _take_up(trainer: Trainer, folder: Path, log: _Log, say: Callable[[str], Non
 
 def _save(trainer: Trainer, folder: Path) -> None:
     files, state = trainer.state()
-    checkpoint.save(folder / _CHECKPOINTS, trainer.step_number, files, state)
+    _on_first(lambda: checkpoint.save(folder / _CHECKPOINTS, trainer.step_number, files, state))
 
 
 def _evaluation_path(folder: Path, step: int) -> Path:
@@ -283,10 +295,14 @@ def _evaluate(
     spec: RunSpec, weights: dict[str, torch.Tensor], data: ArcData, folder: Path, step: int, device: str
 ) -> dict[str, Any]:
     result = evaluate(Predictor(spec.preset, spec.arm, weights, device), data, step)
-    write_json(folder / f"votes-{step:08d}.json", result.pop("votes"))
-    result["pooled"] = pooled_attempts(_votes(folder, step))
-    write_json(_evaluation_path(folder, step), result)
-    write_json(folder / f"submission-{step:08d}.json", submission(result["predictions"]))
+    votes, answers = result.pop("votes"), submission(result["predictions"])
+
+    def write() -> None:
+        write_json(folder / f"votes-{step:08d}.json", votes)
+        write_json(_evaluation_path(folder, step), {**result, "pooled": pooled_attempts(_votes(folder, step))})
+        write_json(folder / f"submission-{step:08d}.json", answers)
+
+    _on_first(write)
     return result
 
 
@@ -296,6 +312,19 @@ def _votes(folder: Path, step: int) -> list[Any]:
     return [json.loads(path.read_text()) for path in paths if int(path.stem.partition("-")[2]) <= step]
 
 
+def _on_first(action: Callable[[], Any]) -> None:
+    """Let rank 0 do something with the disk while the others wait, and all fail if it fails."""
+    fault: Exception | None = None
+    if processes.rank() == 0:
+        try:
+            action()
+        except Exception as error:
+            fault = error
+    fault = processes.from_first(fault)
+    if fault is not None:
+        raise fault
+
+
 class _Log:
     """The measures of a run, one JSON object a line."""
 
@@ -303,16 +332,22 @@ class _Log:
         self.path = path
 
     def write(self, entry: dict[str, Any]) -> None:
+        if processes.rank() > 0:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def flush(self) -> None:
         """Bring what was written to the disk."""
+        if processes.rank() > 0:
+            return
         with self.path.open("a") as file:
             os.fsync(file.fileno())
 
     def cut(self, step: int) -> None:
         """Drop what was logged after a step, and a last line that a crash left unfinished."""
+        if processes.rank() > 0:
+            return
         kept = [entry for entry in self._entries() if entry["step"] <= step]
         aside = self.path.with_suffix(".partial")
         aside.write_text("".join(json.dumps(entry) + "\n" for entry in kept))

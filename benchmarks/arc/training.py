@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.arc import probe
+from benchmarks.arc import probe, processes
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.batches import Batches
 from benchmarks.arc.checkpoint import TensorFiles
@@ -19,6 +19,8 @@ from benchmarks.arc.model import Latents, TinyRecursiveModel
 from benchmarks.arc.optimisers import AdamATan2, Average, sign_sgd_
 from benchmarks.arc.presets import Preset
 from jpmhc import layers
+
+_MEASURES = ("loss", "halt_loss", "token_accuracy", "exact", "halt_accuracy")
 
 
 class TrainingError(RuntimeError):
@@ -49,6 +51,9 @@ class Trainer:
     def __init__(self, preset: Preset, arm: Arm, seed: int, data: ArcData, device: torch.device | str = "cpu") -> None:
         self.settings, self.arm, self.device = preset.train, arm, torch.device(device)
         self.model = TinyRecursiveModel(preset.model, arm, seed).to(self.device)
+        self.model.checkpoint_calls = self.settings.checkpoint_calls
+        if self.settings.compile:
+            self.model.net.compile()
         self.average = Average(self.model, self.settings.ema)
         mixing = set(layers.mixing_parameters(self.model))
         self.mixing_parameters = sum(p.numel() for p in mixing)
@@ -64,7 +69,10 @@ class Trainer:
         self.stream = Batches(data, self.settings.batch, seed, preset.data.translate)
         self.generator = torch.Generator().manual_seed(seed)
         self.step_number = 0
-        size, length = self.settings.batch, preset.model.side**2
+        if processes.world() > self.settings.batch:
+            raise ValueError(f"batch: expected one sample a process at least, got {self.settings.batch}")
+        self.mine = processes.share(self.settings.batch)
+        size, length = self.mine.stop - self.mine.start, preset.model.side**2
         latents = self.model.initial(size)
         self.slots = {
             "inputs": torch.zeros(size, length, dtype=torch.uint8, device=self.device),
@@ -87,20 +95,35 @@ class Trainer:
         self._refill()
         slots, batch = self.slots, self.settings.batch
         puzzle = self.table[slots["ids"]].requires_grad_()
-        latents, logits, halt = self.model(Latents(slots["y"], slots["z"]), slots["inputs"], puzzle)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            latents, logits, halt = self.model(Latents(slots["y"], slots["z"]), slots["inputs"], puzzle)
+        logits, halt = logits.float(), halt.float()
         share, exact = correct_tokens(logits.detach().argmax(-1), slots["labels"])
+        # Sums over this process's samples divided by the whole batch, so that gradients add up over processes.
         token_loss = stablemax_cross_entropy(logits, slots["labels"]).sum() / batch
         halt_loss = F.binary_cross_entropy_with_logits(halt, exact.to(halt.dtype), reduction="sum") / batch
         loss = token_loss + 0.5 * halt_loss
-        if not math.isfinite(loss.item()):
-            raise TrainingError(f"arm {self.arm.text}: the loss is {loss.item()} at step {self.step_number + 1}")
+        right = (halt.detach() > 0) == exact
+        sums = [
+            token_loss.detach(),
+            halt_loss.detach().double(),
+            *(v.double().sum() / batch for v in (share, exact, right)),
+        ]
+        measures = dict(zip(_MEASURES, processes.add_up(torch.stack(sums)).tolist(), strict=True))
+        if not math.isfinite(measures["loss"] + measures["halt_loss"]):
+            raise TrainingError(
+                f"arm {self.arm.text}: the loss is {measures['loss'] + 0.5 * measures['halt_loss']} "
+                f"at step {self.step_number + 1}"
+            )
         self.model.zero_grad()
         loss.backward()
+        processes.sum_gradients(p.grad for p in self.model.parameters() if p.grad is not None)
+        ids, rows = processes.gather(slots["ids"]), processes.gather(puzzle.grad)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
-        if not (math.isfinite(norm.item()) and puzzle.grad.isfinite().all()):
+        if not (math.isfinite(norm.item()) and rows.isfinite().all()):
             raise TrainingError(
                 f"arm {self.arm.text}: the gradient is not finite at step {self.step_number + 1} "
-                f"(norm {norm.item()}, loss {loss.item()})"
+                f"(norm {norm.item()}, loss {measures['loss']})"
             )
 
         self.step_number += 1
@@ -108,24 +131,11 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.lr * warm
         self.optimiser.step()
-        sign_sgd_(
-            self.table,
-            slots["ids"],
-            puzzle.grad,
-            self.settings.embedding_lr * warm,
-            self.settings.embedding_weight_decay,
-        )
+        decay = self.settings.embedding_weight_decay
+        sign_sgd_(self.table, ids, rows, self.settings.embedding_lr * warm, decay)
         self.average.update(self.model)
         self._advance(latents, halt.detach())
-        return {
-            "loss": token_loss.item(),
-            "halt_loss": halt_loss.item(),
-            "token_accuracy": share.double().mean().item(),
-            "exact": exact.double().mean().item(),
-            "halt_accuracy": ((halt.detach() > 0) == exact).double().mean().item(),
-            "gradient_norm": norm.item(),
-            "learning_rate": self.settings.lr * warm,
-        }
+        return {**measures, "gradient_norm": norm.item(), "learning_rate": self.settings.lr * warm}
 
     def probe(self) -> dict[str, Any]:
         """Return what the mixers and the gradient do along the recursion on the first samples of the batch."""
@@ -136,9 +146,14 @@ class Trainer:
 
     def _refill(self) -> None:
         free = self.slots["halted"].nonzero().squeeze(-1)
+        # Free slots of all processes, in their order, take the samples of one stream.
+        counts = processes.gather(torch.tensor([len(free)], device=self.device)).tolist()
+        if sum(counts) == 0:
+            return
+        before = sum(counts[: processes.rank()])
+        samples = self.stream.next(sum(counts), keep=slice(before, before + len(free)))
         if len(free) == 0:
             return
-        samples = self.stream.next(len(free))
         for name in ("inputs", "labels", "ids"):
             self.slots[name][free] = samples[name].to(self.device, self.slots[name].dtype)
         fresh = self.model.initial(len(free))
@@ -147,12 +162,11 @@ class Trainer:
 
     def _advance(self, latents: Latents, halt: Tensor) -> None:
         slots, most, batch = self.slots, self.settings.segments, self.settings.batch
-        slots["y"], slots["z"] = latents
+        slots["y"], slots["z"] = (latent.to(slots["y"].dtype) for latent in latents)
         slots["segments"] += 1
         explore = torch.rand(batch, generator=self.generator) < self.settings.exploration
-        least = torch.where(explore, torch.randint(min(2, most), most + 1, (batch,), generator=self.generator), 1).to(
-            self.device
-        )
+        least = torch.where(explore, torch.randint(min(2, most), most + 1, (batch,), generator=self.generator), 1)
+        least = least[self.mine].to(self.device)
         slots["halted"] = (slots["segments"] >= most) | ((halt > 0) & (slots["segments"] >= least))
 
     def weights(self) -> dict[str, Tensor]:
@@ -163,7 +177,8 @@ class Trainer:
     def state(self) -> tuple[TensorFiles, dict[str, Any]]:
         """Return everything needed to go on exactly from here, as tensor files and JSON values."""
         training = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        training |= {f"slots.{name}": value for name, value in self.slots.items()}
+        # All processes' slots, so that a checkpoint does not depend on their number.
+        training |= {f"slots.{name}": processes.gather(value) for name, value in self.slots.items()}
         training["generator"] = self.generator.get_state()
         adam_steps = {}
         for name, parameter in self.model.named_parameters():
@@ -180,16 +195,16 @@ class Trainer:
         self.model.load_state_dict(
             {name.removeprefix("model."): value for name, value in training.items() if name.startswith("model.")}
         )
-        self.slots = {name: training[f"slots.{name}"].to(self.device) for name in self.slots}
+        self.slots = {name: training[f"slots.{name}"][self.mine].to(self.device, copy=True) for name in self.slots}
         self.generator.set_state(training["generator"])
         for name, parameter in self.model.named_parameters():
             if name in state["adam_steps"]:
                 self.optimiser.state[parameter] = {
                     "step": state["adam_steps"][name],
-                    "mean": training[f"mean.{name}"].to(self.device),
-                    "square": training[f"square.{name}"].to(self.device),
+                    "mean": training[f"mean.{name}"].to(self.device, copy=True),
+                    "square": training[f"square.{name}"].to(self.device, copy=True),
                 }
-        self.average.weights = {name: weights[name].to(self.device) for name in self.average.weights}
-        self.table = weights["table"].to(self.device)
+        self.average.weights = {name: weights[name].to(self.device, copy=True) for name in self.average.weights}
+        self.table = weights["table"].to(self.device, copy=True)
         self.stream.load_state_dict(state["stream"])
         self.step_number = state["step"]

@@ -1,0 +1,91 @@
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as spawn
+
+from benchmarks.arc import processes
+from benchmarks.arc.arms import Arm
+from benchmarks.arc.evaluation import Predictor
+from benchmarks.arc.presets import preset
+from benchmarks.arc.run import RunSpec, build_data, train
+from benchmarks.arc.training import Trainer
+
+STEPS = 5
+
+
+def settings():
+    smoke = preset("smoke")
+    # Samples leave at different times, and seven do not divide evenly.
+    changes = {
+        "batch": 7,
+        "segments": 3,
+        "exploration": 0.5,
+        "steps": STEPS,
+        "evaluate_every": 2,
+        "checkpoint_every": 2,
+    }
+    return dataclasses.replace(smoke, train=dataclasses.replace(smoke.train, **changes))
+
+
+def work(rank, world, rendezvous, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    try:
+        values = processes.gather(torch.arange(rank + 1) == 0)
+        assert values.tolist() == [True, True, False]
+        result = everything(Path(out))
+    finally:
+        dist.destroy_process_group()
+    if rank == 0:
+        torch.save(result, f"{out}/result.pt")
+
+
+def everything(folder):
+    """Train, save, load and evaluate; return all there is to compare."""
+    chosen = settings()
+    data = build_data(chosen)
+    trainer = Trainer(chosen, Arm.parse("cayley"), 0, data)
+    measures = [trainer.step() for _ in range(STEPS)]
+    files, state = trainer.state()
+    again = Trainer(chosen, Arm.parse("cayley"), 0, data)
+    again.load_state(files, state)
+    measures.append(again.step())
+    inputs, _, ids = data.variants_of(data.held_out[0])
+    tokens, scores = Predictor(chosen, Arm.parse("cayley"), trainer.weights())(inputs, ids)
+    run = train(RunSpec(chosen, Arm.parse("plain"), 0), folder / "run", data=data, say=lambda text: None)
+    return {"measures": measures, "files": files, "state": state, "tokens": tokens, "scores": scores, "run": run}
+
+
+def test_two_gloo_processes_equal_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    expected = everything(one)
+    with tempfile.TemporaryDirectory() as scratch:
+        spawn.spawn(work, args=(2, f"{scratch}/rendezvous", str(two)), nprocs=2)
+    found = torch.load(two / "result.pt", weights_only=False)
+    for mine, theirs in zip(expected["measures"], found["measures"], strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-5)
+    assert found["state"] == expected["state"]
+    for part in ("weights", "training"):
+        for name, value in expected["files"][part].items():
+            torch.testing.assert_close(found["files"][part][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert (found["tokens"] == expected["tokens"]).all()
+    assert found["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+    assert {**found["run"], "seconds": 0, "peak_memory_mib": 0} == {
+        **expected["run"],
+        "seconds": 0,
+        "peak_memory_mib": 0,
+        "processes": 2,
+    }
+    names = [sorted(p.name for p in (folder / "run").iterdir()) for folder in (one, two)]
+    assert names[0] == names[1]
+
+
+def test_shares_cover_everything_once():
+    assert processes.share(5) == slice(0, 5)
+    assert (processes.rank(), processes.world()) == (0, 1)
