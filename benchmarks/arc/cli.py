@@ -1,12 +1,14 @@
-"""The command ``python -m benchmarks arc train|evaluate|compare|report``."""
+"""The command ``python -m benchmarks arc train|evaluate|compare|report|predict|export|throughput``."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from benchmarks.extras import MissingExtra, require
 
@@ -16,47 +18,77 @@ require("safetensors", "bench")
 
 
 import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
 
 from benchmarks.arc import compare as comparing  # noqa: E402
+from benchmarks.arc import processes, table  # noqa: E402
 from benchmarks.arc import report as reporting  # noqa: E402
 from benchmarks.arc import run as running  # noqa: E402
-from benchmarks.arc import table  # noqa: E402
 from benchmarks.arc.arms import Arm  # noqa: E402
+from benchmarks.arc.drawing import show_grid  # noqa: E402
+from benchmarks.arc.export import export  # noqa: E402
+from benchmarks.arc.predict import predict  # noqa: E402
+from benchmarks.arc.presets import Preset  # noqa: E402
 from benchmarks.arc.presets import preset as find_preset  # noqa: E402
 from benchmarks.arc.progress import Display  # noqa: E402
 from benchmarks.arc.publish import publish  # noqa: E402
+from benchmarks.arc.throughput import throughput  # noqa: E402
 from benchmarks.arc.training import TrainingError  # noqa: E402
 
 
 @dataclass
-class Train:
-    """Train one arm; checkpoints, log and evaluation go to OUT."""
+class Settings:
+    """What every command that trains can change."""
 
     out: Path
-    """Folder of the run; refused if it holds anything, unless --resume is given."""
+    """Folder of the run or comparison; refused if it holds anything, unless --resume is given."""
     preset: str = "demo"
-    """Size of the experiment: smoke or demo."""
-    residual: str = "cayley"
-    """The arm: plain, or a mixer such as cayley or cayley:step=0.1."""
-    seed: int = 0
-    """Of the initial weights and of the order of the samples."""
+    """Size of the experiment: smoke, demo, small, small-arc, deep, gpu or full."""
     resume: bool = False
-    """Go on from the last good checkpoint where there is one, start otherwise."""
-    seconds: float | None = None
-    """Stop cleanly after so many seconds."""
+    """Go on where runs or parts of runs exist, start otherwise."""
     steps: int | None = None
     """Optimiser steps, where not the preset's."""
+    batch: int | None = None
+    """Samples a step, where not the preset's."""
+    streams: int | None = None
+    """Number of residual streams, where not the preset's."""
+    streams_scope: str | None = None
+    """persistent or per_call: whether streams live through the recursion."""
+    norm_placement: str | None = None
+    """post, post-joint or pre: where the norms stand."""
+    precision: str | None = None
+    """float32 or bfloat16."""
+    compile: bool | None = None
+    """Whether the net is compiled."""
     extra_task_dirs: tuple[Path, ...] = ()
     """Folders of further tasks in the ARC JSON format."""
+    tensorboard: bool = False
+    """Also log to a folder tensorboard in every run."""
     device: str = "cpu"
     """Where to train, a torch device."""
 
+    def chosen(self) -> Preset:
+        """Return the preset with the changes."""
+        names = ("steps", "batch", "streams", "streams_scope", "norm_placement", "precision", "compile")
+        return find_preset(self.preset).changed(**{name: getattr(self, name) for name in names})
+
+
+@dataclass
+class Train(Settings):
+    """Train one arm; checkpoints, log and evaluation go to OUT. Starts under torchrun and accelerate launch too."""
+
+    residual: str = "cayley"
+    """The arm: plain, a recipe such as jpmhc-cayley, or a mixer such as cayley or cayley:step=0.1."""
+    seed: int = 0
+    """Of the initial weights and of the order of the samples."""
+    seconds: float | None = None
+    """Stop cleanly after so many seconds."""
+
     def __call__(self) -> None:
         """Run the command."""
-        spec = running.RunSpec(
-            find_preset(self.preset).with_steps(self.steps), Arm.parse(self.residual), self.seed, self.extra_task_dirs
-        )
-        with Display(1, spec.preset.train.steps) as display:
+        spec = running.RunSpec(self.chosen(), Arm.parse(self.residual), self.seed, self.extra_task_dirs)
+        steps = spec.preset.train.steps
+        with processes.joined(_device(self.device)) as device, Display(1, steps, _console()) as display:
             display.begin(f"{spec.arm.text} seed {spec.seed}")
             result = running.train(
                 spec,
@@ -65,19 +97,22 @@ class Train:
                 seconds=self.seconds,
                 listen=display.update,
                 say=display.say,
-                device=_device(self.device),
+                tensorboard=self.tensorboard,
+                device=device,
             )
-        print(f"step {result['steps']} of {spec.preset.train.steps}, {self.out}")
+            display.say(f"step {result['steps']} of {steps}, {self.out}")
 
 
 @dataclass
 class Evaluate:
-    """Evaluate a checkpoint of a run; writes evaluation-STEP.json into its folder."""
+    """Evaluate a checkpoint of a run; writes evaluation, votes and an ARC Prize submission into its folder."""
 
     run: Path
     """Folder of the run."""
     step: int | None = None
     """Step of the checkpoint; the last one by default."""
+    pool_votes: bool = False
+    """Show pass@k with the votes of all evaluations so far added up, as the published evaluator does."""
     device: str = "cpu"
     """Where to run, a torch device."""
 
@@ -85,51 +120,122 @@ class Evaluate:
         """Run the command."""
         result = running.evaluate_run(self.run, self.step, _device(self.device))
         for part in ("held_out", "train"):
-            measures = {k: v for k, v in result[part].items() if not k.endswith("_se") and k not in ("count", "tasks")}
-            shown = []
-            for name, value in measures.items():
-                error = result[part][f"{name}_se"]
-                shown.append(f"{name} {value:.1%}" + ("" if error is None else f" +- {error:.1%}"))
+            shown = [f"{name} {_score(result[part], name)}" for name in result[part] if f"{name}_se" in result[part]]
             print(f"step {result['step']} {part} ({result[part]['count']} pairs): {', '.join(shown)}")
+        if self.pool_votes:
+            pooled = running.read_pooled(self.run, result["step"])
+            shown = [f"{name} {_score(pooled, name)}" for name in pooled if f"{name}_se" in pooled]
+            print(f"step {result['step']} pooled over {pooled['evaluations']} evaluations: {', '.join(shown)}")
 
 
 @dataclass
-class Compare:
+class Compare(Settings):
     """Train several arms with the same seeds and data, print their table and write OUT/report.html."""
 
-    out: Path
-    """Folder of the comparison; refused if it holds anything, unless --resume is given."""
-    preset: str = "demo"
-    """Size of the experiment: smoke or demo."""
     arms: tuple[str, ...] = ("plain", "identity", "sinkhorn", "cayley")
-    """The arms, each plain or a mixer such as cayley:step=0.1."""
+    """The arms, each plain, a recipe such as jpmhc-cayley, or a mixer such as cayley:step=0.1."""
     seeds: int = 1
     """Number of seeds, from 0 on."""
-    resume: bool = False
-    """Go on where runs or parts of runs exist."""
-    steps: int | None = None
-    """Optimiser steps, where not the preset's."""
-    extra_task_dirs: tuple[Path, ...] = ()
-    """Folders of further tasks in the ARC JSON format."""
-    device: str = "cpu"
-    """Where to train, a torch device."""
+    arm_seconds: float | None = None
+    """Give every run so many seconds of training instead of a number of steps: matched wall clock."""
+    seconds: float | None = None
+    """Stop cleanly after so many seconds in all; --resume goes on."""
 
     def __call__(self) -> None:
         """Run the command."""
         arms = [Arm.parse(text) for text in self.arms]
-        comparison = comparing.compare(
-            find_preset(self.preset).with_steps(self.steps),
-            arms,
-            self.seeds,
-            self.out,
-            resume=self.resume,
-            extra_task_dirs=self.extra_task_dirs,
-            device=_device(self.device),
-        )
+        try:
+            comparison = comparing.compare(
+                self.chosen(),
+                arms,
+                self.seeds,
+                self.out,
+                resume=self.resume,
+                extra_task_dirs=self.extra_task_dirs,
+                arm_seconds=self.arm_seconds,
+                seconds=self.seconds,
+                tensorboard=self.tensorboard,
+                device=_device(self.device),
+            )
+        except KeyboardInterrupt:
+            # Whatever is there is worth its table.
+            if (self.out / comparing.COMPARISON).exists():
+                _show(self.out)
+            raise
         _show(self.out)
         failed = [f"{run['arm']} seed {run['seed']}" for run in comparison["runs"] if "fault" in run]
         if failed:
             raise TrainingError(f"{len(failed)} of {len(comparison['runs'])} runs failed: {', '.join(failed)}")
+
+
+@dataclass
+class Predict:
+    """Answer the tests of one task file with a run that was trained on its demonstrations, and draw the answer."""
+
+    task: Annotated[Path, tyro.conf.Positional]
+    """Task in the ARC JSON format."""
+    run: Path
+    """Folder of the run."""
+    out: Path = Path()
+    """Folder for TASK-answer.json and TASK-answer.svg."""
+    step: int | None = None
+    """Step of the checkpoint; the last one by default."""
+    device: str = "cpu"
+    """Where to run, a torch device."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        answer = predict(self.task, self.run, self.out, step=self.step, device=_device(self.device))
+        for prediction in answer["predictions"]:
+            for rank, candidate in enumerate(prediction["candidates"], 1):
+                print(f"test {prediction['test'] + 1}, attempt {rank}, {candidate['votes']} votes:")
+                show_grid(candidate["grid"])
+        print("wrote " + ", ".join(map(str, answer["files"])))
+
+
+@dataclass
+class Export:
+    """Write the averaged weights of a run as safetensors files below a size."""
+
+    run: Path
+    """Folder of the run."""
+    out: Path
+    """Folder to write to."""
+    step: int | None = None
+    """Step of the checkpoint; the last one by default."""
+    max_shard_mib: float = 64.0
+    """No file is larger."""
+    dtype: str = "float32"
+    """float32 or bfloat16."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        paths = export(self.run, self.out, step=self.step, max_shard_mib=self.max_shard_mib, dtype=self.dtype)
+        print(f"wrote {len(paths)} files to {self.out}")
+
+
+@dataclass
+class Throughput:
+    """Time steps of every arm at a size of grid: steps a second, operations a second, peak memory."""
+
+    out: Path
+    """JSON file to write."""
+    arms: tuple[str, ...] = ("plain", "identity", "sinkhorn", "cayley")
+    """The arms."""
+    preset: str = "full"
+    """Size of the experiment."""
+    seconds: float = 60.0
+    """For each arm, compilation not counted."""
+    batch: int | None = None
+    """Samples a step, where not the preset's."""
+    device: str = "cpu"
+    """Where to run, a torch device."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        chosen = find_preset(self.preset).changed(batch=self.batch)
+        arms = [Arm.parse(text) for text in self.arms]
+        throughput(chosen, arms, self.out, seconds=self.seconds, device=_device(self.device))
 
 
 @dataclass
@@ -169,10 +275,15 @@ def main(arguments: list[str]) -> int:
         Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
-        | Annotated[Report, tyro.conf.subcommand("report")],
+        | Annotated[Report, tyro.conf.subcommand("report")]
+        | Annotated[Predict, tyro.conf.subcommand("predict")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Throughput, tyro.conf.subcommand("throughput")],
         prog="python -m benchmarks arc",
         args=arguments,
     )
+    # A scheduler that stops a job deserves the same goodbye as a user.
+    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         command()
     except (ValueError, OSError, MissingExtra, TrainingError) as error:
@@ -181,4 +292,20 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _console() -> Console | None:
+    """Return nothing for the process that speaks, and a console that is not heard for the others."""
+    return None if os.environ.get("RANK", "0") == "0" else Console(quiet=True)
+
+
+def _score(scores: dict[str, Any], name: str) -> str:
+    error = scores[f"{name}_se"]
+    return f"{scores[name]:.1%}" + ("" if error is None else f" +- {error:.1%}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ def compare(
     *,
     resume: bool = False,
     extra_task_dirs: tuple[Path, ...] = (),
+    arm_seconds: float | None = None,
+    seconds: float | None = None,
+    tensorboard: bool = False,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Train every arm with every seed, one after the other, and write ``comparison.json`` after each.
@@ -60,6 +64,12 @@ def compare(
         Go on where runs or parts of runs exist.
     extra_task_dirs : tuple of Path
         Folders of further tasks.
+    arm_seconds : float, optional
+        Seconds of training for every run, which then ends at whatever step it is.
+    seconds : float, optional
+        Stop cleanly after that long.
+    tensorboard : bool
+        Also log to a folder ``tensorboard`` in every run.
     device : str
         Where to train.
 
@@ -68,6 +78,7 @@ def compare(
     ValueError
         If an arm is named twice, there is none, or the folder holds something and ``resume`` is not set.
     """
+    begun = time.monotonic()
     folders = [arm.folder for arm in arms]
     if not arms or len(set(folders)) < len(folders):
         raise ValueError(f"arms: expected at least one and none twice, got {' '.join(arm.text for arm in arms)!r}")
@@ -86,6 +97,7 @@ def compare(
         "copy": copy_scores(data),
         "arms": [arm.text for arm in arms],
         "seeds": list(range(seeds)),
+        "arm_seconds": arm_seconds,
         "runs": [],
     }
     if (folder / COMPARISON).exists():
@@ -97,6 +109,10 @@ def compare(
             for arm in arms:
                 here = Path(arm.folder) / f"seed-{seed}"
                 display.begin(f"{arm.text} seed {seed}")
+                left = None if seconds is None else seconds - (time.monotonic() - begun)
+                if left is not None and left <= 0:
+                    display.say(f"stopped after {seconds:g} s; --resume goes on")
+                    return comparison
                 try:
                     result = train(
                         specs[seed, arm.text],
@@ -105,6 +121,9 @@ def compare(
                         data=data,
                         listen=display.update,
                         say=display.say,
+                        seconds=left,
+                        budget=arm_seconds,
+                        tensorboard=tensorboard,
                         device=device,
                     )
                 except TrainingError as error:
@@ -125,6 +144,7 @@ def _add_to(comparison: dict[str, Any], path: Path) -> None:
     try:
         before = json.loads(path.read_text())
         same = all(before[key] == json.loads(json.dumps(comparison[key])) for key in ("config", "data_sha256"))
+        same &= before.get("arm_seconds") == comparison["arm_seconds"]
         arms, seeds, runs = before["arms"], before["seeds"], before["runs"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error!r})") from error

@@ -22,6 +22,17 @@ COLOURS = (
 _LINES = "#555555"
 
 
+def show_grid(grid: Sequence[Sequence[int]]) -> None:
+    """Print a grid in its colours, two columns a cell; the digits stand in it where there is no colour."""
+    require("rich", "bench")
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for row in grid:
+        console.print(Text.assemble(*((f"{cell} ", f"white on {COLOURS[cell]}") for cell in row)))
+
+
 def grid_svg(grid: Sequence[Sequence[int]], cell: int, title: str) -> str:
     """Draw a grid.
 

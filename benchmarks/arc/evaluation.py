@@ -43,7 +43,11 @@ class Predictor:
         self.settings = preset.train
         self.device = torch.device(device)
         self.model = TinyRecursiveModel(preset.model, arm, seed=0).to(self.device)
-        self.model.load_state_dict({name: value for name, value in weights.items() if name != "table"})
+        try:
+            self.model.load_state_dict({name: value for name, value in weights.items() if name != "table"})
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip()
+            raise ValueError(f"the weights are not of arm {arm.text!r} at this size ({first})") from error
         self.table = weights["table"].to(self.device)
 
     @torch.no_grad()
@@ -59,7 +63,7 @@ class Predictor:
             chunk = slice(start, min(start + self.settings.evaluation_batch, mine.stop))
             batch = torch.from_numpy(inputs[chunk]).to(self.device)
             puzzle = self.table[torch.from_numpy(ids[chunk]).to(self.device)]
-            latents = self.model.initial(len(batch))
+            latents = self.model.initial(len(batch), self.settings.stream_dtype)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
                 for _ in range(self.settings.segments):
                     latents, logits, halt = self.model(latents, batch, puzzle)

@@ -18,7 +18,9 @@ _CHECKPOINTS = "checkpoints"
 _HEADER = 256
 
 
-def export(folder: Path, out: Path, *, step: int | None = None, max_shard_mib: float = 64.0, dtype: str = "float32") -> list[Path]:
+def export(
+    folder: Path, out: Path, *, step: int | None = None, max_shard_mib: float = 64.0, dtype: str = "float32"
+) -> list[Path]:
     """Write ``weights-00001-of-00003.safetensors`` and so on, with ``weights.json`` that says what is where.
 
     Parameters

@@ -280,13 +280,14 @@ class TinyRecursiveModel(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def initial(self, batch: int) -> Latents:
-        """Return the latents every sample starts from."""
+    def initial(self, batch: int, dtype: torch.dtype | None = None) -> Latents:
+        """Return the latents every sample starts from; in bfloat16 the streams are kept in it throughout."""
         shape = (batch, self.config.positions, self.config.streams, self.config.width)
         if not self.persistent:
             shape = (shape[0], shape[1], shape[3])
         # Copies, as a trainer overwrites single samples.
-        return Latents(self.start_y.expand(shape).clone(), self.start_z.expand(shape).clone())
+        y, z = (start.to(dtype or start.dtype).expand(shape).clone() for start in (self.start_y, self.start_z))
+        return Latents(y, z)
 
     def forward(self, latents: Latents, tokens: Tensor, puzzle: Tensor) -> tuple[Latents, Tensor, Tensor]:
         """Run one segment: the whole recursion once, with gradient through its last H cycles.
@@ -309,8 +310,8 @@ class TinyRecursiveModel(nn.Module):
         halt : Tensor, shape (B,)
             Logit of "this answer is right".
         """
-        x = self.embed_input(tokens, puzzle)
         y, z = latents
+        x = self.embed_input(tokens, puzzle).to(y.dtype)
         with constant_coefficients(self.net):
             with torch.no_grad():
                 for _ in range(self.config.h_cycles - self.config.gradient_cycles):

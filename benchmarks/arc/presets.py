@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from benchmarks.arc.model import ModelConfig
 
 PRECISIONS = ("float32", "bfloat16")
@@ -94,6 +96,11 @@ class TrainConfig:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {PRECISIONS}, got {self.precision!r}")
 
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """Of the streams and latents."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -104,13 +111,25 @@ class Preset:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    def with_steps(self, steps: int | None) -> Preset:
-        """Return the preset with another number of optimiser steps; None leaves it."""
-        if steps is None:
-            return self
-        if steps < 1:
-            raise ValueError(f"steps: expected at least 1, got {steps}")
-        return dataclasses.replace(self, train=dataclasses.replace(self.train, steps=steps))
+    def changed(self, **changes: Any) -> Preset:
+        """Return the preset with other settings, each by its own name; None leaves one as it is.
+
+        Raises
+        ------
+        ValueError
+            For a name that no part has, a number below one, or a choice that there is not.
+        """
+        parts: dict[str, Any] = {}
+        for name, value in changes.items():
+            if value is None:
+                continue
+            holder = next((part for part in ("data", "model", "train") if hasattr(getattr(self, part), name)), None)
+            if holder is None:
+                raise ValueError(f"{name}: no setting of a preset")
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+            parts[holder] = dataclasses.replace(parts.get(holder, getattr(self, holder)), **{name: value})
+        return dataclasses.replace(self, **parts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as nested dicts of JSON values."""
@@ -168,6 +187,28 @@ PRESETS = {
             ),
             TrainConfig(**_FAST, steps=160, batch=32),
         ),
+        # One large GPU, about ten minutes an arm: the real model on grids up to 10 x 10, a shortened schedule.
+        Preset(
+            "gpu",
+            DataConfig(max_side=10, variants=8, split="demos", translate=False),
+            ModelConfig(side=10),
+            TrainConfig(
+                steps=6_000,
+                batch=256,
+                lr=5e-4,
+                warmup=200,
+                ema=0.995,
+                evaluate_every=1_000,
+                checkpoint_every=500,
+                evaluation_batch=1_024,
+                probe_every=500,
+                precision="bfloat16",
+                compile=True,
+                checkpoint_calls=True,
+            ),
+        ),
+        # The published recipe. 800 groups give 401 k steps, 960 with ConceptARC 519 k: see --steps.
+        Preset("full", train=TrainConfig(precision="bfloat16", compile=True, checkpoint_calls=True)),
     )
 }
 

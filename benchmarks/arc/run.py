@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import environment
 from benchmarks.arc import checkpoint, dataset, flops, processes, tasks
 from benchmarks.arc.arms import Arm
+from benchmarks.arc.boards import Board
 from benchmarks.arc.dataset import ArcData
 from benchmarks.arc.evaluation import Predictor, evaluate, pooled_attempts, summary
 from benchmarks.arc.files import write_json
@@ -100,6 +99,7 @@ def train(
     data: ArcData | None = None,
     listen: Listener = lambda step, measures: None,
     say: Callable[[str], None] = print,
+    tensorboard: bool = False,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Train a run to its last step, or until the time is up, and evaluate it.
@@ -122,6 +122,8 @@ def train(
         Called with the step and its measures after every step.
     say : Callable
         Gets one line of text where there is something to say.
+    tensorboard : bool
+        Also log to the run's folder ``tensorboard``.
     device : str
         Where to train.
 
@@ -145,6 +147,7 @@ def train(
     log = _Log(folder / _METRICS)
     _take_up(trainer, folder, log, say)
 
+    board = Board(folder, trainer.step_number) if tensorboard and processes.rank() == 0 else None
     settings = spec.preset.train
     spent = processes.from_first(log.seconds())
     saved = trainer.step_number
@@ -166,24 +169,28 @@ def train(
         spent = processes.from_first(spent + took) if budget is not None else spent + took
         log.write({"kind": "train", "step": step, **measures, "seconds": took})
         listen(step, measures)
+        if board is not None:
+            board(step, measures)
         last = step == settings.steps or (budget is not None and spent >= budget)
         if step == 1 or step % settings.probe_every == 0 or last:
             log.write({"kind": "probe", "step": step, **trainer.probe()})
         if step % settings.evaluate_every == 0 or last:
-            evaluated = _evaluate(spec, trainer.weights(), data, folder, step, device)
+            evaluated = _evaluate(Predictor(spec.preset, spec.arm, trainer.weights(), device), data, folder, step)
             log.write({"kind": "evaluation", **summary(evaluated)})
         # Last, so that a checkpoint vouches for everything logged and evaluated up to its step.
         if step % settings.checkpoint_every == 0 or last:
             log.flush()
             _save(trainer, folder)
             saved = step
+    if board is not None:
+        board.close()
     if saved < trainer.step_number:
         _save(trainer, folder)
     if stopped:
         say(f"stopped after {seconds:g} s at step {trainer.step_number} of {settings.steps}; --resume goes on")
     end = trainer.step_number
     if not stopped and not processes.from_first(_is_json(_evaluation_path(folder, end))):
-        _evaluate(spec, trainer.weights(), data, folder, end, device)
+        _evaluate(Predictor(spec.preset, spec.arm, trainer.weights(), device), data, folder, end)
     result = {
         "arm": spec.arm.text,
         "seed": spec.seed,
@@ -215,7 +222,11 @@ def evaluate_run(folder: Path, step: int | None = None, device: str = "cpu") -> 
     found, files, _ = checkpoint.load_step(folder / _CHECKPOINTS, step)
     data = build_data(spec.preset, spec.extra_task_dirs)
     check_data(folder, data)
-    return _evaluate(spec, files["weights"], data, folder, found, device)
+    try:
+        predictor = Predictor(spec.preset, spec.arm, files["weights"], device)
+    except ValueError as error:
+        raise ValueError(f"{folder / _CHECKPOINTS / f'step-{found:08d}'}: {error}") from error
+    return _evaluate(predictor, data, folder, found)
 
 
 def _open(folder: Path, spec: RunSpec, data: ArcData, resume: bool) -> None:
@@ -253,7 +264,13 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def read_pooled(folder: Path, step: int) -> dict[str, Any]:
+    """Return pass@k of the votes of all evaluations up to a step, and how many they are."""
+    return pooled_attempts(_votes(folder, step))
+
+
 def check_data(folder: Path, data: ArcData) -> None:
+    """Raise a ValueError if a run was trained on other data."""
     expected = json.loads((folder / _CONFIG).read_text()).get("data_sha256")
     if not isinstance(expected, str):
         raise ValueError(f"{folder / _CONFIG}: damaged settings (data_sha256 is missing)")
@@ -291,10 +308,8 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _evaluate(
-    spec: RunSpec, weights: dict[str, torch.Tensor], data: ArcData, folder: Path, step: int, device: str
-) -> dict[str, Any]:
-    result = evaluate(Predictor(spec.preset, spec.arm, weights, device), data, step)
+def _evaluate(predictor: Predictor, data: ArcData, folder: Path, step: int) -> dict[str, Any]:
+    result = evaluate(predictor, data, step)
     votes, answers = result.pop("votes"), submission(result["predictions"])
 
     def write() -> None:

@@ -73,7 +73,7 @@ class Trainer:
             raise ValueError(f"batch: expected one sample a process at least, got {self.settings.batch}")
         self.mine = processes.share(self.settings.batch)
         size, length = self.mine.stop - self.mine.start, preset.model.side**2
-        latents = self.model.initial(size)
+        latents = self.model.initial(size, self.settings.stream_dtype)
         self.slots = {
             "inputs": torch.zeros(size, length, dtype=torch.uint8, device=self.device),
             "labels": torch.zeros(size, length, dtype=torch.int64, device=self.device),
@@ -140,6 +140,7 @@ class Trainer:
     def probe(self) -> dict[str, Any]:
         """Return what the mixers and the gradient do along the recursion on the first samples of the batch."""
         few = {name: value[: probe.SAMPLES] for name, value in self.slots.items()}
+        few |= {name: few[name].float() for name in ("y", "z")}
         return probe.describe(
             self.model, Latents(few["y"], few["z"]), few["inputs"], self.table[few["ids"]], few["labels"]
         )
@@ -156,7 +157,7 @@ class Trainer:
             return
         for name in ("inputs", "labels", "ids"):
             self.slots[name][free] = samples[name].to(self.device, self.slots[name].dtype)
-        fresh = self.model.initial(len(free))
+        fresh = self.model.initial(len(free), self.settings.stream_dtype)
         self.slots["y"][free], self.slots["z"][free] = fresh.y, fresh.z
         self.slots["segments"][free] = 0
 

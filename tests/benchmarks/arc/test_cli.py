@@ -116,7 +116,7 @@ def test_an_unknown_benchmark_is_named(arguments, message, capsys):
     ("arguments", "message"),
     [
         (["train", "--preset", "huge"], "preset: unknown name 'huge', expected one of smoke, demo"),
-        (["train", "--residual", "caley"], "arm 'caley': unknown, expected plain or one of"),
+        (["train", "--residual", "caley"], "arm 'caley': unknown, expected plain, a recipe"),
         (["compare", "--arms", "plain", "plain"], "arms: expected at least one and none twice, got 'plain plain'"),
         (["compare", "--seeds", "0"], "seeds: expected at least 1, got 0"),
         (["train", "--residual", "quaternion"], "arm 'quaternion' with 2 streams: streams: expected 4"),

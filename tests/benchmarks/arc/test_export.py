@@ -42,7 +42,7 @@ def test_half_precision_halves_the_files(run, tmp_path):
 
 def test_sizes_and_dtypes_that_cannot_be_are_named(run, tmp_path):
     folder, _ = run
-    with pytest.raises(ValueError, match="max_shard_mib: 0.0001 MiB hold no row of"):
+    with pytest.raises(ValueError, match=r"max_shard_mib: .+ MiB hold no row of"):
         export(folder, tmp_path / "out", max_shard_mib=0.0001)
     with pytest.raises(ValueError, match="dtype: expected float32 or bfloat16, got 'int8'"):
         export(folder, tmp_path / "out", dtype="int8")
