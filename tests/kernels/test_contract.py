@@ -1,9 +1,14 @@
 """Every body gives what the reference gives in float64: values, odd sizes, dtypes, layouts, extremes, no tokens."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from jpmhc import kernels
+from jpmhc.kernels.bodies import interpreted
 
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13}
 SHAPES = [(37, 4, 4), (2, 3, 3, 2), (0, 4, 4), (1, 1, 1), (4, 4)]
@@ -32,7 +37,8 @@ CALLS = {
     "cayley_forward": lambda s, d: (normal(s, d), 0.7),
     "cayley_adjoint": lambda s, d: (rotation(s, d), normal(s, d, 1), 0.7),
 }
-BODIES = ["numba"]
+# Triton's interpreter must be asked for before Triton is imported: a process of its own runs this file again.
+BODIES = ["triton" if interpreted() else "numba"]
 
 
 def truth(operation, args):
@@ -113,19 +119,41 @@ def test_large_skew_matrices_stay_rotations(backend):
     torch.testing.assert_close(q.mT @ q, torch.eye(4).double().expand(20, 4, 4), rtol=0, atol=1e-6)
 
 
+@pytest.mark.skipif(not interpreted(), reason="Numba leaves these sizes to the reference")
+@pytest.mark.parametrize("n", [5, 8])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_cayley_by_elimination(n, scale):
+    args = normal((5, n, n), torch.float32, scale=scale), 1.0
+    with kernels.backend("triton"):
+        q = kernels.cayley_forward(*args).double()
+    torch.testing.assert_close(q, truth("cayley_forward", args), rtol=0, atol=2e-6 * scale)
+    torch.testing.assert_close(q.mT @ q, torch.eye(n).double().expand(5, n, n), rtol=0, atol=2e-6)
+
+
+@pytest.mark.skipif(interpreted(), reason="the process that this test starts")
+def test_triton_bodies_in_the_interpreter():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
 @pytest.mark.parametrize("operation", CALLS)
 def test_torch_accepts_the_registration(operation):
     args = CALLS[operation]((3, 4, 4), torch.float32)
-    with kernels.backend("numba"):
+    with kernels.backend(BODIES[0]):
         torch.library.opcheck(getattr(torch.ops.jpmhc, operation).default, args)
 
 
+@pytest.mark.skipif(interpreted(), reason="of Numba")
 def test_auto_compiles_for_a_batch_and_not_for_a_few():
     few, many = torch.zeros(127, 4, 4), torch.zeros(128, 4, 4)
     assert str(kernels.choice("cayley_forward", few, 1.0)) == "reference: fewer than 128 matrices"
     assert str(kernels.choice("cayley_forward", many, 1.0)) == "numba: the body for the device cpu"
 
 
+@pytest.mark.skipif(interpreted(), reason="of Numba")
 def test_what_a_body_does_not_cover_runs_the_reference():
     with kernels.backend("numba"):
         half = torch.randn(3, 4, 4, dtype=torch.float32)

@@ -1,0 +1,69 @@
+"""Blocks: a few dozen small matrices as one tensor (tokens, rows, columns) in registers, padded to powers of two."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64)
+LARGEST = 16
+
+
+def small(matrix: Tensor, *_args: object) -> str | None:
+    """Tell why a matrix, the first argument of an operation, does not fit."""
+    n, m = matrix.shape[-2:]
+    if not 0 < min(n, m) <= max(n, m) <= LARGEST:
+        return f"no body for matrices of {n} x {m}, only from 1 x 1 to {LARGEST} x {LARGEST}"
+    return None
+
+
+def launch(kernel, matrices, *options) -> Tensor:
+    """Run ``kernel(*matrices, result, tokens, *options, N, M, padded N, padded M, BLOCK)`` and return the result.
+
+    Fractions among the options are constants of the kernel: as arguments they would arrive in float32.
+    """
+    n, m = matrices[0].shape[-2:]
+    matrices = [matrix.contiguous() for matrix in matrices]
+    result = torch.empty_like(matrices[0])
+    tokens = result.numel() // (n * m)
+    if tokens:
+        n2, m2 = triton.next_power_of_2(n), triton.next_power_of_2(m)
+        block = max(1, 1024 // (n2 * m2))
+        kernel[(triton.cdiv(tokens, block),)](*matrices, result, tokens, *options, n, m, n2, m2, block)
+    return result
+
+
+@triton.jit
+def places(tokens, N: tl.constexpr, M: tl.constexpr, N2: tl.constexpr, M2: tl.constexpr, BLOCK: tl.constexpr):
+    """Return offsets of a block's numbers in contiguous storage, which are there, and their rows and columns."""
+    token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)[:, None, None]
+    i = tl.arange(0, N2)[None, :, None]
+    j = tl.arange(0, M2)[None, None, :]
+    return token * (N * M) + i * M + j, (token < tokens) & (i < N) & (j < M), i, j
+
+
+@triton.jit
+def column(x, j, k):
+    """Return column k of every matrix, (tokens, rows, 1)."""
+    return tl.sum(tl.where(j == k, x, 0.0), axis=2, keep_dims=True)
+
+
+@triton.jit
+def row(x, i, k):
+    """Return row k of every matrix, (tokens, 1, columns)."""
+    return tl.sum(tl.where(i == k, x, 0.0), axis=1, keep_dims=True)
+
+
+@triton.jit
+def product(x, y, i, j, K: tl.constexpr):
+    """Return ``x y`` of square matrices of size K."""
+    result = column(x, j, 0) * row(y, i, 0)
+    if K <= 4:
+        for k in tl.static_range(1, K):
+            result += column(x, j, k) * row(y, i, k)
+    else:  # unrolled it would take minutes to compile
+        for k in range(1, K):
+            result += column(x, j, k) * row(y, i, k)
+    return result
