@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import environment, residuals, tables, trainer
+from benchmarks import environment, plots, residuals, tables, trainer
 from benchmarks.arc.arms import Arm
 from benchmarks.extras import MissingExtra, require
 from benchmarks.trainer import Problem
@@ -73,7 +73,7 @@ class Options:
     preset: str | None = None
     """Size of the experiment; by default the one for two CPU cores."""
     arms: tuple[str, ...] = ()
-    """The arms, each plain, a mixer such as cayley:step=0.1, or mhc, jpmhc, edelta; by default all that matter here."""
+    """The arms, each plain, a mixer such as cayley:step=0.1, or a published layer such as mhc; by default eleven."""
     tasks: tuple[str, ...] = ()
     """Only these tasks."""
     seeds: int = 3
@@ -85,7 +85,7 @@ class Options:
     out: Path | None = None
     """Write everything to this JSON file, after every arm, and the tables to .md beside it; refused if it exists."""
     resume: bool = False
-    """Go on with the file of --out where it exists."""
+    """Go on with the file of --out where it exists; what it has of other arms and tasks stays."""
     plot: Path | None = None
     """Draw the scores into this image."""
 
@@ -109,8 +109,6 @@ def main(benchmark: Benchmark, arguments: list[str]) -> int:
             options.out.with_suffix(".md").write_text(tables.markdown(result))
             print(f"wrote {options.out} and {options.out.with_suffix('.md')}")
         if options.plot is not None:
-            from benchmarks import plots
-
             plots.draw(result, options.plot)
             print(f"wrote {options.plot}")
         faults = [f"{run['task']} {run['arm']} seed {run['seed']}" for run in result["runs"] if "fault" in run]
@@ -180,7 +178,7 @@ def _compare(benchmark: Benchmark, options: Options) -> dict[str, Any]:
         "runs": [],
     }
     if options.resume and options.out is not None and options.out.exists():
-        result["runs"] = _finished(options.out, result)
+        _take_up(options.out, result)
     done = {(run["task"], run["arm"]) for run in result["runs"]}
     todo = [(p, a) for p in plan.problems for a in plan.arms if p.supports(a) and (p.name, a.text) not in done]
     for number, (problem, arm) in enumerate(todo, 1):
@@ -213,21 +211,24 @@ def _describe(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _finished(path: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the runs of a file that belong to the same comparison."""
+def _take_up(path: Path, result: dict[str, Any]) -> None:
+    """Add what a file of the same comparison has: its runs, and its arms and tasks before the new ones."""
     try:
         found = json.loads(path.read_text())
-        runs = found["runs"]
+        runs, arms, tasks = found["runs"], found["arms"], found["tasks"]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged or no result of this command ({error!r})") from error
     for key in ("benchmark", "preset", "seeds", "device", "compiled"):
-        if found.get(key) != wanted[key]:
-            raise ValueError(f"{path}: made with {key} {found.get(key)!r}, not {wanted[key]!r}; name another --out")
-    known = json.loads(json.dumps(wanted["tasks"]))
-    for task, facts in found["tasks"].items():
-        if task in known and facts != known[task]:
+        if found.get(key) != result[key]:
+            raise ValueError(f"{path}: made with {key} {found.get(key)!r}, not {result[key]!r}; name another --out")
+    # Through JSON, where a tuple is a list.
+    wanted = json.loads(json.dumps(result["tasks"]))
+    for task, facts in tasks.items():
+        if task in wanted and facts != wanted[task]:
             raise ValueError(f"{path}: {task} had other settings or data; name another --out")
-    return [run for run in runs if run["task"] in known and run["arm"] in wanted["arms"]]
+    result["runs"] = runs
+    result["arms"] = arms + [arm for arm in result["arms"] if arm not in arms]
+    result["tasks"] = tasks | wanted
 
 
 def _write(result: dict[str, Any], path: Path | None) -> None:

@@ -40,7 +40,7 @@ def test_every_task_arm_and_seed_is_written_with_machine_settings_and_claims(fin
     assert result["tasks"]["near-pi"]["published"]["mhc"] == "9.64e-3"
     assert result["tasks"]["near-pi"]["schedule"]["steps"] == 20
     statements = [claim["statement"] for claim in result["claims"]]
-    assert "near-pi: a rotation has several times less error than mhc" in statements
+    assert "near-pi: a rotation (cayley) has several times less error than mhc" in statements
     assert not any("sinkhorn" in statement for statement in statements)
     tables = finished.with_suffix(".md").read_text()
     assert "| cayley | – |" in tables
@@ -62,6 +62,19 @@ def test_a_stopped_comparison_ends_as_one_that_was_never_stopped(finished, tmp_p
 
     assert sorted(again["runs"], key=key) == sorted(whole["runs"], key=key)
     assert again["claims"] == whole["claims"]
+
+
+def test_other_tasks_and_arms_of_a_file_stay_in_it(finished, tmp_path):
+    whole = json.loads(finished.read_text())
+    out = tmp_path / "result.json"
+    out.write_text(finished.read_text())
+    arguments = [*QUICK[:4], "--tasks", "householder", "--arms", "cayley", "free", "--out", str(out), "--resume"]
+    assert main(arguments) == 0
+    more = json.loads(out.read_text())
+    assert more["runs"][: len(whole["runs"])] == whole["runs"]
+    assert [(run["task"], run["arm"]) for run in more["runs"][len(whole["runs"]) :]] == [("householder", "free")] * 2
+    assert more["arms"] == [*whole["arms"], "free"]
+    assert more["tasks"] == whole["tasks"]
 
 
 @pytest.mark.parametrize(
