@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 _PACKAGES = ("jpmhc", "torch", "numpy", "scipy", "numba", "geoopt", "triton")
 
@@ -75,6 +79,89 @@ class Doctor:
             raise RuntimeError("; ".join(failed))
 
 
+@dataclass
+class Spectrum:
+    """Predict the singular values of the Jacobian of a stack of layers: print the numbers, write the plot."""
+
+    mixer: str = "sinkhorn"
+    """Name of the mixer; `jpmhc mixers` lists them."""
+    layers: int = 24
+    """Number of layers L, two a block of a transformer."""
+    streams: int = 4
+    """Number of streams n."""
+    gate: str = "softmax"
+    """Gate of reads and writes."""
+    energy: float = 0.1
+    """Mean squared singular value of a branch's Jacobian."""
+    branch: str = "gaussian"
+    """Law of a branch's Jacobian: gaussian, haar or relu; isotropic for noise on every stream, without gates."""
+    spread: float = 0.0
+    """Standard deviation of normal numbers added to the raw numbers of the start."""
+    seed: int = 0
+    """Of those numbers, and of the draw."""
+    width: int = 0
+    """Compare with one drawn Jacobian of this width; 0 for none."""
+    out: Path = Path("spectrum.png")
+    """Where the plot goes; the ending decides the format."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        self._check()
+        import torch
+
+        from jpmhc import spectrum
+        from jpmhc.spectrum import figures
+
+        chain = spectrum.initial_chain(
+            self.mixer, self.streams, self.layers, self.gate, spread=self.spread, seed=self.seed
+        )
+        mixers = chain["mixers"]
+        read, write = (None, None) if self.branch == "isotropic" else (chain["read"], chain["write"])
+        law = spectrum.predict(mixers, read, write, self.energy, self.branch)
+        smallest, largest = law.edges
+        levels = (0.01, 0.1, 0.5, 0.9, 0.99)
+        quantiles = law.quantile(torch.tensor(levels, dtype=torch.float64)).tolist()
+        print(
+            f"{self.mixer}: {self.layers} layers of {self.streams} streams, {self.branch} branches of {self.energy:g}"
+        )
+        print(f"singular values    {smallest:.4g} to {largest:.4g}, condition number {law.condition:.4g}")
+        print(
+            "quantiles          " + ", ".join(f"{100 * u:g} %: {q:.4g}" for u, q in zip(levels, quantiles, strict=True))
+        )
+        print(f"mean of log s      {float(law.mean_log):.4g}")
+        print(f"isometry gap       {float(law.isometry_gap):.4g}")
+        product = torch.linalg.svdvals(torch.linalg.multi_dot([*mixers.flip(0)]) if len(mixers) > 1 else mixers[0])
+        print("mixers' product    " + ", ".join(f"{s:.4g}" for s in product.tolist()))
+        drawn = None
+        if self.width:
+            drawn = spectrum.simulate(mixers, read, write, self.energy, self.branch, width=self.width, seed=self.seed)
+            distance = spectrum.compare(law, drawn).kolmogorov
+            print(f"one draw           width {self.width}, Kolmogorov distance {distance:.4f}")
+        figures.prediction(law, mixers, drawn).savefig(self.out, dpi=150)
+        print(f"wrote {self.out}")
+
+    def _check(self) -> None:
+        try:
+            import matplotlib
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+        except ModuleNotFoundError as error:
+            raise RuntimeError(f"{error.name}: not installed; pip install jpmhc[plot]") from None
+        # Nothing is shown, so no display is needed.
+        matplotlib.use("agg")
+        for name, value, least in (("layers", self.layers, 1), ("streams", self.streams, 1), ("width", self.width, 0)):
+            if value < least:
+                raise ValueError(f"--{name}: expected at least {least}, got {value}")
+        if not self.out.parent.is_dir():
+            raise ValueError(f"--out: the folder {self.out.parent} does not exist")
+        formats = sorted(FigureCanvasAgg.get_supported_filetypes())
+        if self.out.suffix[1:].lower() not in formats:
+            raise ValueError(f"--out: expected a name that ends in one of {', '.join(formats)}, got {self.out}")
+
+
+def _show_warning(message: Warning | str, *_place: object, **_more: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; a user's mistake ends in one line on standard error."""
     try:
@@ -83,10 +170,13 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"error: {error.name}: not installed; pip install jpmhc[cli]", file=sys.stderr)
         return 1
-    command = tyro.extras.subcommand_cli_from_dict({"mixers": Mixers, "doctor": Doctor}, prog="jpmhc", args=arguments)
+    commands: dict[str, Callable[..., Any]] = {"spectrum": Spectrum, "mixers": Mixers, "doctor": Doctor}
+    command = tyro.extras.subcommand_cli_from_dict(commands, prog="jpmhc", args=arguments)
     try:
-        command()
-    except (ValueError, RuntimeError) as error:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            command()
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

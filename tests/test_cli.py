@@ -32,3 +32,44 @@ def test_a_missing_extra_is_named(module):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"error: {module}: not installed; pip install jpmhc[cli]\n"
+
+
+def test_spectrum_prints_the_numbers_and_writes_the_plot(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "plot.png"
+    arguments = ["--mixer", "sinkhorn", "--layers", "3", "--streams", "2", "--width", "24", "--out", str(out)]
+    assert main(["spectrum", *arguments]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "sinkhorn: 3 layers of 2 streams",
+        "singular values",
+        "mixers' product    1,",
+        "width 24",
+        f"wrote {out}",
+    ):
+        assert line in printed
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "0"], "--layers: expected at least 1, got 0"),
+        (["--mixer", "magic"], "mixer: unknown name 'magic', expected one of"),
+        (["--mixer", "quaternion", "--streams", "3"], "streams: "),
+        (["--gate", "magic"], "gate: "),
+        (["--branch", "magic"], "branch: "),
+        (["--energy", "-1"], "energy: "),
+        (["--spread", "-1"], "spread: expected a finite number of at least 0"),
+        (["--out", "nowhere/plot.png"], "--out: the folder nowhere does not exist"),
+        (["--out", "plot.docx"], "--out: expected a name that ends in one of"),
+    ],
+)
+def test_mistakes_with_spectrum_end_in_one_line(arguments, message, capsys):
+    pytest.importorskip("matplotlib")
+    assert main(["spectrum", "--layers", "2", *arguments]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not printed.out

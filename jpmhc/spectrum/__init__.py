@@ -10,6 +10,7 @@ from jpmhc.spectrum.measure import ExtremesWarning, measure, measure_layers
 from jpmhc.spectrum.measured import MeasuredLaw
 from jpmhc.spectrum.predicted import Points, PredictedLaw, predict
 from jpmhc.spectrum.report import LayerReport, Report
+from jpmhc.spectrum.simulate import simulate
 
 __all__ = [
     "Branch",
@@ -31,4 +32,5 @@ __all__ = [
     "measure",
     "measure_layers",
     "predict",
+    "simulate",
 ]

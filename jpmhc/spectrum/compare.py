@@ -20,8 +20,8 @@ LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 # Singular values this close, relative, are one: an atom at 1 and measured values 1 +- round-off must meet.
 _EQUAL = 1e-6
-# Below this share of the largest a singular value is zero to double precision.
-_ZERO = 1e-12
+# Below this share of the largest singular value lies zero: neither a decomposition nor a prediction tells more.
+_ZERO = 1e-9
 # Places at which the distribution functions are compared: quantiles of each law that has them at hand, and a grid.
 _QUANTILES, _GRID = 256, 64
 
@@ -37,7 +37,7 @@ class Comparison:
         within 1e-6 of one another, relative, count as equal, so that atoms meet the measured values around them.
     wasserstein_log : float
         Wasserstein distance of the laws of log s, the integral of that difference's magnitude over log s: the mean
-        relative error of a singular value. What lies below 1e-12 of the largest is taken there.
+        relative error of a singular value. What lies below 1e-9 of the largest is taken there.
     lost : int
         Places left out because a prediction did not converge there.
     levels : tuple of float

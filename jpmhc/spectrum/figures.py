@@ -14,6 +14,7 @@ from jpmhc.spectrum.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which everybody can tell apart; the measured is grey, the predicted the first.
@@ -24,10 +25,11 @@ GREY = "0.78"
 def densities(
     ax: Axes,
     measured: Law | None,
-    predicted: Mapping[str, Law],
+    predicted: Mapping[str, Law | tuple[Tensor, Tensor]],
     *,
     log: bool = False,
     bins: int = 60,
+    points: int = 300,
     limits: tuple[float, float] | None = None,
     histogram: str = "measured",
 ) -> Axes:
@@ -39,12 +41,12 @@ def densities(
         Where to draw.
     measured : Law or None
         Drawn as a histogram.
-    predicted : mapping of Law
+    predicted : mapping of Law, or of places and densities
         By label; each a line of its own colour and dash.
     log : bool
         Densities of log s over a logarithmic axis.
-    bins : int
-        Of the histogram.
+    bins, points : int
+        Of the histogram and of the lines.
     limits : (float, float), optional
         Of the axis; by default what holds all laws.
     histogram : str
@@ -64,7 +66,11 @@ def densities(
             "linestyle": dashes[i % len(dashes)],
             "linewidth": 1.6,
         }
-        law.plot(ax, log=log, label=label, **style)
+        if isinstance(law, Law):
+            law.plot(ax, log=log, points=points, label=label, **style)
+        else:
+            s, density = (part.detach() for part in law)
+            ax.plot(s.numpy(), (s * density if log else density).numpy(), label=label, **style)
     if heights:
         # A peak far above the histogram would press everything else onto the axis.
         ax.set_ylim(0, min(ax.get_ylim()[1], 2.2 * heights[0]))
@@ -74,6 +80,8 @@ def densities(
         # Twelve decades are more than a figure can tell; below lies zero to double precision.
         low, high = ax.get_xlim()
         ax.set_xlim(max(low, 1e-12 * high), high)
+    if log:
+        _name_ticks(ax.xaxis, *ax.get_xlim())
     _plain(ax)
     return ax
 
@@ -222,8 +230,19 @@ def _depth(ax: Axes, label: str, log: bool, smallest: float = 1.0) -> None:
         if high / low < 10:
             # Less than a decade would show scatter as if it were drift.
             ax.set_ylim(low / 3.2, high * 3.2)
+        _name_ticks(ax.yaxis, *ax.get_ylim())
     _plain(ax)
     ax.legend(fontsize=7.5, frameon=False)
+
+
+def _name_ticks(axis: Axis, low: float, high: float) -> None:
+    """Give a logarithmic axis of few decades labels at 1, 2 and 5; Matplotlib's own run into one another."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_minor_formatter(NullFormatter())
+    if high / low < 300:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 30 else (1, 3)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _plain(ax: Axes) -> None:

@@ -32,8 +32,8 @@ def inspect(
     batch : Tensor, tuple or dict
         Its argument, arguments, or arguments by name.
     loss : Callable, optional
-        From the model's output to a scalar, for the gradient norms. By default the output's first real tensor along a
-        random unit vector.
+        From the model's output to a scalar, for the gradient norms. By default the output's first real tensor that has
+        a gradient, along a random unit vector.
     energy_probes : int
         Backward passes through every branch that estimate its energy; 0 for none.
     seed : int
@@ -102,10 +102,11 @@ def _scalar(output: Any, loss: Callable[[Any], Tensor] | None, generator: torch.
         if not isinstance(scalar, Tensor) or scalar.numel() != 1 or not scalar.is_floating_point():
             raise ValueError("loss: expected a function from the model's output to a real scalar tensor")
         return scalar.reshape(())
-    for leaf in pytree.tree_leaves(output):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
-            return (leaf * (direction / direction.norm()).to(leaf)).sum()
+    real = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    # A model may also return state that it detached.
+    for leaf in [*(leaf for leaf in real if leaf.requires_grad), *real]:
+        direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+        return (leaf * (direction / direction.norm()).to(leaf)).sum()
     raise ValueError("loss: the model returns no real tensor, so give a function of its output")
 
 

@@ -117,6 +117,16 @@ class Jacobian:
             self._push = self._find_push()
         return self._products("forward", self._push, tangents, self._x.shape, self._x.dtype)
 
+    def has_columns(self) -> bool:
+        """Whether there is a way to multiply from the right; rows there always are."""
+        try:
+            self._push = self._push or self._find_push()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return False
+        return True
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows (stop - start, B, inputs), float64."""
         return self.transposed_times(self._units(start, stop, self.outputs))
@@ -170,8 +180,11 @@ class Jacobian:
         return lambda v: torch.func.jvp(self._evaluate, (self._x,), (v,))[1]
 
     def _find_push(self) -> Product:
-        v, u = self.probes(1, self.inputs, seed=2), self.probes(1, self.outputs, seed=3)
+        u = self.probes(1, self.outputs, seed=2)
         pulled = self.transposed_times(u)
+        length = pulled.norm(dim=-1, keepdim=True)
+        # Along J^T u <u, J v> is as large as can be; with a random v it would drown in round-off in high dimensions.
+        v = torch.where(length > 0, pulled / torch.where(length > 0, length, 1), self.probes(1, self.inputs, seed=3))
         tolerance = 0.1 if self.dtype.itemsize == 2 else 1e4 * torch.finfo(self.dtype).eps
         failures = []
         for make in (self._reverse_twice, self._forward):
@@ -184,7 +197,7 @@ class Jacobian:
                 failures.append(str(error).strip().splitlines()[0])
                 continue
             difference = ((u * pushed).sum(-1) - (pulled * v).sum(-1)).abs()
-            if (difference <= tolerance * (pulled.norm(dim=-1) + pushed.norm(dim=-1))).all():
+            if (difference <= tolerance * (length[..., 0] + pushed.norm(dim=-1))).all():
                 return push
             failures.append("<u, J v> and <J^T u, v> differ: an operation of fn has a wrong derivative")
         raise RuntimeError(f"fn: no way to multiply with its Jacobian from the right: {'; '.join(failures)}")

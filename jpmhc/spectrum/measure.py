@@ -103,10 +103,10 @@ def measure(
     Notes
     -----
     Exact, with N = min(outputs, inputs) and M the other: N products with reverse mode (reverse mode twice for a tall
-    Jacobian), 8 N M bytes, O(N^2 M) for the singular values: seconds at N = 512, minutes at 4096. Lanczos: two products
-    a step for all probes at once, and at most ``probes * steps + max_steps`` pairs of vectors in memory. Products run
-    in the function's dtype and the rest in float64: singular values below the dtype's round-off times the largest are
-    noise.
+    Jacobian, M with reverse mode where that is not to be had), 8 N M bytes, O(N^2 M) for the singular values: seconds
+    at N = 512, minutes at 4096. Lanczos: two products a step for all probes at once, and at most
+    ``probes * steps + max_steps`` pairs of vectors in memory. Products run in the function's dtype and the rest in
+    float64: singular values below the dtype's round-off times the largest are noise.
 
     The function's mode (``eval``, ``train``) is not touched. A module keeps its gradients, buffers and running
     statistics; a plain function that closes over a module in training mode may update them.
@@ -204,9 +204,11 @@ def _exact(jacobian: Jacobian, memory_gib: float, progress: bool) -> MeasuredLaw
             f"fn: its Jacobian has {blocks}{rows} x {columns} entries, {gib:.3g} GiB in float64, more than memory_gib="
             f"{memory_gib:g} allows the exact method; use method='lanczos'"
         )
-    by_rows = rows <= columns
+    by_rows = rows <= columns or not jacobian.has_columns()
     count, product = (rows, jacobian.rows) if by_rows else (columns, jacobian.columns)
-    dense = torch.empty(samples, count, max(rows, columns), dtype=wide(jacobian.device), device=jacobian.device)
+    dense = torch.empty(
+        samples, count, columns if by_rows else rows, dtype=wide(jacobian.device), device=jacobian.device
+    )
     with _bar("Jacobian", count, progress) as advance:
         for begin in range(0, count, jacobian.chunk):
             end = min(begin + jacobian.chunk, count)
@@ -219,7 +221,10 @@ def _exact(jacobian: Jacobian, memory_gib: float, progress: bool) -> MeasuredLaw
         [torch.linalg.svdvals(matrix.cpu() if matrix.device.type == "mps" else matrix) for matrix in dense]
     )
     return MeasuredLaw(
-        values.unsqueeze(0), torch.full_like(values, 1 / count).unsqueeze(0), shape=(rows, columns), method="exact"
+        values.unsqueeze(0),
+        torch.full_like(values, 1 / values.shape[-1]).unsqueeze(0),
+        shape=(rows, columns),
+        method="exact",
     )
 
 

@@ -175,7 +175,7 @@ class Looped(nn.Module):
         for _ in range(2):
             u, write = self.hc.read(x)
             x = write(self.hc.branch(u))
-        return {"logits": self.out(layers.expand_streams(layers.reduce_streams(x), 2))}
+        return {"state": x.detach(), "logits": self.out(layers.expand_streams(layers.reduce_streams(x), 2))}
 
 
 def test_layers_in_halves_and_applied_repeatedly_are_seen():

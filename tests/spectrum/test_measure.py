@@ -67,9 +67,9 @@ def test_zero_and_rank_deficient_maps(method):
     assert float(law.mass_below(1e-6)) == pytest.approx(0.5, abs=1e-6)
 
 
-@pytest.mark.parametrize("mixer", ["cayley", "sinkhorn"])
+@pytest.mark.parametrize("mixer", [info.name for info in layers.mixers() if info.supports(3)])
 def test_exact_is_the_dense_jacobian(mixer):
-    model, x = network(mixer), torch.randn(3, 6, dtype=torch.float64)
+    model, x = network(mixer, depth=2), torch.randn(3, 6, dtype=torch.float64)
     dense = torch.autograd.functional.jacobian(model, x).reshape(18, 18)
     law = spectrum.measure(model, x)
     torch.testing.assert_close(law.singular_values[0], torch.linalg.svdvals(dense).sort().values)
@@ -250,6 +250,12 @@ def test_a_wrong_second_derivative_is_not_believed():
     assert spectrum.measure(WrongForward.apply, x).edges == pytest.approx((2.0, 2.0))
     with pytest.raises(RuntimeError, match="no way to multiply with its Jacobian from the right: <u, J v>"):
         spectrum.measure(WrongForward.apply, x, "lanczos")
+    # A tall Jacobian is taken by rows then.
+    tall = spectrum.measure(lambda x: WrongForward.apply(x).repeat(2), x)
+    assert tall.edges == pytest.approx((8**0.5, 8**0.5))
+    # In high dimensions a random pair of vectors would say nothing in float32.
+    with pytest.raises(RuntimeError, match="no way to multiply"):
+        spectrum.measure(WrongForward.apply, torch.ones(200_000), "lanczos")
 
 
 class ForwardOnly(torch.autograd.Function):

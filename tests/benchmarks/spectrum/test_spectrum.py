@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from benchmarks.spectrum import gates, mixers, trained
+from jpmhc import layers, spectrum
+
+
+@pytest.mark.parametrize("family", mixers.FAMILIES)
+def test_mixers_are_of_their_family(family):
+    M = mixers.draw(family, 5)
+    assert M.shape == (5, 4, 4)
+    assert M.dtype == torch.float64
+    assert torch.equal(M, mixers.draw(family, 5))
+    values = torch.linalg.svdvals(M)
+    expected = {
+        "identity": 1.0,
+        "rotation": 1.0,
+        "reflector": 1.0,
+        "projector": torch.tensor([1.0, 1.0, 0.0, 0.0]).double(),
+    }
+    if family in expected:
+        torch.testing.assert_close(values, torch.as_tensor(expected[family]).double().expand(5, 4))
+    if family == "bistochastic":
+        for dim in (-1, -2):
+            torch.testing.assert_close(M.sum(dim), torch.ones(5, 4).double())
+    alike = mixers.draw(family, 3, alike=True)
+    assert torch.equal(alike[0], alike[2])
+
+
+def test_a_row_of_gates_has_errors_and_times(monkeypatch):
+    monkeypatch.setattr(gates, "FAMILIES", ("rotation",))
+    monkeypatch.setattr(gates, "DEPTHS", (2,))
+    (row,) = gates.run(True)["rows"]
+    assert row["kolmogorov"] < 0.05
+    assert set(row) >= {"mixer", "layers", "mean_log_error", "q50_percent", "predict_s", "draw_s"}
+
+
+def test_the_section_of_a_trained_model_is_its_last_cycle():
+    section = trained.train("cayley", "smoke", 2)
+    law, report = trained.predict(section)
+    measured = trained.measure(section, "exact")
+    assert law.model.layers == 8
+    assert len(report) == 16
+    assert measured.shape == (704, 704)
+    # Dense algebra: the product of the Jacobians of its two net calls, the second around the first.
+    model = section.model.double()
+    (y, z), tokens, puzzle = section.batch
+    x = model.embed_input(tokens, puzzle.double())
+    rotary = (model.cos, model.sin)
+    y, z = model.cycle(y.double(), z.double(), x)
+    entry = (z + y + x).detach()
+
+    def run(value):
+        inner = model.net(value, rotary)
+        out = y + inner
+        for index, sublayer in enumerate(model.net.sublayers):
+            out = sublayer(out, rotary=rotary) if index % 2 == 0 else sublayer(out)
+            if index < 3:
+                out = torch.nn.functional.rms_norm(out, out.shape[-1:], eps=1e-5)
+        return out
+
+    expected = spectrum.measure(run, entry)
+    torch.testing.assert_close(measured.singular_values, expected.singular_values, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_theory_foretells_a_trained_model():
+    for arm in ("sinkhorn", "cayley"):
+        section = trained.train(arm, "smoke", 40)
+        found = spectrum.compare(trained.predict(section)[0], trained.measure(section, "exact"))
+        assert found.kolmogorov < 0.15
+        assert abs(found.table()[2]["error"]) < 0.25
+    assert any(isinstance(m, layers.HyperConnection) for m in section.model.modules())
