@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,44 +12,20 @@ from jpmhc.kernels import orthogonal as reference
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled
-from jpmhc.kernels.cpu.products import (
-    add_to_diagonal,
-    combine,
-    combine_transposed,
-    gram,
-    invert,
-    lanes,
-    largest,
-    load_tile,
-    polish,
-    product,
-    scratch,
-    store_tile,
-)
+from jpmhc.kernels.cpu.products import combine, combine_transposed, gram, invert, polish, product
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, numbers, store
 
-_DTYPES = (torch.float32, torch.float64)
-_GRAIN = 512
 _STEEP = 1e3  # elimination without pivots loses the square of this; the polish makes good what is left
 
 
-def small(x: Tensor, *_: Any) -> str | None:
-    """Say why a body for small matrices does not take one: beyond this LAPACK's blocks win (measured)."""
+def _small(x: Tensor, *_: Any) -> str | None:
     n, p = x.shape[-2:]
-    return None if n * p <= 128 and p <= 8 else f"{n} x {p} is not small"
+    return None if 1 <= p <= 8 and n <= 16 else f"no body for matrices of {n} x {p}, only up to 16 x 8"
 
 
-def arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """Return the tensors' numbers with one batch dimension."""
-    return [t.detach().reshape(-1, *t.shape[-2:]).contiguous().numpy() for t in tensors]
-
-
-def _width(x: Tensor) -> int:
-    return lanes(math.prod(x.shape[:-2]), x.shape[-2] * x.shape[-1])
-
-
-@body(_DTYPES, small)
+@body(DTYPES, _small, few)
 def cayley_retraction(x: Tensor, u: Tensor) -> Tensor:
-    """Run `_cayley` over all matrices, and the reference where the step is steep."""
+    """Run `_cayley` over all tokens, and the reference where the step is steep."""
     y = torch.empty(x.shape, dtype=x.dtype)
     steep = _run(x, u, x, y, y, False)
     if steep is not None:
@@ -58,9 +33,9 @@ def cayley_retraction(x: Tensor, u: Tensor) -> Tensor:
     return y
 
 
-@body(_DTYPES, small)
+@body(DTYPES, _small, few)
 def cayley_transport(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Run `_cayley` over all matrices, and the reference where the step is steep."""
+    """Run `_cayley` over all tokens, and the reference where the step is steep."""
     y, moved = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
     steep = _run(x, u, v, y, moved, True)
     if steep is not None:
@@ -69,92 +44,95 @@ def cayley_transport(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return y, moved
 
 
-@body(_DTYPES, small)
+@body(DTYPES, _small, few)
 def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: float) -> Tensor:
-    """Run `_tangent` over all matrices."""
+    """Run `_tangent` over all tokens."""
+    n, p = x.shape[-2:]
     result = torch.empty(e.shape, dtype=e.dtype)
-    given = arrays(x, e, result)
-    number = given[0].dtype.type
-    weights = number(whole), number(straight), number(crossed)
-    pool.run(_tangent, pool.split(len(given[0]), _GRAIN), *given, *weights, _width(x))
+    arrays = [numbers(tensor, n * p) for tensor in (x, e, result)]
+    weights = map(arrays[0].dtype.type, (whole, straight, crossed))
+    pool.run(_tangent, pool.split(len(arrays[0]), GRAIN), *arrays, extent(n), extent(p), *weights)
     return result
 
 
 def _run(x: Tensor, u: Tensor, v: Tensor, y: Tensor, moved: Tensor, transport: bool) -> Tensor | None:
     """Fill y and moved; return a mask of the batch where that needs pivots, or None."""
-    given = arrays(x, u, v, y, moved)
+    n, p = x.shape[-2:]
+    arrays = [numbers(tensor, n * p) for tensor in (x, u, v, y, moved)]
     steep = torch.zeros(x.shape[:-2], dtype=torch.bool)
-    pool.run(_cayley, pool.split(len(given[0]), _GRAIN), *given, steep.view(-1).numpy(), transport, _width(x))
+    ranges = pool.split(len(arrays[0]), GRAIN)
+    pool.run(_cayley, ranges, *arrays, steep.view(-1).numpy(), extent(n), extent(p), transport)
     return steep if bool(steep.any()) else None
 
 
 @compiled
-def _cayley(x, u, v, y, moved, steep, transport, width, start, stop):  # type: ignore[no-untyped-def]
+def _cayley(x, u, v, y, moved, steep, rows, columns, transport, start, stop):  # type: ignore[no-untyped-def]
     """Compute ``Z = (2 x + N) (I - A/2 + N^T N/4)^-1``, ``y = Z - x`` polished, and ``y C + M - Z N^T M / 2``."""
-    _, n, p = x.shape
+    n, p = len(rows), len(columns)
     one, half, quarter = x.dtype.type(1), x.dtype.type(0.5), x.dtype.type(0.25)
-    point, normal, rotated, end = (
-        scratch(n, p, width, x),
-        scratch(n, p, width, x),
-        scratch(n, p, width, x),
-        scratch(n, p, width, x),
-    )
-    spare, vector = scratch(n, p, width, x), scratch(n, p, width, x)
-    square, other = scratch(p, p, width, x), scratch(p, p, width, x)
-    system = np.empty((p, p, width), np.float64)
-    size = np.empty(width, np.float64)
+    point, normal = np.empty((n * p, LANES), x.dtype), np.empty((n * p, LANES), x.dtype)
+    rotated, end = np.empty((n * p, LANES), x.dtype), np.empty((n * p, LANES), x.dtype)
+    spare, vector = np.empty((n * p, LANES), x.dtype), np.empty((n * p, LANES), x.dtype)
+    square, other = np.empty((p * p, LANES), x.dtype), np.empty((p * p, LANES), x.dtype)
+    system = np.empty((p * p, LANES), np.float64)
+    size = np.empty(LANES, np.float64)
     tall = n > p  # in a square x A + N there is no N
-    for base in range(start, stop, width):
-        load_tile(x, point, base, stop)
-        load_tile(u, normal, base, stop)
-        gram(point, normal, square)
-        combine_transposed(-quarter, square, quarter, other)
+    for base in range(start, stop, LANES):
+        load(x, point, base, stop)
+        load(u, normal, base, stop)
+        gram(point, normal, square, rows, columns, columns)
+        combine_transposed(-quarter, square, quarter, other, columns)
         if tall:
-            product(point, square, spare)
+            product(point, square, spare, rows, columns, columns)
             combine(one, normal, -one, spare, normal)
-            gram(normal, normal, square)
+            gram(normal, normal, square, rows, columns, columns)
             combine(one, other, quarter, square, other)
-            combine(2 * one, point, one, normal, end)
-        else:
-            combine(2 * one, point, 0 * one, point, end)
-        add_to_diagonal(other, one)
-        combine(1.0, other, 0.0, other, system)
-        largest(system, size)
-        for t in range(min(width, stop - base)):
+        size[:] = 0
+        for i in range(p):
+            for j in range(p):
+                for t in range(LANES):
+                    value = np.float64(other[i * p + j, t])
+                    size[t] = max(size[t], abs(value))
+                    system[i * p + j, t] = value + (1.0 if i == j else 0.0)
+        for t in range(min(LANES, stop - base)):
             steep[base + t] = size[t] > _STEEP
-        invert(system)
-        combine(1.0, system, 0.0, system, other)
-        product(end, other, rotated)
+        invert(system, columns)
+        for k in range(p * p):
+            for t in range(LANES):
+                other[k, t] = system[k, t]
+        combine(2 * one, point, one if tall else one - one, normal, end)
+        product(end, other, rotated, rows, columns, columns)
         combine(one, rotated, -one, point, spare)
-        polish(spare, square, end)
-        store_tile(y, end, base, stop)
+        polish(spare, square, end, rows, columns)
+        store(y, end, base, stop)
         if transport:
-            load_tile(v, vector, base, stop)
-            gram(point, vector, square)
-            combine_transposed(half, square, -half, other)
+            load(v, vector, base, stop)
+            gram(point, vector, square, rows, columns, columns)
+            combine_transposed(half, square, -half, other, columns)
             if tall:
-                product(point, square, spare)
+                product(point, square, spare, rows, columns, columns)
                 combine(one, vector, -one, spare, vector)
-                gram(normal, vector, square)
-                product(rotated, square, spare)
+                gram(normal, vector, square, rows, columns, columns)
+                product(rotated, square, spare, rows, columns, columns)
                 combine(one, vector, -half, spare, vector)
-            product(end, other, spare)
+            product(end, other, spare, rows, columns, columns)
             if tall:
                 combine(one, spare, one, vector, spare)
-            store_tile(moved, spare, base, stop)
+            store(moved, spare, base, stop)
 
 
 @compiled
-def _tangent(x, e, result, whole, straight, crossed, width, start, stop):  # type: ignore[no-untyped-def]
+def _tangent(x, e, result, rows, columns, whole, straight, crossed, start, stop):  # type: ignore[no-untyped-def]
     """``whole e + x (straight S + crossed S^T)`` with ``S = x^T e``."""
-    _, n, p = x.shape
-    point, vector, part = scratch(n, p, width, x), scratch(n, p, width, x), scratch(n, p, width, x)
-    square, mixed = scratch(p, p, width, x), scratch(p, p, width, x)
-    for base in range(start, stop, width):
-        load_tile(x, point, base, stop)
-        load_tile(e, vector, base, stop)
-        gram(point, vector, square)
-        combine_transposed(straight, square, crossed, mixed)
-        product(point, mixed, part)
-        combine(whole, vector, x.dtype.type(1), part, part)
-        store_tile(result, part, base, stop)
+    n, p = len(rows), len(columns)
+    point, vector = np.empty((n * p, LANES), x.dtype), np.empty((n * p, LANES), x.dtype)
+    spare = np.empty((n * p, LANES), x.dtype)
+    square, mixed = np.empty((p * p, LANES), x.dtype), np.empty((p * p, LANES), x.dtype)
+    for base in range(start, stop, LANES):
+        load(x, point, base, stop)
+        load(e, vector, base, stop)
+        gram(point, vector, square, rows, columns, columns)
+        combine_transposed(straight, square, crossed, mixed, columns)
+        product(point, mixed, spare, rows, columns, columns)
+        combine(whole, vector, x.dtype.type(1), spare, spare)
+        store(result, spare, base, stop)
