@@ -75,8 +75,27 @@ class Doctor:
                     if not residual < 1e-5:
                         failed.append(f"{info.name} on {device}: off its set by {residual:.1e}")
             print(f"{device:10} {name}: exact mixers within {worst:.0e} of their sets")
+            failed += self._check_bodies(device)
         if failed:
             raise RuntimeError("; ".join(failed))
+
+    def _check_bodies(self, device: str) -> list[str]:
+        """Print which bodies run on a device, and return those that do not give what the reference gives."""
+        from jpmhc.kernels.bodies import interpreted
+        from jpmhc.kernels.check import check_bodies
+
+        failed = []
+        for name in ("numba", "triton"):
+            if name == "triton" and device == "cpu" and not interpreted():
+                print(f"{name:10} on {device}: no GPU; TRITON_INTERPRET=1 runs its bodies in the interpreter")
+                continue
+            for checked in check_bodies(name, device):
+                agrees = checked.error is None or checked.error < 1e-5
+                told = checked.reason if checked.error is None else f"within {checked.error:.0e} of the reference"
+                print(f"{name:10} on {device}: {checked.operation} {told}")
+                if not agrees:
+                    failed.append(f"{checked.operation}, {name} on {device}: {told}")
+        return failed
 
 
 @dataclass

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -19,6 +20,8 @@ def test_doctor_checks_the_maps(capsys):
     printed = capsys.readouterr().out
     assert "torch" in printed
     assert "cpu        processor: exact mixers within" in printed
+    assert re.search(r"numba +on cpu: sinkhorn_forward within \de-0\d of the reference", printed)
+    assert "triton     on cpu: no GPU" in printed
 
 
 def test_a_users_mistake_ends_in_one_line(capsys):

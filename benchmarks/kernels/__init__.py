@@ -1,0 +1,1 @@
+"""Time, memory and launches of the kernels beside the usual ways to write the same."""

@@ -1,0 +1,12 @@
+"""The command ``python -m benchmarks kernels``."""
+
+from __future__ import annotations
+
+from benchmarks import command
+from benchmarks.kernels import small_maps, systems
+
+
+def main(arguments: list[str]) -> int:
+    """Run all parts."""
+    parts = {"small maps": small_maps.run, "nodes and launches": systems.count, "waiting": systems.wait}
+    return command.main("kernels", parts, arguments)
