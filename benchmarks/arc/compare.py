@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.arc.arms import Arm
-from benchmarks.arc.evaluation import copy_scores
+from benchmarks.arc.evaluation import constant_scores, copy_scores
 from benchmarks.arc.files import write_json
 from benchmarks.arc.presets import Preset
 from benchmarks.arc.progress import Display
@@ -95,6 +95,7 @@ def compare(
         "data_sha256": data.sha256,
         **environment.describe(),
         "copy": copy_scores(data),
+        "constant": constant_scores(data),
         "arms": [arm.text for arm in arms],
         "seeds": list(range(seeds)),
         "arm_seconds": arm_seconds,

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.arc import processes
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.dataset import ArcData
-from benchmarks.arc.encode import decode
+from benchmarks.arc.encode import VOCAB, decode
 from benchmarks.arc.model import TinyRecursiveModel
 from benchmarks.arc.presets import Preset
 from benchmarks.arc.vote import Ballot, Score, ballot, clustered, mean_score, pass_at, pool, token_accuracy, vote
@@ -193,6 +193,21 @@ def copy_scores(data: ArcData) -> dict[str, Any]:
         "held_out": _accuracies(token_accuracy(inputs, labels)),
         "train": _accuracies(token_accuracy(train_inputs, train_labels)),
     }
+
+
+def constant_scores(data: ArcData) -> dict[str, Any]:
+    """Score one and the same token everywhere, the one that is right most often on the training pairs.
+
+    A second floor: a network learns this answer, mostly all black, before it looks at its input, and may stay there for
+    hundreds of steps.
+    """
+    cases = [data.variants_of(held)[1][:1] for held in data.held_out]
+    _, train_labels, _ = training_pairs(data)
+    best = max(
+        range(1, VOCAB), key=lambda token: token_accuracy(np.full_like(train_labels, token), train_labels).mean()
+    )
+    parts = {"held_out": np.concatenate(cases), "train": train_labels}
+    return {name: _accuracies(token_accuracy(np.full_like(labels, best), labels)) for name, labels in parts.items()}
 
 
 def _accuracies(shares: np.ndarray) -> dict[str, Any]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 COPY = "copy the input"
+CONSTANT = "one token everywhere"
 # The arms that a claim about a mixer needs beside it: no streams, and streams that are not mixed.
 CONTROLS = ("plain", "identity")
 FINAL_STEPS = 20
@@ -160,7 +161,10 @@ def rows(comparison: dict[str, Any], folder: Path, *, timings: bool = True) -> l
     ValueError
         If a file of a complete run is missing or damaged.
     """
-    found = [_copy_row(comparison), *(_arm_row(comparison, folder, arm) for arm in comparison["arms"])]
+    floors = [_floor(COPY, comparison["copy"])]
+    if "constant" in comparison:
+        floors.append(_floor(CONSTANT, comparison["constant"]))
+    found = [*floors, *(_arm_row(comparison, folder, arm) for arm in comparison["arms"])]
     return found if timings else [replace(row, seconds=None) for row in found]
 
 
@@ -260,10 +264,10 @@ def show(folder: Path) -> None:
     require("rich.console", "bench").Console().print(rich_table(rows(results.read_comparison(folder), folder)))
 
 
-def _copy_row(comparison: dict[str, Any]) -> Row:
-    held_out, train = comparison["copy"]["held_out"], comparison["copy"]["train"]
+def _floor(name: str, scores: dict[str, Any]) -> Row:
+    held_out, train = scores["held_out"], scores["train"]
     return Row(
-        arm=COPY,
+        arm=name,
         seeds=0,
         complete=0,
         tests=held_out["count"],

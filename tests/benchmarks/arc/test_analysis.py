@@ -102,3 +102,12 @@ def test_published_files_hold_the_numbers_and_no_seconds_where_they_mean_nothing
     assert "<svg" in paths[2].read_text()
     with pytest.raises(ValueError, match="absent: the folder does not exist"):
         publish.publish(folder, tmp_path / "absent" / "x")
+
+
+def test_arms_that_answer_one_token_everywhere_prove_nothing(found):
+    comparison, analysis = found
+    floor = {part: {"count": 9, "token_accuracy": 0.9, "exact": 0.0} for part in ("train", "held_out")}
+    judged = {c.statement: c for c in claims.claims({**comparison, "constant": floor}, analysis)}
+    tokens = judged["Cayley gets more tokens right than Sinkhorn"]
+    assert (tokens.verdict, tokens.reason) == (claims.NOT_TESTABLE, "every arm still answers one token everywhere")
+    assert judged["Cayley needs fewer steps than Sinkhorn"].verdict == claims.NOT_TESTABLE

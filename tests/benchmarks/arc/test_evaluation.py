@@ -7,6 +7,7 @@ from benchmarks.arc.dataset import build
 from benchmarks.arc.evaluation import (
     Predictor,
     attempts,
+    constant_scores,
     copy_scores,
     evaluate,
     pooled_attempts,
@@ -122,6 +123,15 @@ def test_votes_of_one_evaluation_pool_to_themselves(data):
     assert {name: pooled[name] for name in pooled if name != "evaluations"} == {
         name: value for name, value in result["held_out"].items() if name.startswith("pass@")
     }
+
+
+def test_one_token_everywhere_is_the_best_of_all_tokens(data):
+    _, labels, _ = training_pairs(data)
+    labelled = labels != 0
+    scores = constant_scores(data)
+    every = [np.mean(((labels == token) & labelled).sum(1) / labelled.sum(1)) for token in range(1, 12)]
+    assert scores["train"]["token_accuracy"] == pytest.approx(max(every))
+    assert (scores["train"]["count"], scores["held_out"]["count"]) == (223, 69)
 
 
 def test_training_pairs_are_the_untransformed_ones(data):
