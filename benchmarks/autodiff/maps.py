@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.memory import saved_mib
+from benchmarks.memory import peak_mib, saved_mib
 from jpmhc import autodiff
 
 SHAPES = ((4096, 4, 4), (65536, 4, 4), (4096, 16, 16))
@@ -70,7 +70,7 @@ def _rows(shape: tuple[int, int, int], rounds: int, quick: bool) -> list[dict[st
             torch.autograd.grad(result, logits, cotangent)  # compiles the backward, where there is one to compile
             row["residual"] = autodiff.sinkhorn_residual(result.detach()).max().item()
             row["saved_mib"] = saved_mib(function, logits)
-            row["peak_mib"] = _peak_mib(function, logits, cotangent)
+            row["peak_mib"] = peak_mib(function, logits, cotangent)
         except Exception as error:  # a peer's fault is a result here, whatever it raises
             row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             continue
@@ -93,20 +93,6 @@ def _milliseconds(function: Map, logits: Tensor, cotangent: Tensor, at_least: fl
         torch.autograd.grad(function(logits), logits, cotangent)
         calls += 1
     return 1e3 * elapsed / calls
-
-
-def _peak_mib(function: Map, logits: Tensor, cotangent: Tensor) -> float:
-    """Most memory allocated at once, from the allocator's record."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        torch.autograd.grad(function(logits), logits, cotangent)
-    alive = highest = 0
-    for event in record.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            highest = max(highest, alive)
-    return highest / 2**20
 
 
 def _unrolled(logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.memory import saved_mib
+from benchmarks.memory import peak_mib, saved_mib
 from jpmhc import layers
 
 TOKENS, WIDTH = 4096, 512
@@ -40,9 +40,10 @@ def run(quick: bool) -> dict[str, Any]:
     dict
         JSON-able: ``rows``, each with name, streams, ms (CPU time forward and backward, minimum over interleaved
         rounds), over_branch_ms (without the plain residual's time), ratio (of over_branch_ms to that of the fastest
-        peer that mixes), saved_mib (kept for backward beyond streams and parameters) and saved_streams (in units of the
-        streams). The first row of a size is the plain residual on one stream, the second one copy of the streams: no
-        layer can be faster. A contender that does not run has an ``error`` in place of numbers.
+        peer that mixes), saved_mib (kept for backward beyond streams and parameters), peak_mib (held at once by a
+        forward and a backward to the streams, beyond streams and parameters), and both in units of the streams
+        (saved_streams, peak_streams). The first row of a size is the plain residual on one stream, the second one copy
+        of the streams: no layer can be faster. A contender that does not run has an ``error`` in place of numbers.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -72,6 +73,7 @@ def _rows(n: int, rounds: int, quick: bool) -> list[dict[str, Any]]:
             streams = streams.clone().requires_grad_()
             _pass(function, streams, gradient)  # compiles, where there is something to compile
             row["saved_mib"] = saved_mib(function, streams, *branch.parameters())
+            row["peak_mib"] = peak_mib(function, streams, gradient)
         except ValueError as error:
             if "streams" in str(error):  # a mixer that does not exist for this n
                 continue
@@ -80,6 +82,7 @@ def _rows(n: int, rounds: int, quick: bool) -> list[dict[str, Any]]:
             rows.append({**row, "error": f"{type(error).__name__}: {error}".splitlines()[0]})
             continue
         row["saved_streams"] = row["saved_mib"] / (x.numel() * 4 / 2**20)
+        row["peak_streams"] = row["peak_mib"] / (x.numel() * 4 / 2**20)
         rows.append(row)
         calls.append((row, function, streams, gradient))
     for _ in range(rounds):
@@ -122,6 +125,13 @@ def _lucidrains_hc(n: int, branch: nn.Module) -> Function:
     return lambda x: layer(x.transpose(0, 1)).transpose(0, 1)
 
 
+def _lucidrains_mhc_v1(n: int, branch: nn.Module) -> Function:
+    from hyper_connections.manifold_constrained_hyper_connections import ManifoldConstrainedHyperConnections
+
+    layer = ManifoldConstrainedHyperConnections(n, dim=WIDTH, branch=branch, layer_index=0)
+    return lambda x: layer(x.transpose(0, 1)).transpose(0, 1)
+
+
 def _lucidrains_mhc(n: int, branch: nn.Module) -> Function:
     from hyper_connections.mHCv2 import ManifoldConstrainedHyperConnections
 
@@ -158,12 +168,13 @@ FLOORS = (
     Contender("plain residual, one stream", lambda n, branch: layers.Residual(branch)),
     Contender("copy of the streams", lambda n, branch: torch.clone),
 )
-MIXING_PEERS = ("lucidrains HyperConnections", "lucidrains mHCv2", "transformers DeepSeek-V4")
+MIXING_PEERS = ("lucidrains HyperConnections", "lucidrains mHC", "lucidrains mHCv2", "transformers DeepSeek-V4")
 CONTENDERS = (
     *FLOORS,
     *(Contender(f"jpmhc {info.name}", _ours(info.name)) for info in layers.mixers()),
     *(Contender(f"jpmhc {name}, compiled", _compiled(name), in_quick=False) for name in ("sinkhorn", "cayley")),
     Contender("lucidrains HyperConnections", _lucidrains_hc),
+    Contender("lucidrains mHC", _lucidrains_mhc_v1),
     Contender("lucidrains mHCv2", _lucidrains_mhc),
     Contender("transformers DeepSeek-V4", _transformers("deepseek")),
     Contender("transformers HY-V4 (no mixer)", _transformers("hunyuan")),

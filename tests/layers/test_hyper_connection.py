@@ -237,12 +237,13 @@ def test_autocast_leaves_the_coefficients_in_single_precision():
     assert out.dtype == torch.float32
 
 
-def test_copies_and_pickles():
-    hc = layer(branch=nn.Linear(5, 5, dtype=torch.float64))
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_copies_and_pickles(mixer):
+    hc = layer(mixer, nn.Linear(5, 5, dtype=torch.float64))
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     for twin in (copy.deepcopy(hc), pickle.loads(pickle.dumps(hc))):
         assert torch.equal(twin(x), hc(x))
-    fresh = layers.HyperConnection(5, nn.Linear(5, 5), streams=3, dtype=torch.float64).double()
+    fresh = layers.HyperConnection(5, nn.Linear(5, 5), streams=3, mixer=mixer, dtype=torch.float64).double()
     fresh.load_state_dict(hc.state_dict())
     assert torch.equal(fresh(x), hc(x))
 

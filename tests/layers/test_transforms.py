@@ -92,3 +92,35 @@ def test_no_token_sees_another(mixer, gate):
     changed = x.clone()
     changed[3:] += 1.0
     assert torch.equal(hc(changed)[:3], before[:3])
+
+
+OPTIONS = [
+    {"reads": 2},
+    {"fractions": 2},
+    {"fractions": 2, "gate": "tanh", "mixer": "free"},
+    {"projection": "shared", "mixer": "free", "gate": "tanh"},
+    {"gate": "uniform", "stream_embedding": True},
+    {"mixer": layers.Sinkhorn(4, iterations=20, clamp=10.0), "scale": None, "norm": "streams-layer"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_every_form_of_a_layer_goes_through_the_transformations(options):
+    torch._dynamo.reset()
+    branch = (lambda u, v: u * v.tanh()) if "reads" in options else nn.Linear(8, 8)
+    hc = layers.HyperConnection(8, branch, **options)
+    with torch.no_grad():
+        for parameter in layers.mixing_parameters(hc):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = streams(6)
+    torch.testing.assert_close(torch.func.vmap(hc)(x.view(2, 3, 4, 8)).flatten(0, 1), hc(x))
+    compiled = torch.compile(hc, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), hc(x), rtol=1e-5, atol=1e-5)
+    for actual, expected in zip(gradients(compiled, hc, x), gradients(hc, hc, x), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    exported = torch.export.export(hc, (x,)).module()
+    torch.testing.assert_close(exported(x), hc(x))
+    u, write = hc.read(x.bfloat16())
+    assert write(u[0] if "reads" in options else u).dtype == torch.bfloat16
+    for shape in ((0,), (2, 0), ()):
+        assert hc(torch.randn(*shape, 4, 8)).shape == (*shape, 4, 8)
