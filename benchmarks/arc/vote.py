@@ -97,31 +97,22 @@ def pool(ballots: Iterable[Sequence[Ballot]]) -> list[Ballot]:
 
 
 def pass_at(ballots: Sequence[Sequence[Ballot]], tasks: Sequence[int | str], k: int) -> Score:
-    """Return `task_pass_at` of rankings without grids."""
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}")
-    return _mean_over_tasks([any(entry.right for entry in ballot[:k]) for ballot in ballots], tasks)
-
-
-def task_pass_at(
-    candidates: Sequence[Sequence[Candidate]], truths: Sequence[Grid], tasks: Sequence[int | str], k: int
-) -> Score:
     """Return the mean over tasks of the fraction of a task's tests that are solved within ``k`` candidates.
 
     This is how ARC is scored: a task with two tests, one of them solved, counts one half.
 
     Parameters
     ----------
-    candidates : sequence, one entry a test
-        Ranked, from `vote`.
-    truths : sequence of Grid, one a test
-        The outputs.
-    k : int
-        Attempts allowed.
+    ballots : sequence, one entry a test
+        Ranked, from `ballot` or `pool`.
     tasks : sequence, one entry a test
         Which task the test belongs to.
+    k : int
+        Attempts allowed.
     """
-    return _mean_over_tasks(_solved(candidates, truths, k), tasks)
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, got {k}")
+    return _mean_over_tasks([any(entry.right for entry in ballot[:k]) for ballot in ballots], tasks)
 
 
 def clustered(values: Sequence[float], tasks: Sequence[int | str]) -> Score:
@@ -183,14 +174,3 @@ def _mean_over_tasks(solved: Sequence[bool], tasks: Sequence[int | str]) -> Scor
 
 def _name(grid: Grid) -> str:
     return hashlib.blake2b(bytes(grid.shape) + grid.tobytes(), digest_size=8).hexdigest()
-
-
-def _solved(candidates: Sequence[Sequence[Candidate]], truths: Sequence[Grid], k: int) -> list[bool]:
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}")
-    if not truths or len(candidates) != len(truths):
-        raise ValueError(f"candidates: expected one ranking for each of {len(truths)} truths, got {len(candidates)}")
-    return [
-        any(np.array_equal(candidate.grid, truth) for candidate in ranking[:k])
-        for ranking, truth in zip(candidates, truths, strict=True)
-    ]
