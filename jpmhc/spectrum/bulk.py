@@ -67,10 +67,10 @@ class Bulk:
     @cached_property
     def _raw_grid(self) -> Grid:
         """March down from above the law, where every start works, by a decade at a time; then refine."""
-        angles = (0.3, 0.03, *self.angles)
+        angles = (0.3, 0.03, 4e-3, *self.angles)
         ladder = torch.logspace(0, -2, 13, dtype=torch.float64)
         x = self.top * ladder
-        wide, _, far, near = descend(self.chain, x, angles)
+        wide, _, _, far, near = descend(self.chain, x, angles)
         xs, fars, nears = [x], [far], [near]
         highest = self.top
         while True:
@@ -87,7 +87,7 @@ class Bulk:
             last = (~(wide.residual > TOLERANCE)).nonzero()
             origin = int(last[-1]) if len(last) else len(wide.residual) - 1
             start = wide[torch.full((len(x),), origin)]
-            wide, _, far, near = descend(
+            wide, _, _, far, near = descend(
                 self.chain, x, angles, SelfEnergies(start.s, start.t, start.residual, 0 * start.steps)
             )
             xs, fars, nears = [*xs, x], [*fars, far], [*nears, near]

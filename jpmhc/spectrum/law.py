@@ -110,5 +110,6 @@ class Law(abc.ABC):
         ax.set_ylabel("density of log s" if log else "density")
         if log:
             ax.set_xscale("log")
-        ax.set_ylim(bottom=0)
+        # Another law may follow in the same axes.
+        ax.set_ylim(bottom=0, auto=None)
         return ax

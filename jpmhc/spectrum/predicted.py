@@ -60,7 +60,7 @@ class PredictedLaw(Law):
         and its double.
     """
 
-    def __init__(self, model: Model, regularisation: float = 2e-3) -> None:
+    def __init__(self, model: Model, regularisation: float = 5e-4) -> None:
         if not 0 < regularisation <= 0.1:
             raise ValueError(f"regularisation: expected a number in (0, 0.1], got {regularisation}")
         self.model = model
@@ -258,7 +258,7 @@ def predict(
     energy: Any = 1.0,
     branch: str | Branch = "gaussian",
     *,
-    regularisation: float = 2e-3,
+    regularisation: float = 5e-4,
 ) -> PredictedLaw:
     """Law of the singular values of ``J_{L-1} ... J_0``, ``J_l = M_l (x) I_C + write_l read_l^T (x) X_l``, as C grows.
 
@@ -275,7 +275,7 @@ def predict(
         Entries N(0, v / C); sqrt(v) times a rotation; two Gaussian layers around a ReLU's mask with as many hidden
         units as channels (:class:`Hidden` for other widths); the model of the JPmHC paper, ``M_l (x) I`` plus
         independent noise on everything; any other R-diagonal law by its S-transform.
-    regularisation : float, default=2e-3
+    regularisation : float, default=5e-4
         Distance from the real axis, as an angle, from which results are extrapolated.
 
     Returns

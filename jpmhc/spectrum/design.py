@@ -1,0 +1,196 @@
+"""Rules of design for a mixer at a depth, computed from its start."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jpmhc.layers import Mixer, mixers
+from jpmhc.layers.arguments import check_number, check_size
+from jpmhc.spectrum.branches import Branch
+from jpmhc.spectrum.closed_forms import scalar_condition
+from jpmhc.spectrum.initial import initial_chain
+from jpmhc.spectrum.predicted import predict
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a stack of layers does at its start.
+
+    Attributes
+    ----------
+    mixer : str
+        Name of the mixer.
+    streams, depth : int
+        Number of streams n and of layers L.
+    load : float
+        Energy ``c`` that the branches add per direction over the depth.
+    smallest, largest : float
+        Ends of the law of the singular values.
+    mean_log, isometry_gap : float
+        ``E[log s]`` and ``log E[s^2] - 2 E[log s]``.
+    contrast : float
+        Largest factor by which the product of the mixers keeps a difference between streams.
+    contrast_depth : float
+        Layers after which that factor falls below ``threshold``, at the mean rate; infinite if it does not fall.
+    """
+
+    mixer: str
+    streams: int
+    depth: int
+    load: float
+    smallest: float
+    largest: float
+    mean_log: float
+    isometry_gap: float
+    contrast: float
+    contrast_depth: float
+
+    @property
+    def condition(self) -> float:
+        """Condition number of the Jacobian."""
+        return self.largest / self.smallest if self.smallest > 0 else math.inf
+
+    def row(self) -> dict[str, Any]:
+        """Return the numbers by name, for a table."""
+        return {**dataclasses.asdict(self), "condition": self.condition}
+
+
+def design(
+    mixer: str | Mixer,
+    streams: int = 4,
+    depth: int = 24,
+    *,
+    load: float = 0.5,
+    gate: str = "softmax",
+    branch: str | Branch = "gaussian",
+    threshold: float = 0.5,
+) -> Design:
+    """Predict what a stack of layers with that mixer does at its start.
+
+    Parameters
+    ----------
+    mixer : str or Mixer
+        A name from :func:`~jpmhc.layers.mixers`, or an instance.
+    streams, depth : int
+        Number of streams n and of layers L.
+    load : float, default=0.5
+        ``c = (1 / n) sum_l v_l |read_l|^2 |write_l|^2``, spread evenly over the layers.
+    gate, branch : str
+        As for :class:`~jpmhc.layers.HyperConnection` and for :func:`predict`.
+    threshold : float, default=0.5
+        Where a difference between streams counts as lost, in (0, 1).
+
+    Returns
+    -------
+    Design
+
+    Raises
+    ------
+    ValueError
+        Unknown names, a load that is negative, a threshold outside (0, 1).
+
+    Examples
+    --------
+    >>> from jpmhc import spectrum
+    >>> print(f"{spectrum.design('sinkhorn', 4, 24).contrast_depth:.1f}")
+    4.8
+    """
+    check_number("load", load, least=0.0)
+    _check_threshold(threshold)
+    chain = initial_chain(mixer, streams, depth, gate)
+    gain = chain["read"].square().sum(-1) * chain["write"].square().sum(-1)
+    energy = load * streams / depth / gain
+    law = predict(chain["mixers"], chain["read"], chain["write"], energy, branch)
+    product = torch.eye(streams, dtype=torch.float64)
+    for matrix in chain["mixers"]:
+        product = matrix @ product
+    centre = torch.eye(streams, dtype=torch.float64) - 1 / streams
+    contrast = float(torch.linalg.matrix_norm(centre @ product @ centre, 2)) if streams > 1 else 1.0
+    rate = math.log(contrast) / depth if contrast > 0 else -math.inf
+    smallest, largest = law.edges
+    return Design(
+        mixer if isinstance(mixer, str) else type(mixer).__name__,
+        streams,
+        depth,
+        float(law.scalar_load),
+        smallest,
+        largest,
+        float(law.mean_log),
+        float(law.isometry_gap),
+        contrast,
+        # Round-off of a product of rotations is no loss.
+        math.log(threshold) / rate if rate < -1e-12 else math.inf,
+    )
+
+
+def design_table(streams: int = 4, depth: int = 24, **options: Any) -> list[Design]:
+    """Return the :func:`design` of every registered mixer with that number of streams, by name; seconds a mixer."""
+    return [design(info.name, streams, depth, **options) for info in mixers() if info.supports(streams)]
+
+
+def branch_budget(condition: float) -> float:
+    """Load ``c`` at which the scalar law, which spreads the branches over all directions, has that condition number.
+
+    It is what mixers that rotate the streams come close to; with others the condition number is larger (:func:`design`).
+
+    Parameters
+    ----------
+    condition : float
+        Wanted ratio of the largest and smallest singular value, at least 1.
+
+    Returns
+    -------
+    float
+        ``c = (1 / n) sum_l v_l |read_l|^2 |write_l|^2``.
+
+    Examples
+    --------
+    >>> from jpmhc import spectrum
+    >>> print(f"{spectrum.branch_budget(10):.2f}")
+    0.60
+    """
+    check_number("condition", condition, least=1.0)
+    low, high = 0.0, 1.0
+    while scalar_condition(high) < condition:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if scalar_condition(middle) <= condition else (low, middle)
+    return low
+
+
+def diagonal_bias(streams: int, depth: int, threshold: float = 0.5) -> float:
+    """Logit on the diagonal that a doubly stochastic mixer needs to keep differences between streams over a depth.
+
+    With b on the diagonal and 0 elsewhere a layer shrinks differences by ``(e^b - 1) / (e^b + n - 1)``; over L layers
+    no more than ``threshold`` is left of them below this b. For ``threshold = 1 / 2`` it is about ``log(n L / log 2)``.
+
+    Parameters
+    ----------
+    streams, depth : int
+        Number of streams n, at least 2, and of layers L.
+    threshold : float, default=0.5
+        Share of a difference that must be left, in (0, 1).
+
+    Examples
+    --------
+    >>> from jpmhc import spectrum
+    >>> print(f"{spectrum.diagonal_bias(4, 48):.1f}")
+    5.6
+    """
+    check_size("streams", streams, least=2)
+    check_size("depth", depth)
+    _check_threshold(threshold)
+    shrink = threshold ** (1 / depth)
+    return math.log((1 + shrink * (streams - 1)) / -math.expm1(math.log(threshold) / depth))
+
+
+def _check_threshold(threshold: float) -> None:
+    check_number("threshold", threshold)
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold: expected a number in (0, 1), got {threshold}")

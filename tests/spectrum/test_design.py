@@ -1,0 +1,69 @@
+import math
+
+import pytest
+import torch
+
+from jpmhc import spectrum
+from jpmhc.spectrum.closed_forms import scalar_condition
+
+
+def test_design_of_a_forgetting_mixer():
+    found = spectrum.design("sinkhorn", 4, 8, load=0.3)
+    chain = spectrum.initial_chain("sinkhorn", 4, 8)
+    centre = torch.eye(4, dtype=torch.float64) - 0.25
+    values = [torch.linalg.matrix_norm(centre @ torch.linalg.matrix_power(chain["mixers"][0], k), 2) for k in (8, 40)]
+    assert found.contrast == pytest.approx(float(values[0]), rel=1e-6)
+    assert (
+        float(
+            torch.linalg.matrix_norm(
+                centre @ torch.linalg.matrix_power(chain["mixers"][0], math.ceil(found.contrast_depth)), 2
+            )
+        )
+        < 0.5
+    )
+    assert found.load == pytest.approx(0.3)
+    assert found.mean_log < 0 < found.isometry_gap
+    assert found.row()["condition"] == found.largest / found.smallest > scalar_condition(0.3)
+
+
+def test_budget_inverts_the_scalar_condition():
+    for condition in (1.0, 2.0, 10.0, 1e4):
+        assert scalar_condition(spectrum.branch_budget(condition)) == pytest.approx(condition)
+    assert 0.60 <= spectrum.branch_budget(10) < 0.61
+
+
+@pytest.mark.parametrize(("streams", "depth", "threshold"), [(4, 48, 0.5), (2, 1, 0.9), (16, 200, 0.1)])
+def test_diagonal_bias_keeps_just_that_much(streams, depth, threshold):
+    b = spectrum.diagonal_bias(streams, depth, threshold)
+    logits = b * torch.eye(streams, dtype=torch.float64)
+    M = torch.linalg.matrix_power(torch.softmax(logits, -1), depth)
+    difference = torch.eye(streams, dtype=torch.float64)[0] - torch.eye(streams, dtype=torch.float64)[1]
+    assert torch.allclose(M @ difference, threshold * difference)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: spectrum.design("sinkhorn", 4, 0), "depth: expected at least 1, got 0"),
+        (lambda: spectrum.design("sinkhorn", 4, 2, load=-1.0), "load: expected a finite number of at least 0"),
+        (lambda: spectrum.design("attic", 4, 2), "mixer: unknown name 'attic'"),
+        (lambda: spectrum.diagonal_bias(1, 2), "streams: expected at least 2"),
+        (lambda: spectrum.diagonal_bias(4, 2, 1.0), r"threshold: expected a number in \(0, 1\), got 1.0"),
+        (lambda: spectrum.branch_budget(0.5), "condition: expected a finite number of at least 1"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.slow
+def test_table_has_every_mixer():
+    from jpmhc import layers
+
+    table = spectrum.design_table(4, 3)
+    assert [row.mixer for row in table] == [info.name for info in layers.mixers() if info.supports(4)]
+    for row in table:
+        if row.mixer in ("identity", "cayley", "quaternion", "reflection"):
+            assert row.mean_log == pytest.approx(0, abs=1e-9)
+            assert row.contrast_depth == math.inf
