@@ -29,9 +29,9 @@ print(f"gap with M = I: {spectrum.isometry_gap(before, read, write, energy):.3f}
 # %%
 # Rotations that spread the energy
 # --------------------------------
-# The gap is a closed form, so it is a loss like any other: here of the raw numbers of twelve rotations. Beside it stands
-# the gap c = 0.5 of the scalar law, many thin layers whose branches act on all directions alike. Twelve layers can do
-# a little better.
+# The gap is a closed form, so it is a loss like any other: here of the raw numbers of twelve rotations. Beside it
+# stands the gap c = 0.5 of the scalar law, many thin layers whose branches act on all directions alike. Twelve layers
+# can do a little better.
 
 raw = torch.nn.Parameter(0.01 * torch.randn(depth, streams, streams, dtype=torch.float64))
 optimiser = torch.optim.Adam([raw], lr=0.05)

@@ -136,7 +136,7 @@ def design_table(streams: int = 4, depth: int = 24, **options: Any) -> list[Desi
 def branch_budget(condition: float) -> float:
     """Load ``c`` at which the scalar law, which spreads the branches over all directions, has that condition number.
 
-    It is what mixers that rotate the streams come close to; with others the condition number is larger (:func:`design`).
+    Mixers that rotate the streams come close to it; with others the condition number is larger (:func:`design`).
 
     Parameters
     ----------
