@@ -27,7 +27,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     ),
     "small": lambda: Preset(
         TransformerConfig(width=32, heads=2, blocks=2, length=32),
-        Schedule(steps=400, batch=8, lr=5e-3, final_lr=2e-4, warmup=20),
+        Schedule(steps=300, batch=8, lr=5e-3, final_lr=2e-4, warmup=20),
         256,
     ),
     # Three seeds side by side are meant to fit 80 GB with eight streams.

@@ -29,6 +29,16 @@ def test_networks_side_by_side_compute_what_each_computes_alone(arm):
     assert torch.allclose(together, alone, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_compiled_networks_compute_and_learn_the_same(monkeypatch):
+    # Traced and differentiated as on a GPU; generating code would take minutes here.
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend="aot_eager"))
+    eager, compiled = (trainer.train(problem(), residuals.parse("plain"), [1, 2], compiled=c) for c in (False, True))
+    for one, other in zip(eager, compiled, strict=True):
+        assert one["scores"]["mse"] == pytest.approx(other["scores"]["mse"], rel=1e-3)
+
+
 def test_a_seed_is_trained_as_a_plain_loop_would_train_it():
     task, arm, steps = problem(weight_decay=0.5, clip=0.1), residuals.parse("cayley"), 6
     model, generator = task.build(arm, 2), torch.Generator().manual_seed(2)
