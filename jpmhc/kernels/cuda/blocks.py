@@ -31,7 +31,8 @@ def launch(kernel, matrices, *options) -> Tensor:
     if tokens:
         n2, m2 = triton.next_power_of_2(n), triton.next_power_of_2(m)
         block = max(1, 1024 // (n2 * m2))
-        kernel[(triton.cdiv(tokens, block),)](*matrices, result, tokens, *options, n, m, n2, m2, block)
+        with torch.cuda.device_of(result):  # Triton launches on the current device
+            kernel[(triton.cdiv(tokens, block),)](*matrices, result, tokens, *options, n, m, n2, m2, block)
     return result
 
 
