@@ -69,9 +69,9 @@ plt.show()
 # %%
 # The first figure of the paper
 # -----------------------------
-# JPmHC (arXiv 2602.18308) asks for the spectra of ``prod (M (x) I + noise)``, one mixer in all layers. Solving for all
-# layers at once is right at every depth: bistochastic mixers gather three quarters of the singular values near zero, a
-# projector a half, rotations none.
+# JPmHC (arXiv 2602.18308) predicts the spectra of ``prod (M (x) I + noise)`` by free probability. For one layer it is
+# right. For several, its recipe composes laws as if the layers were free of one another; mixers alike in all layers are
+# not: they share their singular vectors. Solving for all layers at once is right at every depth.
 
 generator = torch.Generator().manual_seed(0)
 
@@ -90,7 +90,9 @@ for row, (depth, draws) in zip(axes, depths.items(), strict=True):
         model = {"mixers": matrix.expand(depth, 4, 4), "energy": 0.05 / depth}
         drawn = spectrum.simulate(**model, branch="isotropic", width=25, draws=draws)
         top = 1.1 * drawn.edges[1]
-        laws = {"predicted": spectrum.predict(**model, branch="isotropic")}
+        s = torch.linspace(2e-3, top, 150, dtype=torch.float64)
+        recipe = s, spectrum.published(matrix.expand(depth, 4, 4), 0.05 / depth, s, eta=2e-3)
+        laws = {"predicted": spectrum.predict(**model, branch="isotropic"), "as published": recipe}
         figures.densities(ax, drawn, laws, points=150, limits=(0, top), histogram="drawn")
         ax.set(xlabel="singular value" if depth == 10 else "", ylabel=f"L = {depth}" if name == "identity" else "")
         ax.set_title(name if depth == 1 else "")
