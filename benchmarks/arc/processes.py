@@ -45,7 +45,11 @@ def joined(device: str) -> Iterator[str]:
     if torch.device(device).type == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=_TIMEOUT)
+    store, number, size = next(iter(dist.rendezvous("env://", timeout=_TIMEOUT)))
+    # A launcher that starts the workers anew keeps its store, and the dead ones' addresses in it.
+    store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_TIMEOUT)
     try:
         yield device
     finally:
