@@ -102,10 +102,12 @@ class Coefficients(Labelled):
             )
         if projection == "shared" and self.gate.n_read != self.reads * self.fractions * pieces:
             raise ValueError(f"projection: shared has no form for {self.gate!r}; the tanh gate does with fractions")
-        if self.fractions > 1:
-            with torch.device("cpu"):
-                matrix = copy.deepcopy(self.mixer).to("cpu")(self.mixer.start()) if self.mixer.mixes else None
-            if matrix is not None and not torch.allclose(matrix, torch.eye(pieces, dtype=matrix.dtype), atol=1e-6):
+        # On "meta" there is nothing to look at yet.
+        numbers_at_hand = not any(t.is_meta for t in [*self.mixer.parameters(), *self.mixer.buffers()])
+        if self.fractions > 1 and self.mixer.mixes and numbers_at_hand:
+            with torch.device("cpu"), torch.no_grad():
+                matrix = copy.deepcopy(self.mixer).to("cpu")(self.mixer.start())
+            if not torch.allclose(matrix, torch.eye(pieces, dtype=matrix.dtype), atol=1e-6):
                 raise ValueError(
                     f"fractions: expected a mixer that starts at I, {type(self.mixer).__name__} would mix the parts of "
                     "a vector from the start; take cayley, cayley-mean, quaternion, free or identity"

@@ -53,4 +53,5 @@ def _encode(text: str) -> Tensor:
 
 
 def _decode(label: Tensor) -> str:
-    return bytes(label.tolist()).decode(errors="replace")
+    # A state dict that was cast as a whole holds it as numbers of another type.
+    return bytes(label.to(torch.uint8).tolist()).decode(errors="replace")

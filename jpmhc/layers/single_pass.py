@@ -33,7 +33,7 @@ class SinglePass(nn.Module):
     Raises
     ------
     ValueError
-        For no layer, or layers that differ in their streams, or have several reads or fractions.
+        For no layer, or layers that differ in their streams, wrap no branch, or have several reads or fractions.
 
     Examples
     --------
@@ -55,6 +55,8 @@ class SinglePass(nn.Module):
         for layer in self.connections:
             if not isinstance(layer, HyperConnection):
                 raise TypeError(f"connections: expected HyperConnection, got {type(layer).__name__}")
+            if layer.branch is None:
+                raise ValueError("connections: expected layers around a branch, one wraps none")
             shapes.add((layer.streams, layer.dim))
             if layer.reads > 1 or layer.fractions > 1:
                 raise ValueError(f"connections: expected one read of whole streams, got {layer.reads=}")

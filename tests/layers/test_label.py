@@ -47,6 +47,13 @@ def test_weights_of_the_same_layer_load_with_and_without_a_label(assign):
         fresh.load_state_dict(old, assign=assign)
 
 
+def test_a_state_dict_that_was_cast_as_a_whole_still_says_what_it_is():
+    state = {name: value.bfloat16() for name, value in layer(mixer="sinkhorn").state_dict().items()}
+    layer(mixer="sinkhorn").load_state_dict(state)
+    with pytest.raises(RuntimeError, match="weights of Sinkhorn"):
+        layer(mixer="free").load_state_dict(state)
+
+
 def test_a_label_outlives_a_change_of_precision_and_a_place_without_data():
     hc = layer(mixer="sinkhorn").bfloat16()
     layer(mixer="sinkhorn").load_state_dict(hc.state_dict())

@@ -147,6 +147,10 @@ def test_fractions_that_cannot_start_as_the_plain_network_are_refused():
     for mixer in ("sinkhorn", "grassmann", "permutations", "spectral"):
         with pytest.raises(ValueError, match="fractions: expected a mixer that starts at I"):
             layers.HyperConnection(D, streams=2, fractions=2, mixer=mixer)
+    for mixer in ("cayley", "manifold", "identity"):
+        with torch.device("meta"):
+            hc = layers.HyperConnection(D, streams=1, fractions=2, mixer=mixer)
+        assert hc.static.is_meta
     with pytest.raises(ValueError, match="fractions: expected a divisor of dim=8, got 3"):
         layers.HyperConnection(D, fractions=3)
     with pytest.raises(ValueError, match="published has one read of whole streams"):
@@ -335,10 +339,12 @@ def test_a_wrong_chain_is_named():
         layers.SinglePass([])
     with pytest.raises(TypeError, match="connections: expected HyperConnection, got Linear"):
         layers.SinglePass([nn.Linear(2, 2)])
+    with pytest.raises(ValueError, match="connections: expected layers around a branch"):
+        layers.SinglePass([layers.HyperConnection(4)])
     with pytest.raises(ValueError, match="connections: expected one number of streams and width"):
-        layers.SinglePass([layers.HyperConnection(4), layers.HyperConnection(8)])
+        layers.SinglePass([layers.HyperConnection(4, nn.Identity()), layers.HyperConnection(8, nn.Identity())])
     with pytest.raises(ValueError, match="connections: expected one read of whole streams"):
-        layers.SinglePass([layers.HyperConnection(4, reads=2)])
+        layers.SinglePass([layers.HyperConnection(4, nn.Identity(), reads=2)])
     hc = layers.HyperConnection(8)
     with pytest.raises(ValueError, match=r"pre: expected shape \(\.\.\., 4\), got \(3,\)"):
         hc.carry(torch.zeros(4, 8), torch.zeros(3))
