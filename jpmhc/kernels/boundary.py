@@ -189,7 +189,10 @@ def boundary_backward(
     an order that depends on nothing but the number of tokens.
     """
     like = pre if pre is not None else post if post is not None else x
-    total = torch.zeros_like(x, dtype=like.dtype) if grad_streams is None else grad_streams.to(like.dtype, copy=True)
+    # Contiguous, as it is added to through views.
+    total = torch.zeros(x.shape, dtype=like.dtype, device=x.device)
+    if grad_streams is not None:
+        total.copy_(grad_streams)
     grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale = (like.new_empty(0) for _ in range(6))
     wide = streams.to(like.dtype)
     if pre is not None:

@@ -96,7 +96,9 @@ def cross(x: Tensor, write: Writing | None = None, read: Reading | None = None) 
         else:
             bias, weight, scale = (t.to(dtype) for t in (read.bias, read.weight, read.scale))
     arguments = (x.reshape(-1, n, d), matrix, post, y, weight, bias, scale, gate, normed, eps, post_eps)
-    streams, u, z, pre = _plain(*arguments) if _needs_plain(x, dtype) else _Boundary.apply(*arguments)[:4]
+    # Autocast would take the products of plain operations to half precision.
+    with torch.autocast(x.device.type, enabled=False):
+        streams, u, z, pre = _plain(*arguments) if _needs_plain(x, dtype) else _Boundary.apply(*arguments)[:4]
     return Crossing(
         streams.reshape(x.shape),
         None if read is None else u.reshape(*leading, d),

@@ -28,6 +28,7 @@ from jpmhc.layers.parameters import mixing_parameters
 from jpmhc.layers.recipes import Recipe, recipes
 from jpmhc.layers.residual import Residual
 from jpmhc.layers.single_pass import SinglePass
+from jpmhc.layers.stack import HyperStack
 from jpmhc.layers.statistics import ConstraintWarning, LayerStatistics, Statistics, statistics
 from jpmhc.layers.streams import expand_streams, reduce_streams
 
@@ -40,6 +41,7 @@ __all__ = [
     "Free",
     "Grassmann",
     "HyperConnection",
+    "HyperStack",
     "Identity",
     "Kronecker",
     "LayerStatistics",

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from jpmhc.kernels.crossing import Reading
 from jpmhc.layers.arguments import check_number, check_size
 from jpmhc.layers.gates import make_gate
 from jpmhc.layers.label import Labelled
@@ -144,21 +145,41 @@ class Coefficients(Labelled):
         matrix : Tensor, shape (..., n, n), or (n, n) where not dynamic
             float32, or float64 where the parameters or the streams are.
         """
-        dtype = torch.promote_types(torch.promote_types(self.static.dtype, x.dtype), torch.float32)
+        dtype = self._coefficient_dtype(x)
         # Autocast would take the projection and the charts to half precision.
         with torch.autocast(x.device.type, enabled=False):
-            raw = list(self.static.to(dtype).split(self.sizes))
+            numbers = None
             if self.projection is not None:
-                parts = self._project(x.to(dtype), self.projection.to(dtype)).split(self.sizes, -1)
-                dynamic = [self.gate.squash(parts[0]), self.gate.squash(parts[1]), self.mixer.squash(parts[2])]
-                if self.scale is not None:
-                    scale = list(self.scale.to(dtype))
-                    if not self.learn_mixer_scale:
-                        scale[2] = scale[2].detach()
-                    dynamic = [s * z for s, z in zip(scale, dynamic, strict=True)]
-                raw = [s + z for s, z in zip(raw, dynamic, strict=True)]
-            pre, post = self.gate(raw[0], raw[1])
-            return pre, post, self.mixer(raw[2])
+                numbers = self._project(x.to(dtype), self.projection.to(dtype))
+            return self._charted(numbers, dtype)
+
+    def _coefficient_dtype(self, x: Tensor) -> torch.dtype:
+        return torch.promote_types(torch.promote_types(self.static.dtype, x.dtype), torch.float32)
+
+    def _charted(self, numbers: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Map what the projection gave (..., m), None where there is none, to ``pre``, ``post`` and ``M``."""
+        raw = list(self.static.to(dtype).split(self.sizes))
+        if numbers is not None:
+            parts = numbers.split(self.sizes, -1)
+            dynamic = [self.gate.squash(parts[0]), self.gate.squash(parts[1]), self.mixer.squash(parts[2])]
+            if self.scale is not None:
+                scale = list(self.scale.to(dtype))
+                if not self.learn_mixer_scale:
+                    scale[2] = scale[2].detach()
+                dynamic = [s * z for s, z in zip(scale, dynamic, strict=True)]
+            raw = [s + z for s, z in zip(raw, dynamic, strict=True)]
+        pre, post = self.gate(raw[0], raw[1])
+        return pre, post, self.mixer(raw[2])
+
+    def _reading(self, dtype: torch.dtype) -> Reading | None:
+        """Describe the read to the kernel, or return None where it does not know the gate, norm or projection."""
+        known = self.gate.kernel is not None and self.norm in ("rms", None)
+        if self.projection is None or not known or self.shared or self.reads > 1 or self.fractions > 1:
+            return None
+        bias = self.static[: self.sizes[0]].to(dtype) + self.gate.preference.to(dtype)
+        scale = bias.new_ones(1) if self.scale is None else self.scale[:1]
+        eps = self.eps if self.norm == "rms" else None
+        return Reading(bias, self.projection, scale, self.gate.kernel or "", eps)
 
     def _project(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.fractions > 1:

@@ -41,6 +41,8 @@ class Gate(ConstantModule):
     preference: Tensor
     # Whether a fraction of a read may weigh other fractions of the streams.
     dense = False
+    # Name in `jpmhc.kernels` of the map from raw read weights to one read of whole streams, if it is one of those.
+    kernel: str | None = None
 
     def __init__(self, streams: int, layer_index: int | None, reads: int = 1, fractions: int = 1) -> None:
         super().__init__()
@@ -108,6 +110,8 @@ class SoftmaxGate(Gate):
     ([0.1192, 0.8808], [1.0, 1.0])
     """
 
+    kernel: str | None = "softmax"
+
     @staticmethod
     def prefer(streams: int, favourite: int | None, fractions: int) -> Tensor:
         """``log p0``."""
@@ -127,6 +131,8 @@ class PublishedSoftmaxGate(SoftmaxGate):
     n different softmaxes goes beyond what one softmax of the token's projection can be.
     """
 
+    kernel = None
+
     def __init__(self, streams: int, layer_index: int | None) -> None:
         super().__init__(streams, layer_index)
         self.n_read = self.n_write = streams * streams
@@ -143,6 +149,8 @@ class SigmoidGate(Gate):
 
     Weights are positive and independent of one another; a single stream is read with weight 1.
     """
+
+    kernel = "sigmoid"
 
     @staticmethod
     def prefer(streams: int, favourite: int | None, fractions: int) -> Tensor:
@@ -161,6 +169,8 @@ class TanhGate(Gate):
     A fraction of a read starts at the same fraction of stream k and may come to weigh others, as in Frac-Connections
     (arXiv 2503.14125).
     """
+
+    kernel = "tanh"
 
     dense = True
 

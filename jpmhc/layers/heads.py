@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jpmhc.kernels import streams as passes
+from jpmhc.kernels.crossing import Reading, cross
 from jpmhc.layers.arguments import check_number, check_size
 from jpmhc.layers.gates import make_gate
 from jpmhc.layers.label import Labelled
@@ -168,7 +168,7 @@ class StreamHead(Labelled):
             z = project(x.to(dtype), self.projection.to(dtype), self.norm, self.eps)
             raw = self.static.to(dtype) + self.scale.to(dtype) * self.gate.squash(z)
             pre, _ = self.gate(raw, raw)
-            return passes.read(x, pre).to(x.dtype)
+            return cross(x, None, Reading(pre)).u  # type: ignore[return-value]
 
     def extra_repr(self) -> str:
         """Show the sizes."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from jpmhc.kernels import streams as passes
+from jpmhc.kernels.crossing import Reading, Writing, cross
 from jpmhc.layers.coefficients import Coefficients
 from jpmhc.layers.mixer import Mixer
-from jpmhc.layers.outputs import replace_first_tensor
+from jpmhc.layers.outputs import check_result, replace_first_tensor
 from jpmhc.layers.parts import read_rows, write_fractions
 from jpmhc.layers.peers import from_peer
 from jpmhc.layers.recipes import find_recipe
@@ -191,8 +192,47 @@ class HyperConnection(Coefficients):
             If x does not end in (n, d), or y is not of the shape of u.
         """
         self._check_streams(x)
-        pre, post, matrix = self.coefficients(x)
-        return self._read(x, pre, pre, post, matrix)
+        if self.reads > 1 or self.fractions > 1:
+            return self._read_parts(x, *self.coefficients(x))
+        u, x, writing = self.enter(x)
+        return u, self._writer(x, writing)
+
+    def enter(self, x: Tensor, before: Writing | None = None) -> tuple[Tensor, Tensor, Callable[[Tensor], Writing]]:
+        """Cross the boundary into this layer: :meth:`read`, with what the layer before has to write in the same pass.
+
+        :class:`~jpmhc.layers.HyperStack` chains layers so. It takes one read of whole streams.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., n, d)
+            Streams.
+        before : Writing, optional
+            What is written to them before they are read.
+
+        Returns
+        -------
+        u : Tensor, shape (..., d)
+            Branch input.
+        x : Tensor, shape (..., n, d)
+            Streams to go on with.
+        writing : Callable
+            ``writing(y)`` is what this layer has to write for a result y of the branch.
+        """
+        dtype = self._coefficient_dtype(x)
+        # Autocast would take the projection and the charts to half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            reading = self._reading(dtype)
+            if reading is None:
+                if before is not None and self.projection is not None:
+                    x, before = cross(x, before).streams, None
+                pre, post, matrix = self.coefficients(x)
+                u, x = self._read(x, pre, before)
+            else:
+                crossing = cross(x, before, reading)
+                u, x = crossing.u, crossing.streams  # type: ignore[assignment]
+                pre, post, matrix = self._charted(crossing.z, dtype)
+        self._keep(pre, post, matrix)
+        return u, x, partial(Writing, matrix if self.mixer.mixes else None, post)
 
     def carry(self, x: Tensor, pre: Tensor) -> tuple[Any, Callable[[Tensor], Tensor], Tensor]:
         """Read with weights that were made before, and hand on the ones that this layer makes.
@@ -218,8 +258,9 @@ class HyperConnection(Coefficients):
         own, post, matrix = self.coefficients(x)
         if pre.shape[-1:] != own.shape[-1:]:
             raise ValueError(f"pre: expected shape (..., {own.shape[-1]}), got {tuple(pre.shape)}")
-        u, write = self._read(x, pre, own, post, matrix)
-        return u, write, own
+        self._keep(own, post, matrix)
+        u, x = self._read(x, pre)
+        return u, self._writer(x, partial(Writing, matrix if self.mixer.mixes else None, post)), own
 
     def _check_streams(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -230,26 +271,38 @@ class HyperConnection(Coefficients):
                 f"x: expected shape (..., {self.streams}, {self.dim}), got {tuple(x.shape)}; call expand_streams first"
             )
 
-    def _read(
-        self, x: Tensor, pre: Tensor, own: Tensor, post: Tensor, matrix: Tensor
-    ) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    def _keep(self, pre: Tensor, post: Tensor, matrix: Tensor) -> None:
         if not (torch.compiler.is_compiling() or is_functorch_wrapped_tensor(matrix)):
-            self.last = (own.detach(), post.detach(), matrix.detach())
+            self.last = (pre.detach(), post.detach(), matrix.detach())
+
+    def _read(self, x: Tensor, pre: Tensor, before: Writing | None = None) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            crossing = cross(x, before, Reading(pre))
+        return crossing.u, crossing.streams  # type: ignore[return-value]
+
+    def _writer(self, x: Tensor, writing: Callable[[Tensor], Writing]) -> Callable[[Tensor], Tensor]:
+        def write(y: Tensor) -> Tensor:
+            check_result(y, x)
+            with torch.autocast(x.device.type, enabled=False):
+                return cross(x, writing(y)).streams
+
+        return write
+
+    def _read_parts(
+        self, x: Tensor, pre: Tensor, post: Tensor, matrix: Tensor
+    ) -> tuple[Any, Callable[[Tensor], Tensor]]:
+        """Read several times, or fractions of the streams."""
+        self._keep(pre, post, matrix)
         kept = matrix if self.mixer.mixes else None
-        shape = x.shape[:-2] + x.shape[-1:]
 
         def write(y: Tensor) -> Tensor:
-            if not isinstance(y, Tensor) or y.shape != shape:
-                got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-                raise ValueError(f"branch: expected a result of shape {tuple(shape)}, got {got}")
+            check_result(y, x)
             with torch.autocast(x.device.type, enabled=False):
                 if self.fractions == 1:
-                    return passes.write(x, kept, post, y).to(x.dtype)
+                    return cross(x, Writing(kept, post, y)).streams
                 return write_fractions(self._pieces(x), kept, post, y, self.fractions).view(x.shape).to(x.dtype)
 
         with torch.autocast(x.device.type, enabled=False):
-            if self.reads == self.fractions == 1:
-                return passes.read(x, pre).to(x.dtype), write
             rows = read_rows(self._pieces(x), pre).to(x.dtype)
             inputs = rows.unflatten(-2, (self.reads, self.fractions)).flatten(-2).unbind(-2)
         return inputs if self.reads > 1 else inputs[0], write

@@ -61,3 +61,17 @@ def first_tensor(output: Any) -> Tensor:
 
     replace_first_tensor(output, keep)
     return found[0]
+
+
+def check_result(y: Any, x: Tensor) -> None:
+    """Refuse the result of a branch that is not one vector (..., d) for the streams x (..., n, d) of every token.
+
+    Raises
+    ------
+    ValueError
+        Naming both shapes.
+    """
+    shape = x.shape[:-2] + x.shape[-1:]
+    if not isinstance(y, Tensor) or y.shape != shape:
+        got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"branch: expected a result of shape {tuple(shape)}, got {got}")

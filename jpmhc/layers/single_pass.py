@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jpmhc.kernels import streams as passes
+from jpmhc.kernels.crossing import Reading, cross
 from jpmhc.layers.hyper_connection import HyperConnection
 from jpmhc.layers.outputs import first_tensor
 
@@ -74,4 +74,4 @@ class SinglePass(nn.Module):
         for layer in self.connections:
             u, write, pre = layer.carry(x, pre)  # type: ignore[operator]
             x = write(first_tensor(layer.branch(u, *args, **kwargs)))  # type: ignore[operator]
-        return passes.read(x, pre).to(x.dtype)
+        return cross(x, None, Reading(pre)).u  # type: ignore[return-value]

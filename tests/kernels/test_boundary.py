@@ -11,6 +11,7 @@ from jpmhc.kernels.crossing import Reading, Writing, cross
 from tests.kernels.boundaries import FORMS, TOLERANCE, boundary, deviation, function, results, tensors, truth
 
 BODIES = [("reference", torch.float64), ("reference", torch.float32), ("reference", torch.bfloat16)]
+BODIES += [("numba", torch.float64), ("numba", torch.float32)]
 
 
 @pytest.mark.parametrize(("backend", "dtype"), BODIES)
@@ -33,6 +34,12 @@ def test_strides_are_any(backend, dtype):
         spread = [torch.empty(*a.shape, 2, dtype=a.dtype)[..., 1].copy_(a) for a in (t.detach() for t in arguments)]
         return [s.requires_grad_() for s in spread]
 
+    def transposed(arguments):
+        turned = [a.detach().transpose(0, -1).contiguous().transpose(0, -1) for a in arguments]
+        return [t.requires_grad_() for t in turned]
+
+    for form in ("write, read sigmoid norm", "read softmax norm", "read given"):
+        assert deviation(form, backend, dtype, change=transposed) < TOLERANCE[dtype]
     for form in ("write, read sigmoid norm", "read given"):
         assert deviation(form, backend, dtype, change=scattered) < TOLERANCE[dtype]
 

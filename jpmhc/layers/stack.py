@@ -1,0 +1,158 @@
+"""A stack of hyper-connections that crosses the boundary between two layers in one pass over the streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jpmhc.kernels.crossing import Writing, cross
+from jpmhc.layers.arguments import check_number
+from jpmhc.layers.hyper_connection import HyperConnection
+from jpmhc.layers.outputs import check_result
+
+
+class HyperStack(nn.Module):
+    """Consecutive hyper-connections; what a layer writes and what the next one reads is one pass over the streams.
+
+    It computes what ``for layer in stack: x = layer(x)`` computes, and ``layer.last`` is kept as there; with
+    ``post_norm`` it is ``x = norm(layer(x))``.
+
+    Parameters
+    ----------
+    connections : iterable of HyperConnection
+        Layers of the same number of streams and width. A layer that reads several times, cuts the streams into
+        fractions, has hooks or a ``forward`` of its own runs by itself between two passes.
+    post_norm : str or None
+        ``"rms"``: every stream is divided by its root mean square after every layer, without gain, as the Tiny
+        Recursive Model does.
+    post_norm_eps : float
+        Added to the mean square under the root.
+
+    Raises
+    ------
+    ValueError
+        For no layer, layers that differ in streams or width, or an unknown norm.
+    TypeError
+        For anything that is not a HyperConnection, or has no branch.
+
+    Notes
+    -----
+    Per token and layer ``(2n + 2) d`` numbers are moved forward and ``(4n + 3) d`` backward where a kernel runs
+    (`jpmhc.kernels.choice`), against ``(9n + 2) d`` and ``(9n + 3) d`` one operation at a time. Kept for backward are
+    the streams between layers, u and y of width d, and the coefficients.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from jpmhc import layers
+    >>> connections = [layers.HyperConnection(8, torch.nn.Linear(8, 8), layer_index=i) for i in range(3)]
+    >>> stack = layers.HyperStack(connections)
+    >>> x = layers.expand_streams(torch.randn(2, 5, 8), 4)
+    >>> y = stack(x)
+    >>> for layer in connections:
+    ...     x = layer(x)
+    >>> torch.allclose(x, y, atol=1e-6)
+    True
+    """
+
+    def __init__(
+        self, connections: Iterable[HyperConnection], *, post_norm: str | None = None, post_norm_eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.connections = nn.ModuleList(connections)
+        if not self.connections:
+            raise ValueError("connections: expected at least one HyperConnection")
+        shapes = set()
+        for layer in self.connections:
+            if not isinstance(layer, HyperConnection):
+                raise TypeError(f"connections: expected HyperConnection, got {type(layer).__name__}")
+            if layer.branch is None:
+                raise TypeError("connections: expected layers with a branch")
+            shapes.add((layer.streams, layer.dim))
+        if len(shapes) > 1:
+            raise ValueError(f"connections: expected one number of streams and width, got {sorted(shapes)}")
+        if post_norm not in (None, "rms"):
+            raise ValueError(f"post_norm: expected 'rms' or None, got {post_norm!r}")
+        check_number("post_norm_eps", post_norm_eps, least=0.0)
+        self.post_norm, self.post_norm_eps = post_norm, post_norm_eps
+
+    def forward(
+        self, x: Tensor, *args: Any, arguments: Sequence[Mapping[str, Any] | None] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Run all layers.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., n, d)
+            Streams.
+        *args, **kwargs
+            Passed on to every branch.
+        arguments : sequence of mapping or None, optional
+            Further keyword arguments of each layer's branch, one entry a layer.
+
+        Returns
+        -------
+        Tensor, shape (..., n, d)
+            The streams after the last layer.
+
+        Raises
+        ------
+        ValueError
+            As the layers, and if ``arguments`` has another length.
+        TypeError
+            If a branch returns anything but a tensor: there is no place for the rest.
+        """
+        if arguments is None:
+            arguments = [None] * len(self.connections)
+        elif len(arguments) != len(self.connections):
+            raise ValueError(f"arguments: expected {len(self.connections)} entries, got {len(arguments)}")
+        eps = self.post_norm_eps if self.post_norm else None
+        before: Writing | None = None
+        for layer, own in zip(self.connections, arguments, strict=True):
+            options = {**kwargs, **(own or {})}
+            if _stands_alone(layer):
+                x = x if before is None else cross(x, before).streams
+                before = None
+                x = _tensor(layer(x, *args, **options))
+                x = x if eps is None else _normed(x, eps)
+                continue
+            layer._check_streams(x)  # type: ignore[operator]
+            u, x, writing = layer.enter(x, before)  # type: ignore[operator]
+            y = _tensor(layer.branch(u, *args, **options))  # type: ignore[operator]
+            check_result(y, x)
+            before = writing(y, eps)
+        return x if before is None else cross(x, before).streams
+
+    def extra_repr(self) -> str:
+        """Show the norm."""
+        return f"post_norm={self.post_norm!r}"
+
+
+def _stands_alone(layer: nn.Module) -> bool:
+    own_methods = any(
+        getattr(type(layer), name) is not getattr(HyperConnection, name) for name in ("forward", "read", "enter")
+    )
+    hooks: list[Callable[..., Any]] = [
+        *layer._forward_hooks.values(),
+        *layer._forward_pre_hooks.values(),
+        *layer._backward_hooks.values(),
+        *layer._backward_pre_hooks.values(),
+    ]
+    parts: bool = layer.reads > 1 or layer.fractions > 1  # type: ignore[operator, assignment]
+    return own_methods or bool(hooks) or parts
+
+
+def _tensor(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"branch: expected a tensor, got {type(output).__name__}; call layers whose branches return more one by one"
+        )
+    return output
+
+
+def _normed(x: Tensor, eps: float) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return nn.functional.rms_norm(wide, x.shape[-1:], eps=eps).to(x.dtype)
