@@ -112,7 +112,7 @@ def boundary_forward(
                 rms = torch.rsqrt(flat.square().mean(-1).add_(eps))
                 z.mul_(rms.unsqueeze(-1))
         pre = open_gate(z, bias, scale, gate)
-        u = torch.bmm(pre.unsqueeze(1), wide).squeeze(1).to(x.dtype)
+        u = (pre.unsqueeze(2) * wide).sum(1).to(x.dtype)
     # A result may not be an argument itself.
     return streams, u, z, pre.clone() if pre is bias else pre, rms, post_rms
 

@@ -218,20 +218,24 @@ class HyperConnection(Coefficients):
         writing : Callable
             ``writing(y)`` is what this layer has to write for a result y of the branch.
         """
-        dtype = self._coefficient_dtype(x)
+        dtype, given = self._coefficient_dtype(x), x
         # Autocast would take the projection and the charts to half precision.
         with torch.autocast(x.device.type, enabled=False):
             reading = self._reading(dtype)
             if reading is None:
                 if before is not None and self.projection is not None:
-                    x, before = cross(x, before).streams, None
+                    given = x = cross(x, before).streams
+                    before = None
                 pre, post, matrix = self.coefficients(x)
                 u, x = self._read(x, pre, before)
             else:
                 crossing = cross(x, before, reading)
                 u, x = crossing.u, crossing.streams  # type: ignore[assignment]
                 pre, post, matrix = self._charted(crossing.z, dtype)
-        self._keep(pre, post, matrix)
+        if before is None:
+            self._ran(given, pre, pre, post, matrix)
+        else:
+            self._remember(pre, post, matrix)
         return u, x, partial(Writing, matrix if self.mixer.mixes else None, post)
 
     def carry(self, x: Tensor, pre: Tensor) -> tuple[Any, Callable[[Tensor], Tensor], Tensor]:
@@ -258,7 +262,7 @@ class HyperConnection(Coefficients):
         own, post, matrix = self.coefficients(x)
         if pre.shape[-1:] != own.shape[-1:]:
             raise ValueError(f"pre: expected shape (..., {own.shape[-1]}), got {tuple(pre.shape)}")
-        self._keep(own, post, matrix)
+        self._ran(x, pre, own, post, matrix)
         u, x = self._read(x, pre)
         return u, self._writer(x, partial(Writing, matrix if self.mixer.mixes else None, post)), own
 
@@ -271,7 +275,11 @@ class HyperConnection(Coefficients):
                 f"x: expected shape (..., {self.streams}, {self.dim}), got {tuple(x.shape)}; call expand_streams first"
             )
 
-    def _keep(self, pre: Tensor, post: Tensor, matrix: Tensor) -> None:
+    def _ran(self, x: Tensor, pre: Tensor, own: Tensor, post: Tensor, matrix: Tensor) -> None:
+        """Every run whose streams x are at hand before they are read comes by here, read with pre, having made own."""
+        self._remember(own, post, matrix)
+
+    def _remember(self, pre: Tensor, post: Tensor, matrix: Tensor) -> None:
         if not (torch.compiler.is_compiling() or is_functorch_wrapped_tensor(matrix)):
             self.last = (pre.detach(), post.detach(), matrix.detach())
 
@@ -292,7 +300,7 @@ class HyperConnection(Coefficients):
         self, x: Tensor, pre: Tensor, post: Tensor, matrix: Tensor
     ) -> tuple[Any, Callable[[Tensor], Tensor]]:
         """Read several times, or fractions of the streams."""
-        self._keep(pre, post, matrix)
+        self._ran(x, pre, pre, post, matrix)
         kept = matrix if self.mixer.mixes else None
 
         def write(y: Tensor) -> Tensor:

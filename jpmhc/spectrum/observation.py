@@ -72,15 +72,15 @@ def observe(model: nn.Module) -> Iterator[list[Observation]]:
 
 @contextlib.contextmanager
 def _watched(name: str, layer: HyperConnection, found: list[Observation]) -> Iterator[None]:
-    original = layer._read
+    original = layer._ran
     calls = 0
 
     # Whole, in halves or carried, with coefficients of its own or given ones: every run of a layer comes by here.
-    def read(x: Tensor, pre: Tensor, own: Tensor, post: Tensor, matrix: Tensor) -> Any:
+    def ran(x: Tensor, pre: Tensor, own: Tensor, post: Tensor, matrix: Tensor) -> None:
         nonlocal calls
         found.append(Observation(name, calls, layer, x, pre, post, matrix))
         calls += 1
-        return original(x, pre, own, post, matrix)
+        original(x, pre, own, post, matrix)
 
     def branch_called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs, outputs = (
@@ -94,11 +94,11 @@ def _watched(name: str, layer: HyperConnection, found: list[Observation]) -> Ite
     handles = []
     if isinstance(layer.branch, nn.Module):
         handles.append(layer.branch.register_forward_hook(branch_called, with_kwargs=True))
-    layer._read = read  # type: ignore[method-assign]
+    layer._ran = ran  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del layer._read
+        del layer._ran
         for handle in handles:
             handle.remove()
 

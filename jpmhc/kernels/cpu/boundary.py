@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.kernels import pool
+from jpmhc.kernels.bodies import body
 
 # Sums over d may be reordered, without which they cannot use the processor's vectors; NaN and infinities are kept.
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
@@ -19,6 +19,7 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "
 # large enough for the library that makes them. Fixed, so that sums over tokens do not depend on the number of threads.
 _CHUNK = 256
 _GRAIN = 16
+_WORTH = 128
 _CODES = {"given": 0, "softmax": 1, "sigmoid": 2, "tanh": 3}
 
 
@@ -29,22 +30,12 @@ def _compiled(function: Any) -> Any:
         return numba.njit(**_OPTIONS)(function)
 
 
-def _refuses(*args: Any) -> str | None:
-    tensors = [value for value in args if isinstance(value, Tensor)]
-    dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) > 1:
-        return f"tensors of different dtypes, {', '.join(sorted(map(str, dtypes)))}"
-    if not dtypes <= {torch.float32, torch.float64}:
-        return f"no body for {dtypes.pop()}"
-    return None
+def _few(*args: Any) -> str | None:
+    streams = next(value for value in args if isinstance(value, Tensor) and value.ndim == 3)
+    return f"fewer than {_WORTH} tokens" if streams.shape[0] < _WORTH else None
 
 
-def _body(function: Callable[..., Any]) -> Callable[..., Any]:
-    function.refuses = _refuses  # type: ignore[attr-defined]
-    return function
-
-
-@_body
+@body((torch.float32, torch.float64), spares=_few)
 def boundary_forward(
     x: Tensor,
     matrix: Tensor | None,
@@ -85,7 +76,7 @@ def boundary_forward(
     return out, u, z, pre, rms, post_rms
 
 
-@_body
+@body((torch.float32, torch.float64), spares=_few)
 def boundary_backward(
     grad_streams: Tensor | None,
     grad_u: Tensor | None,
