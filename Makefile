@@ -44,9 +44,11 @@ docs: $(PEERS) ## build the documentation, warnings are errors
 
 peers: $(PEERS) ## add the libraries that benchmarks and tests compare with
 
+# arcle holds the files of Mini-ARC. It is never imported, so what it depends on is left out.
 $(PEERS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps arcle
 	@touch $@
 
 clean: ## remove the environment and everything built
-	rm -rf $(VENV) build dist docs/_build docs/auto_examples .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/auto_examples docs/mixers/pictures .pytest_cache .mypy_cache .ruff_cache .hypothesis
