@@ -18,7 +18,7 @@ from jpmhc import layers, manifolds, optim
 # A network that applies one layer six times, like a recursive model: its static mixer is composed with itself, so it
 # matters. The task is a fixed nonlinear map of twelve numbers.
 
-width, streams, repeats, steps = 12, 4, 6, 200
+width, streams, repeats, steps = 12, 4, 6, 80
 torch.manual_seed(0)
 teacher = torch.randn(width, width) / width**0.5
 

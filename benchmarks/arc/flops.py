@@ -8,7 +8,10 @@ passes over the streams; the maps themselves (tens to hundreds of operations a t
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Size
 
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.encode import VOCAB
@@ -77,6 +80,31 @@ def chart(config: ModelConfig, arm: Arm) -> int | None:
     if isinstance(mixer, layers.Sinkhorn) and mixer.iterations is not None:
         return mixer.iterations * (4 * n**2 - 2 * n)
     return 0 if not mixer.mixes or isinstance(mixer, layers.Free) else None
+
+
+def _boundary_forward(
+    x: Size, matrix: Size | None, post: Size | None, _y: Size | None, weight: Size | None, *_: Any, **_k: Any
+) -> int:
+    return _boundary_products(x, matrix if post is not None else None, weight)
+
+
+def _boundary_backward(
+    _streams: Size | None, _u: Size | None, _z: Size | None, x: Size, matrix: Size | None, post: Size | None,
+    _y: Size | None, weight: Size | None, *_: Any, **_k: Any,
+) -> int:  # fmt: skip
+    return 2 * _boundary_products(x, matrix if post is not None else None, weight)
+
+
+def _boundary_products(x: Size, matrix: Size | None, weight: Size | None) -> int:
+    tokens, n, d = x
+    return 2 * tokens * n * d * ((0 if matrix is None else n) + (0 if weight is None else weight[0]))
+
+
+# For torch's counter, which cannot look into an operation of ours: its matrix products.
+COUNTER = {
+    torch.ops.jpmhc.boundary_forward: _boundary_forward,
+    torch.ops.jpmhc.boundary_backward: _boundary_backward,
+}
 
 
 def text(operations: float) -> str:

@@ -58,7 +58,7 @@ def contrast_gains(matrices: list[Tensor]) -> list[tuple[float, float]]:
 
     Examples
     --------
-    >>> contrast_gains([torch.eye(3), 0.5 * torch.eye(3)])
+    >>> [tuple(round(gain, 6) for gain in gains) for gains in contrast_gains([torch.eye(3), 0.5 * torch.eye(3)])]
     [(1.0, 1.0), (0.5, 0.5)]
     """
     product, gains = None, []

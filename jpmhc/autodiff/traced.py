@@ -29,8 +29,11 @@ def attach_derivative(equation: Equation, z: Tensor, leaves: Sequence[Tensor], l
     sample, whatever the linear solver.
     """
     if transform_depth() == 0:
-        constants = [leaf.detach() for leaf in leaves]
         image = equation(z, *leaves)
+        if not image.requires_grad:
+            # Without a gradient torch 2.13 calls a forward of variable length with one argument too many.
+            return z
+        constants = [leaf.detach() for leaf in leaves]
         return _ReverseOnly.apply(equation, linear_solver, image, anchor(image), z, *constants)
     attached = z
     for _ in range(traced_orders().bit_length()):

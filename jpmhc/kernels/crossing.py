@@ -163,10 +163,22 @@ class _Boundary(torch.autograd.Function):
     """The boundary with its rule for reverse mode; forward mode raises, as there is no rule for it."""
 
     @staticmethod
-    def forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        streams, *others = boundary_forward(x, *arguments)
+    def forward(  # every argument by name: traced without a gradient, one of variable length would get ctx too
+        x: Tensor,
+        matrix: Tensor | None,
+        post: Tensor | None,
+        y: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        gate: str,
+        normed: bool,
+        eps: float,
+        post_eps: float,
+    ) -> tuple[Tensor, ...]:
+        streams, *others = boundary_forward(x, matrix, post, y, weight, bias, scale, gate, normed, eps, post_eps)
         # What is not written is handed on, so that its gradient arrives here and is added to in one place.
-        return (x.view_as(x) if arguments[1] is None else streams), *others
+        return (x.view_as(x) if post is None else streams), *others
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

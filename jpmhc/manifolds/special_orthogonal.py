@@ -118,10 +118,14 @@ class SpecialOrthogonal(Manifold):
         return polish(x @ exponential(skew(x.mT @ u)))
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """``x log(x^T y)`` from the square root of the rotation, the polar factor of ``I + x^T y``."""
+        """``x log(x^T y)`` from the root of the rotation, the polar factor of ``I + x^T y``; NaN at half turns."""
         rotation = x.mT @ y
-        half = autodiff.polar(identity(rotation) + rotation)
-        return x @ skew(2 * half @ angle_over_sine(symmetric(half)))
+        doubled = identity(rotation) + rotation
+        half = autodiff.polar(doubled)
+        # A singular matrix has no unique factor: which way round a half turn went, nothing tells.
+        largest = torch.linalg.inv_ex(doubled.detach()).inverse.abs().amax((-2, -1), keepdim=True)
+        known = largest * (2 * rotation.shape[-1] * torch.finfo(rotation.dtype).eps) < 1
+        return torch.where(known, x @ skew(2 * half @ angle_over_sine(symmetric(half))), torch.nan)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """Frobenius norm of ``log(x^T y)``, whose halved angles have cosines in ``x + y`` and sines in ``y - x``."""

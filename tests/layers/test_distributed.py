@@ -53,7 +53,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-@pytest.mark.parametrize("mixer", ["cayley", "sinkhorn"])
+@pytest.mark.parametrize("mixer", ["cayley", pytest.param("sinkhorn", marks=pytest.mark.slow)])
 def test_two_processes_train_like_one(mixer, tmp_path):
     port = str(free_port())
 

@@ -156,6 +156,9 @@ class ResidualVector:
         """Return the shape of one vector, or one of its sizes."""
         return self.shape if dim is None else self.shape[dim]
 
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.read()[index]
+
     def __getattr__(self, name: str) -> Any:
         # Methods of a tensor read; those that would change it in place have no meaning for streams.
         if name.startswith("__") or name.endswith("_") or not hasattr(Tensor, name):

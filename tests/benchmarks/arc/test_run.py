@@ -62,7 +62,9 @@ def test_a_run_holds_its_settings_log_checkpoints_and_evaluation(finished):
 
 
 # Before the first checkpoint, around one, and at a random step.
-@pytest.mark.parametrize("wanted", [3, 10, None])
+@pytest.mark.parametrize(
+    "wanted", [pytest.param(3, marks=pytest.mark.slow), 10, pytest.param(None, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_ends_bit_identical_once_resumed(finished, tmp_path, wanted):
     folder = tmp_path / "killed"
     process = subprocess.Popen(
