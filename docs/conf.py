@@ -26,6 +26,8 @@ html_static_path: list[str] = []
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 nitpicky = False
+# The attributes that a docstring lists are cross-references to Sphinx, and laws and reports share names.
+suppress_warnings = ["ref.python"]
 autodoc_typehints = "none"
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
