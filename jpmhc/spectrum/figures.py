@@ -11,10 +11,10 @@ from torch import Tensor
 
 from jpmhc.spectrum.law import Law
 from jpmhc.spectrum.report import Report
+from jpmhc.spectrum.ticks import name_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which everybody can tell apart; the measured is grey, the predicted the first.
@@ -81,7 +81,7 @@ def densities(
         low, high = ax.get_xlim()
         ax.set_xlim(max(low, 1e-12 * high), high)
     if log:
-        _name_ticks(ax.xaxis, *ax.get_xlim())
+        name_ticks(ax.xaxis, *ax.get_xlim())
     _plain(ax)
     return ax
 
@@ -230,19 +230,9 @@ def _depth(ax: Axes, label: str, log: bool, smallest: float = 1.0) -> None:
         if high / low < 10:
             # Less than a decade would show scatter as if it were drift.
             ax.set_ylim(low / 3.2, high * 3.2)
-        _name_ticks(ax.yaxis, *ax.get_ylim())
+        name_ticks(ax.yaxis, *ax.get_ylim())
     _plain(ax)
     ax.legend(fontsize=7.5, frameon=False)
-
-
-def _name_ticks(axis: Axis, low: float, high: float) -> None:
-    """Give a logarithmic axis of few decades labels at 1, 2 and 5; Matplotlib's own run into one another."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_minor_formatter(NullFormatter())
-    if high / low < 300:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 30 else (1, 3)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _plain(ax: Axes) -> None:

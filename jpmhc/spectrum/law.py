@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from jpmhc.spectrum.ticks import name_ticks
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -110,6 +112,7 @@ class Law(abc.ABC):
         ax.set_ylabel("density of log s" if log else "density")
         if log:
             ax.set_xscale("log")
+            name_ticks(ax.xaxis, *ax.get_xlim())
         # Another law may follow in the same axes.
         ax.set_ylim(bottom=0, auto=None)
         return ax
