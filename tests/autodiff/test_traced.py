@@ -46,6 +46,15 @@ def test_compiled_forward_and_backward(solve):
     assert error(gradients(lambda *a: loss(fn(*a)), inputs), gradients(lambda *a: loss(unrolled(*a)), inputs)) < 1e-11
 
 
+@pytest.mark.parametrize("needed", [True, False])
+def test_compiled_takes_the_steps_it_was_asked_for_whether_or_not_gradients_are_needed(needed):
+    def few(*a):
+        return given(*a, solver=autodiff.Picard(max_steps=3))
+
+    inputs = [tensor.requires_grad_(needed) for tensor in arguments()]
+    torch.testing.assert_close(compiled(few)(*inputs), few(*inputs), rtol=1e-14, atol=1e-15)
+
+
 TRANSFORMS = {
     "grad": lambda f: torch.func.grad(lambda *a: loss(f(*a)), argnums=(0, 1, 2)),
     "jvp": lambda f: lambda *a: torch.func.jvp(f, a, TANGENTS),
