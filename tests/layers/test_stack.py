@@ -124,7 +124,10 @@ def test_arguments_reach_the_branches():
 def test_an_empty_batch_goes_through():
     stack = layers.HyperStack(connections())
     x = streams(0)
-    torch.autograd.grad(stack(x).sum(), [x, *stack.parameters()])
+    result = stack(x)
+    assert result.shape == x.shape
+    for gradient in torch.autograd.grad(result.sum(), [x, *stack.parameters()]):
+        assert (gradient == 0).all()
 
 
 def test_what_does_not_fit_is_refused():
