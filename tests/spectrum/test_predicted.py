@@ -84,7 +84,12 @@ def test_rotation_branch_on_one_stream():
 
 
 @pytest.mark.parametrize(
-    "name", ["haar", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gaussian", "relu"))]
+    "name",
+    [
+        "haar",
+        pytest.param("gaussian", marks=pytest.mark.slow),
+        pytest.param("relu", marks=[pytest.mark.slow, pytest.mark.xfail(reason="off by 1.1e-7 at 1 + 0.05i")]),
+    ],
 )
 def test_branch_by_its_s_transform_is_the_closed_one(name):
     transforms = {
@@ -96,7 +101,7 @@ def test_branch_by_its_s_transform_is_the_closed_one(name):
     given = spectrum.Branch(transforms[name])
     laws = [spectrum.predict(M, read, write, energy, branch) for branch in (name, given)]
     w = torch.tensor([0.2 + 0.02j, 1 + 0.05j, 3 + 0.1j], dtype=torch.complex128)
-    assert torch.allclose(laws[0].stieltjes(w), laws[1].stieltjes(w), rtol=1e-6)
+    assert torch.allclose(laws[0].stieltjes(w), laws[1].stieltjes(w), rtol=1e-7)
     s = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
     assert torch.allclose(laws[0].cdf(s), laws[1].cdf(s), atol=1e-6)
     assert float(laws[0].mean_log) == pytest.approx(float(laws[1].mean_log), abs=1e-3)
