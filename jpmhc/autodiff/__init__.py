@@ -8,6 +8,7 @@ from jpmhc.autodiff.fixed_point import Solution, fixed_point
 from jpmhc.autodiff.fused import fused
 from jpmhc.autodiff.linear import GMRES, Dense, Neumann
 from jpmhc.autodiff.polar import polar
+from jpmhc.autodiff.quaternion import quaternion
 from jpmhc.autodiff.residuals import cayley_contraction, orthogonality_residual, sinkhorn_residual
 from jpmhc.autodiff.sinkhorn import sinkhorn
 from jpmhc.autodiff.solvers import Anderson, Broyden, Newton, Picard
@@ -33,6 +34,7 @@ __all__ = [
     "fused",
     "orthogonality_residual",
     "polar",
+    "quaternion",
     "sinkhorn",
     "sinkhorn_residual",
 ]

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from jpmhc import kernels
 from jpmhc.autodiff.coefficients import as_matrices
-from jpmhc.autodiff.once import anchor
 from jpmhc.autodiff.precision import full_precision, in_full_precision
 from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule
+from jpmhc.kernels.once import anchor
 from jpmhc.kernels.transforms import transform_depth
 
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from jpmhc import kernels
 from jpmhc.autodiff.coefficients import as_coefficients, as_matrices
-from jpmhc.autodiff.once import anchor
 from jpmhc.autodiff.options import check_count, check_tolerance
 from jpmhc.autodiff.support import check_scalable
 from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule, traced_orders
+from jpmhc.kernels.once import anchor
 from jpmhc.kernels.transforms import transform_depth
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from jpmhc.autodiff.convergence import Watch
 from jpmhc.autodiff.equation import Equation
 from jpmhc.autodiff.linear import LinearSolver, dense_matrix, solve_with_matrix
-from jpmhc.autodiff.once import anchor
 from jpmhc.autodiff.transforms import traced_orders
+from jpmhc.kernels.once import anchor
 from jpmhc.kernels.transforms import transform_depth
 
 

@@ -12,6 +12,7 @@ from jpmhc.kernels.orthogonal import (
 )
 from jpmhc.kernels.polar import polar_adjoint, polar_forward, polar_newton, sylvester
 from jpmhc.kernels.primitive import choice, operations
+from jpmhc.kernels.quaternion import plain_quaternion, quaternion_adjoint, quaternion_forward
 from jpmhc.kernels.sinkhorn import (
     sinkhorn_adjoint,
     sinkhorn_forward,
@@ -32,10 +33,13 @@ __all__ = [
     "operations",
     "plain_cayley_retraction",
     "plain_cayley_transport",
+    "plain_quaternion",
     "plain_tangent_part",
     "polar_adjoint",
     "polar_forward",
     "polar_newton",
+    "quaternion_adjoint",
+    "quaternion_forward",
     "sinkhorn_adjoint",
     "sinkhorn_forward",
     "sinkhorn_inverse",

@@ -127,6 +127,7 @@ def body(
     dtypes: tuple[torch.dtype, ...],
     refuses: Callable[..., str | None] | None = None,
     spares: Callable[..., str | None] | None = None,
+    streams: tuple[torch.dtype, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Mark a function in ``kernels/cpu`` or ``kernels/cuda`` as a body of the operation of its name.
 
@@ -149,6 +150,8 @@ def body(
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         def reason(*args: Any) -> str | None:
             given = {value.dtype for value in args if isinstance(value, Tensor)}
+            if len(given) > 1 and len(given.intersection(streams)) == 1:
+                given -= set(streams)
             if len(given) > 1:
                 return f"tensors of different dtypes, {', '.join(sorted(map(str, given)))}"
             if not given.issubset(dtypes):

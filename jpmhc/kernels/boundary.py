@@ -4,6 +4,8 @@ One operation of two halves, each of which may be left out. N tokens, n streams 
 Coefficients, which are everything but x, x', y and u, share one dtype, float32 at least and no narrower than x and y.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,71 +14,112 @@ from jpmhc.kernels.primitive import primitive, repeated
 GATES = ("given", "softmax", "sigmoid", "tanh")
 
 
-def _forward_shapes(
-    x: Tensor,
-    matrix: Tensor | None,
-    post: Tensor | None,
-    y: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    gate: str,
-    normed: bool,
-    eps: float,
-    post_eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tokens, n, d = x.shape
-    writes, reads, projects = post is not None, bias is not None, weight is not None
-    like = bias if bias is not None else post if post is not None else x
-    return (
-        x.new_empty((tokens, n, d) if writes else 0),
-        x.new_empty((tokens, d) if reads else 0),
-        like.new_empty((tokens, weight.shape[0]) if weight is not None else 0),
-        like.new_empty((tokens, n) if reads else 0),
-        like.new_empty(tokens if projects and normed else 0),
-        like.new_empty((tokens, n) if writes and post_eps >= 0 else 0),
-    )
+class Boundary(NamedTuple):
+    """Arguments of `boundary_forward`; see there for shapes of what it returns."""
+
+    x: Tensor
+    """Streams (N, n, d)."""
+    matrix: Tensor | None
+    """Mixer M (N, n, n); None for the identity."""
+    post: Tensor | None
+    """Write weights (N, n); None, like `y`, where nothing is written and ``x' = x``."""
+    y: Tensor | None
+    """Result of the branch (N, d)."""
+    weight: Tensor | None
+    """Projection W (m, n d); its first n rows make the raw numbers of the read. None where nothing is projected."""
+    bias: Tensor | None
+    """Added to the raw numbers of the read (n,); with the gate ``"given"`` the read weights (N, n). None where nothing
+    is read."""
+    scale: Tensor | None
+    """Of the raw numbers of the read, (1,); None with the gate ``"given"``."""
+    gate: str
+    """``"softmax"``, ``"sigmoid"``, ``"tanh"`` (``pre = bias + scale tanh(z)``) or ``"given"``."""
+    normed: bool
+    """Whether z is divided by the root mean square of the token's n d numbers."""
+    eps: float
+    """Added to that mean square."""
+    post_eps: float
+    """If not negative, every stream of x' is divided by its own root mean square, with this added to the mean
+    square."""
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype of the coefficients."""
+        return next(tensor for tensor in (self.bias, self.post, self.x) if tensor is not None)
+
+    @property
+    def post_normed(self) -> bool:
+        """Whether every stream is normalised after the write."""
+        return self.post is not None and self.post_eps >= 0
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Make room for what `boundary_forward` returns."""
+        x, like = self.x, self.like
+        tokens, n, d = x.shape
+        rows = 0 if self.weight is None else self.weight.shape[0]
+        return (
+            x.new_empty(0 if self.post is None else (tokens, n, d)),
+            x.new_empty(0 if self.bias is None else (tokens, d)),
+            like.new_empty(0 if self.weight is None else (tokens, rows)),
+            like.new_empty(0 if self.bias is None else (tokens, n)),
+            like.new_empty(tokens if self.weight is not None and self.normed else 0),
+            like.new_empty((tokens, n) if self.post_normed else 0),
+        )
 
 
-@primitive("boundary_forward", fake=_forward_shapes, vmap=repeated)
-def boundary_forward(
-    x: Tensor,
-    matrix: Tensor | None,
-    post: Tensor | None,
-    y: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    gate: str,
-    normed: bool,
-    eps: float,
-    post_eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+class Pullback(NamedTuple):
+    """Arguments of `boundary_backward`."""
+
+    grad_streams: Tensor | None
+    """Gradient of x' (N, n, d); None, like the next two, for zero."""
+    grad_u: Tensor | None
+    """Gradient of u (N, d)."""
+    grad_z: Tensor | None
+    """Gradient of z (N, m)."""
+    x: Tensor
+    """This and the next five as in `Boundary`."""
+    matrix: Tensor | None
+    post: Tensor | None
+    y: Tensor | None
+    weight: Tensor | None
+    scale: Tensor | None
+    streams: Tensor
+    """x' (N, n, d), which is x where nothing is written."""
+    z: Tensor | None
+    """This and the next three as `boundary_forward` returned them; None where they are empty."""
+    pre: Tensor | None
+    rms: Tensor | None
+    post_rms: Tensor | None
+    gate: str
+    """As in `Boundary`."""
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype of the coefficients."""
+        return next(tensor for tensor in (self.pre, self.post, self.x) if tensor is not None)
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Make room for what `boundary_backward` returns."""
+        like, pre, scale = self.like, self.pre, self.scale
+        return (
+            self.x.new_empty(self.x.shape),
+            like.new_empty(0 if self.matrix is None else self.matrix.shape),
+            like.new_empty(0 if self.post is None else self.post.shape),
+            like.new_empty(0) if self.y is None else self.y.new_empty(self.y.shape),
+            like.new_empty(0 if self.weight is None else self.weight.shape),
+            like.new_empty(0 if pre is None else pre.shape if scale is None else pre.shape[1]),
+            like.new_empty(0 if scale is None else 1),
+        )
+
+
+@primitive("boundary_forward", fake=Boundary.results, vmap=repeated, arguments=Boundary)
+def boundary_forward(boundary: Boundary) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute ``x' = M x + post y^T``, ``z = W vec(x') / rms``, ``pre = gate(bias + scale z)``, ``u = pre^T x'``.
 
     Parameters
     ----------
-    x : Tensor, shape (N, n, d)
-        Streams.
-    matrix : Tensor or None, shape (N, n, n)
-        Mixer M; None for the identity.
-    post, y : Tensor or None, shapes (N, n) and (N, d)
-        Write weights and result of the branch; both None where nothing is written and ``x' = x``.
-    weight : Tensor or None, shape (m, n d)
-        Projection W; its first n rows make the raw numbers of the read. None where nothing is projected.
-    bias : Tensor or None, shape (n,) or (N, n)
-        Added to the raw numbers of the read (n,); with the gate ``"given"`` the read weights (N, n). None where
-        nothing is read.
-    scale : Tensor or None, shape (1,)
-        Of the raw numbers of the read; None with the gate ``"given"``.
-    gate : str
-        ``"softmax"``, ``"sigmoid"``, ``"tanh"`` (``pre = bias + scale tanh(z)``) or ``"given"``.
-    normed : bool
-        Whether z is divided by the root mean square of the token's n d numbers.
-    eps : float
-        Added to that mean square.
-    post_eps : float
-        If not negative, every stream of x' is divided by its own root mean square, with this added to the mean square.
+    boundary : Boundary
+        Its fields are the arguments of the operation.
 
     Returns
     -------
@@ -94,7 +137,8 @@ def boundary_forward(
     x' is rounded to its dtype before it is read and projected, as if another operation read it. Moves ``(2n + 2) d``
     numbers a token where both halves are one pass.
     """
-    like = bias if bias is not None else post if post is not None else x
+    x, matrix, post, y, weight, bias, scale, gate, normed, eps, post_eps = boundary
+    like = boundary.like
     streams, u = x.new_empty(0), x.new_empty(0)
     z, pre, rms, post_rms = (like.new_empty(0) for _ in range(4))
     if post is not None and y is not None:
@@ -117,65 +161,14 @@ def boundary_forward(
     return streams, u, z, pre.clone() if pre is bias else pre, rms, post_rms
 
 
-def _backward_shapes(
-    grad_streams: Tensor | None,
-    grad_u: Tensor | None,
-    grad_z: Tensor | None,
-    x: Tensor,
-    matrix: Tensor | None,
-    post: Tensor | None,
-    y: Tensor | None,
-    weight: Tensor | None,
-    scale: Tensor | None,
-    streams: Tensor,
-    z: Tensor | None,
-    pre: Tensor | None,
-    rms: Tensor | None,
-    post_rms: Tensor | None,
-    gate: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    like = pre if pre is not None else post if post is not None else x
-    return (
-        x.new_empty(x.shape),
-        like.new_empty(matrix.shape if matrix is not None else 0),
-        like.new_empty(post.shape if post is not None else 0),
-        y.new_empty(y.shape) if y is not None else like.new_empty(0),
-        like.new_empty(weight.shape if weight is not None else 0),
-        like.new_empty(0 if pre is None else pre.shape if scale is None else pre.shape[1]),
-        like.new_empty(0 if scale is None else 1),
-    )
-
-
-@primitive("boundary_backward", fake=_backward_shapes, vmap=repeated)
-def boundary_backward(
-    grad_streams: Tensor | None,
-    grad_u: Tensor | None,
-    grad_z: Tensor | None,
-    x: Tensor,
-    matrix: Tensor | None,
-    post: Tensor | None,
-    y: Tensor | None,
-    weight: Tensor | None,
-    scale: Tensor | None,
-    streams: Tensor,
-    z: Tensor | None,
-    pre: Tensor | None,
-    rms: Tensor | None,
-    post_rms: Tensor | None,
-    gate: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+@primitive("boundary_backward", fake=Pullback.results, vmap=repeated, arguments=Pullback)
+def boundary_backward(pullback: Pullback) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Pull gradients of x', u and z back to everything they were made of.
 
     Parameters
     ----------
-    grad_streams, grad_u, grad_z : Tensor or None, shapes (N, n, d), (N, d) and (N, m)
-        Gradients; None for zero.
-    x, matrix, post, y, weight, scale, gate
-        As for `boundary_forward`.
-    streams : Tensor, shape (N, n, d)
-        x', which is x where nothing is written.
-    z, pre, rms, post_rms : Tensor or None
-        As `boundary_forward` returned them; None where they are empty.
+    pullback : Pullback
+        Its fields are the arguments of the operation.
 
     Returns
     -------
@@ -188,7 +181,8 @@ def boundary_backward(
     norm, and is written once. Moves ``(4n + 3) d`` numbers a token where all is one pass. Sums over tokens are made in
     an order that depends on nothing but the number of tokens.
     """
-    like = pre if pre is not None else post if post is not None else x
+    grad_streams, grad_u, grad_z, x, matrix, post, y, weight, scale, streams, z, pre, rms, post_rms, gate = pullback
+    like = pullback.like
     # Contiguous, as it is added to through views.
     total = torch.zeros(x.shape, dtype=like.dtype, device=x.device)
     if grad_streams is not None:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jpmhc.kernels.boundary import boundary_backward, boundary_forward, open_gate, written
+from jpmhc.kernels.boundary import Boundary, Pullback, boundary_backward, boundary_forward, open_gate, written
+from jpmhc.kernels.once import anchor
 from jpmhc.kernels.primitive import choice
 from jpmhc.kernels.transforms import transform_depth
 
@@ -76,9 +77,9 @@ def cross(x: Tensor, write: Writing | None = None, read: Reading | None = None) 
     differentiated again, forward mode, ``torch.func`` and compilation without a body go through plain PyTorch.
     """
     leading, (n, d) = x.shape[:-2], x.shape[-2:]
-    given = [t for half in (write, read) if half is not None for t in half if isinstance(t, Tensor)]
+    halves = [t for half in (write, read) if half is not None for t in half if isinstance(t, Tensor)]
     dtype = torch.float32
-    for tensor in (x, *given):
+    for tensor in (x, *halves):
         dtype = torch.promote_types(dtype, tensor.dtype)
 
     def tokens(tensor: Tensor | None, *size: int) -> Tensor | None:
@@ -95,10 +96,10 @@ def cross(x: Tensor, write: Writing | None = None, read: Reading | None = None) 
             bias = tokens(read.bias, n)
         else:
             bias, weight, scale = (t.to(dtype) for t in (read.bias, read.weight, read.scale))
-    arguments = (x.reshape(-1, n, d), matrix, post, y, weight, bias, scale, gate, normed, eps, post_eps)
+    given = Boundary(x.reshape(-1, n, d), matrix, post, y, weight, bias, scale, gate, normed, eps, post_eps)
     # Autocast would take the products of plain operations to half precision.
     with torch.autocast(x.device.type, enabled=False):
-        streams, u, z, pre = _plain(*arguments) if _needs_plain(x, dtype) else _Boundary.apply(*arguments)[:4]
+        streams, u, z, pre = _plain(given) if _needs_plain(x, dtype) else _Boundary.apply(*given, _mark(given))[:4]
     return Crossing(
         streams.reshape(x.shape),
         None if read is None else u.reshape(*leading, d),
@@ -114,32 +115,27 @@ def _needs_plain(x: Tensor, dtype: torch.dtype) -> bool:
     return torch.compiler.is_compiling() and not _has_body(x.device.type, x.dtype, dtype)
 
 
+def _mark(boundary: Boundary) -> Tensor | None:
+    if not torch.compiler.is_compiling():
+        return None
+    return next((anchor(t) for t in boundary[:7] if isinstance(t, Tensor) and t.requires_grad), None)
+
+
 def _has_body(device: str, streams: torch.dtype, coefficients: torch.dtype) -> bool:
     # Many tokens, as their number may be a symbol; no memory of that size is taken.
     x = torch.empty(1, 2, 2, dtype=streams, device=device).expand(4096, 2, 2)
     bias = torch.empty(1, 2, dtype=coefficients, device=device).expand(4096, 2)
-    arguments = (x, None, None, None, None, bias, None, "given", False, 0.0, -1.0)
-    return choice("boundary_forward", *arguments).backend != "reference"
+    given = Boundary(x, None, None, None, None, bias, None, "given", False, 0.0, -1.0)
+    return choice("boundary_forward", *given).backend != "reference"
 
 
 # What torch.compiler.assume_constant_result does, without importing the compiler.
 _has_body._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _plain(
-    x: Tensor,
-    matrix: Tensor | None,
-    post: Tensor | None,
-    y: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    gate: str,
-    normed: bool,
-    eps: float,
-    post_eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _plain(boundary: Boundary) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`boundary_forward` in operations that torch can differentiate in every way."""
+    x, matrix, post, y, weight, bias, scale, gate, normed, eps, post_eps = boundary
     nothing = x.new_empty(0)
     u, z, pre = nothing, nothing, nothing
     if post is not None and y is not None:
@@ -175,65 +171,52 @@ class _Boundary(torch.autograd.Function):
         normed: bool,
         eps: float,
         post_eps: float,
+        _anchor: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        streams, *others = boundary_forward(x, matrix, post, y, weight, bias, scale, gate, normed, eps, post_eps)
+        given = Boundary(x, matrix, post, y, weight, bias, scale, gate, normed, eps, post_eps)
+        streams, *others = boundary_forward(given)
         # What is not written is handed on, so that its gradient arrives here and is added to in one place.
         return (x.view_as(x) if post is None else streams), *others
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, matrix, post, y, weight, bias, scale, *options = inputs
+        boundary = Boundary(*inputs[:-1])
         streams, _, z, pre, rms, post_rms = output
-        reads, normed, post_eps = bias is not None, options[1], options[3]
+        writes, reads, projects = (t is not None for t in (boundary.post, boundary.bias, boundary.weight))
         kept = (
-            streams if post is not None and (reads or post_eps >= 0) else None,
-            z if weight is not None else None,
+            streams if writes and (reads or boundary.post_normed) else None,
+            z if projects else None,
             pre if reads else None,
-            rms if weight is not None and normed else None,
-            post_rms if post is not None and post_eps >= 0 else None,
+            rms if projects and boundary.normed else None,
+            post_rms if boundary.post_normed else None,
         )
         ctx.mark_non_differentiable(pre, rms, post_rms)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, matrix, post, y, weight, bias, scale, *kept)
-        ctx.options = options
+        ctx.save_for_backward(*boundary[:7], *kept)
+        ctx.options = boundary[7:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         *inputs, streams, z, pre, rms, post_rms = ctx.saved_tensors
-        grad_streams, grad_u, grad_z = grads[:3]
+        boundary = Boundary(*inputs, *ctx.options)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *_differentiable_backward(inputs, ctx.options, grads[:3]), None, None, None, None
+            return *_differentiable_backward(boundary, grads[:3]), None, None, None, None, None
         x, matrix, post, y, weight, _, scale = inputs
+        kept = (x if streams is None else streams, z, pre, rms, post_rms)
         results = boundary_backward(
-            grad_streams,
-            grad_u,
-            grad_z,
-            x,
-            matrix,
-            post,
-            y,
-            weight,
-            scale,
-            x if streams is None else streams,
-            z,
-            pre,
-            rms,
-            post_rms,
-            ctx.options[0],
+            Pullback._make((*grads[:3], x, matrix, post, y, weight, scale, *kept, boundary.gate))
         )
         absent = [given is None for given in inputs]
-        return *(None if a else g for a, g in zip(absent, results, strict=True)), None, None, None, None
+        return *(None if a else g for a, g in zip(absent, results, strict=True)), None, None, None, None, None
 
 
-def _differentiable_backward(
-    inputs: list[Any], options: list[Any], grads: tuple[Tensor | None, ...]
-) -> list[Tensor | None]:
+def _differentiable_backward(boundary: Boundary, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
     """Do the backward pass in plain operations on aliases of the inputs, so that it has a derivative.
 
     Aliases, because the inputs depend on one another, and a gradient must not take that way too.
     """
-    aliases: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
-    outputs = _plain(*aliases, *options)[:3]
+    aliases: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in boundary[:7]]
+    outputs = _plain(Boundary._make((*aliases, *boundary[7:])))[:3]
     chosen = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
     wanted = [alias for alias in aliases if alias is not None and alias.requires_grad]
     found = torch.autograd.grad(

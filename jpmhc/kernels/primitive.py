@@ -1,5 +1,6 @@
 """A batched primitive: a plain function on tensors with faster bodies beside it, one operation for tracing."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -11,7 +12,6 @@ from jpmhc.kernels.bodies import Choice, choose
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", bound=Tensor | tuple[Tensor, ...])
-Function = Callable[Arguments, Result]
 
 _modules: dict[str, str] = {}  # of every operation, the file that holds its reference
 
@@ -21,7 +21,10 @@ def _like_first(first: Tensor, *_args: Any, **_options: Any) -> Tensor:
 
 
 def primitive(
-    name: str, fake: Callable[..., Any] = _like_first, vmap: Callable[..., Any] | None = None
+    name: str,
+    fake: Callable[..., Any] = _like_first,
+    vmap: Callable[..., Any] | None = None,
+    arguments: Any = None,
 ) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Register a function as the operator ``jpmhc::name`` with a shape rule and a ``vmap`` rule.
 
@@ -33,6 +36,9 @@ def primitive(
         Shape and dtype of the result, from arguments without data. The default suits a result like the first argument.
     vmap : callable, optional
         ``vmap(operator, info, in_dims, *args)`` in place of the rule that puts the new dimension first in all tensors.
+    arguments : NamedTuple class, optional
+        For an operation of many arguments: its fields are the schema, and the reference, the bodies, `fake` and callers
+        of the function take one of it in place of the arguments.
 
     Returns
     -------
@@ -56,8 +62,8 @@ def primitive(
         module = _modules[name] = reference.__module__.rpartition(".")[2]
 
         def run(*args: Any) -> Any:
-            body = choose(module, name, args).body
-            return reference(*args) if body is None else body(*args)  # type: ignore[call-arg]
+            function: Callable[..., Any] = choose(module, name, args).body or reference
+            return function(*args) if arguments is None else function(arguments(*args))
 
         @wraps(reference)
         def full_precision(*args: Any) -> Any:
@@ -67,8 +73,12 @@ def primitive(
             with torch.autocast(device_type, enabled=False):
                 return run(*args)
 
+        if arguments is not None:
+            result_type = inspect.signature(reference).return_annotation
+            signature = inspect.signature(arguments).replace(return_annotation=result_type)
+            full_precision.__signature__ = signature  # type: ignore[attr-defined]
         operator = torch.library.custom_op(f"jpmhc::{name}", full_precision, mutates_args=())
-        operator.register_fake(fake)
+        operator.register_fake(fake if arguments is None else lambda *args: fake(arguments(*args)))
 
         def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
             def front(value: Any, dim: int | None) -> Any:
@@ -83,6 +93,8 @@ def primitive(
 
         @wraps(reference)
         def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+            if arguments is not None:
+                (args,) = args  # type: ignore[assignment]
             return operator(*args, **options)
 
         return call

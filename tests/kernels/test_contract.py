@@ -1,14 +1,11 @@
 """Every body gives what the reference gives in float64: values, odd sizes, dtypes, layouts, extremes, no tokens."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from jpmhc import kernels
 from jpmhc.kernels.bodies import interpreted
+from tests.kernels.interpreter import run_again
 
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13}
 SHAPES = [(37, 4, 4), (2, 3, 3, 2), (0, 4, 4), (1, 1, 1), (4, 4)]
@@ -36,8 +33,9 @@ CALLS = {
     "sinkhorn_potentials": lambda s, d: (positive(s, d), positive(s, d, 1)),
     "cayley_forward": lambda s, d: (normal(s, d), 0.7),
     "cayley_adjoint": lambda s, d: (rotation(s, d), normal(s, d, 1), 0.7),
+    "quaternion_forward": lambda s, d: (normal((*s[:-2], 2, 4), d),),
+    "quaternion_adjoint": lambda s, d: (normal((*s[:-2], 2, 4), d), normal((*s[:-2], 4, 4), d, 1)),
 }
-# Triton's interpreter must be asked for before Triton is imported: a process of its own runs this file again.
 BODIES = ["triton" if interpreted() else "numba"]
 
 
@@ -119,6 +117,22 @@ def test_large_skew_matrices_stay_rotations(backend):
     torch.testing.assert_close(q.mT @ q, torch.eye(4).double().expand(20, 4, 4), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", BODIES)
+def test_quaternions_of_any_length_and_of_none(backend):
+    pair = normal((6, 2, 4), torch.float32)
+    pair *= torch.tensor([1e-30, 1e-37, 1.0, 1e30, 1e38, 0.0])[:, None, None]
+    with kernels.backend(backend):
+        q, slope = (
+            kernels.quaternion_forward(pair),
+            kernels.quaternion_adjoint(pair[2:], normal((4, 4, 4), torch.float32)),
+        )
+    torch.testing.assert_close(q.mT @ q, torch.eye(4).expand(6, 4, 4), rtol=0, atol=1e-6)
+    torch.testing.assert_close(q.double(), truth("quaternion_forward", (pair,)), rtol=0, atol=1e-6)
+    assert torch.equal(q[-1], torch.eye(4))
+    assert torch.equal(slope[-1], torch.zeros(2, 4))
+    assert slope.isfinite().all()
+
+
 @pytest.mark.skipif(not interpreted(), reason="Numba leaves these sizes to the reference")
 @pytest.mark.parametrize("n", [5, 8])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
@@ -132,11 +146,7 @@ def test_cayley_by_elimination(n, scale):
 
 @pytest.mark.skipif(interpreted(), reason="the process that this test starts")
 def test_triton_bodies_in_the_interpreter():
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
+    run_again(__file__)
 
 
 @pytest.mark.parametrize("operation", CALLS)

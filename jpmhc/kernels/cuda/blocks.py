@@ -37,12 +37,20 @@ def launch(kernel, matrices, *options) -> Tensor:
 
 
 @triton.jit
+def token_block(block, tokens, BLOCK: tl.constexpr):
+    """Return the tokens of a block, 64-bit since all addresses are made of them, and which of them there are."""
+    token = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return token, token < tokens
+
+
+@triton.jit
 def places(tokens, N: tl.constexpr, M: tl.constexpr, N2: tl.constexpr, M2: tl.constexpr, BLOCK: tl.constexpr):
     """Return offsets of a block's numbers in contiguous storage, which are there, and their rows and columns."""
-    token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)[:, None, None]
+    token, there = token_block(tl.program_id(0), tokens, BLOCK)
+    token = token[:, None, None]
     i = tl.arange(0, N2)[None, :, None]
     j = tl.arange(0, M2)[None, None, :]
-    return token * (N * M) + i * M + j, (token < tokens) & (i < N) & (j < M), i, j
+    return token * (N * M) + i * M + j, there[:, None, None] & (i < N) & (j < M), i, j
 
 
 @triton.jit

@@ -1,0 +1,49 @@
+"""Addresses are 64-bit: a tensor may have more than 2^31 numbers. Compiled once a model, not once a batch."""
+
+import pytest
+import torch
+
+from jpmhc.kernels.bodies import interpreted
+from tests.kernels.interpreter import run_again
+
+triton = pytest.importorskip("triton")
+tl = triton.language
+from jpmhc.kernels.cuda import backward, blocks, boundary, cayley, sinkhorn, streams  # noqa: E402
+
+token_block, tile = blocks.token_block, streams.tile
+
+
+@triton.jit
+def _offsets(result, there, block, tokens, start):
+    t, inside = token_block(block, tokens, 16)
+    offsets, mask = tile(t, inside, start, 4, 7168, 64)
+    place = tl.arange(0, 16)[:, None] * 64 + tl.arange(0, 64)[None, :]
+    tl.store(result + place, offsets)
+    tl.store(there + place, mask.to(tl.int32))
+
+
+@pytest.mark.skipif(interpreted(), reason="the process that this test starts")
+def test_in_the_interpreter():
+    run_again(__file__)
+
+
+@pytest.mark.skipif(not interpreted(), reason="of Triton's interpreter")
+def test_offsets_beyond_two_to_the_31():
+    block, start = 5000, 7168 - 32
+    result, there = torch.empty(16, 64, dtype=torch.int64), torch.empty(16, 64, dtype=torch.int32)
+    _offsets[(1,)](result, there, block, block * 16 + 9, start)
+    wanted = (block * 16 + torch.arange(16)[:, None]) * 4 * 7168 + start + torch.arange(64)
+    assert wanted.max() > 2**31
+    assert torch.equal(result, wanted)
+    assert there[:9, :32].all()
+    assert there.sum() == 9 * 32
+
+
+@pytest.mark.skipif(interpreted(), reason="of the compiler")
+def test_no_kernel_is_compiled_again_for_another_number_of_tokens():
+    kernels = [boundary._forward, backward.backward, backward.weight_gradient]
+    kernels += [cayley._forward, cayley._adjoint, sinkhorn._sweeps, sinkhorn._forward, sinkhorn._potentials]
+    for kernel in kernels:
+        counts = {p.name for p in kernel.params if p.name in ("tokens", "length", "iterations", "max_steps")}
+        assert counts == {p.name for p in kernel.params if p.do_not_specialize}
+        assert "tokens" in counts

@@ -1,0 +1,16 @@
+"""Triton's interpreter must be asked for before Triton is imported: a process of its own runs a test file again."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run_again(file, *selection):
+    """Run the tests of a file with Triton's bodies in the interpreter."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", file, *selection]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
