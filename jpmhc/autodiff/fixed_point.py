@@ -16,8 +16,9 @@ from jpmhc.autodiff.convergence import Check
 from jpmhc.autodiff.derivatives import AdjointRecord
 from jpmhc.autodiff.equation import Equation
 from jpmhc.autodiff.packing import Layout
-from jpmhc.autodiff.precision import full_precision, raised
+from jpmhc.autodiff.precision import raised
 from jpmhc.autodiff.solvers import Anderson, Solver
+from jpmhc.kernels.precision import full_precision
 
 State = TypeVar("State")
 

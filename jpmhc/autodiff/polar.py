@@ -7,9 +7,10 @@ from torch import Tensor
 
 from jpmhc import kernels
 from jpmhc.autodiff.coefficients import as_matrices
-from jpmhc.autodiff.precision import full_precision, in_full_precision
+from jpmhc.autodiff.precision import in_full_precision
 from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule
 from jpmhc.kernels.once import anchor
+from jpmhc.kernels.precision import full_precision
 from jpmhc.kernels.transforms import transform_depth
 
 

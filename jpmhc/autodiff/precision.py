@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,19 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.precision import full_precision
+
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def raised(tensor: Tensor) -> Tensor:
     """Raise a tensor of lower precision to float32."""
     return tensor.float() if tensor.dtype in LOW_PRECISION else tensor
-
-
-def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Switch autocast off where it is on: a tolerance below 1e-3 means nothing in half precision."""
-    if device.type != "meta" and torch.is_autocast_enabled(device.type):  # torch knows no autocast for meta
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
 
 
 def in_full_precision(rule: Callable[..., Any]) -> Callable[..., Any]:

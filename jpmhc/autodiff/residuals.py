@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.autodiff.coefficients import as_coefficients, as_matrices
-from jpmhc.autodiff.precision import full_precision
+from jpmhc.kernels.precision import full_precision
 
 
 def sinkhorn_residual(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jpmhc.kernels.boundary import Boundary, Pullback, boundary_backward, boundary_forward, open_gate, written
 from jpmhc.kernels.once import anchor
+from jpmhc.kernels.precision import full_precision
 from jpmhc.kernels.primitive import choice
 from jpmhc.kernels.transforms import transform_depth
 
@@ -98,7 +99,7 @@ def cross(x: Tensor, write: Writing | None = None, read: Reading | None = None) 
             bias, weight, scale = (t.to(dtype) for t in (read.bias, read.weight, read.scale))
     given = Boundary(x.reshape(-1, n, d), matrix, post, y, weight, bias, scale, gate, normed, eps, post_eps)
     # Autocast would take the products of plain operations to half precision.
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device):
         streams, u, z, pre = _plain(given) if _needs_plain(x, dtype) else _Boundary.apply(*given, _mark(given))[:4]
     return Crossing(
         streams.reshape(x.shape),

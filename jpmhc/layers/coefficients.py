@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jpmhc.kernels.crossing import Reading
+from jpmhc.kernels.precision import full_precision
 from jpmhc.layers.arguments import check_number, check_size
 from jpmhc.layers.gates import make_gate
 from jpmhc.layers.label import Labelled
@@ -147,7 +148,7 @@ class Coefficients(Labelled):
         """
         dtype = self._coefficient_dtype(x)
         # Autocast would take the projection and the charts to half precision.
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             numbers = None
             if self.projection is not None:
                 numbers = self._project(x.to(dtype), self.projection.to(dtype))

@@ -22,7 +22,8 @@ from jpmhc.layers.adapters.blocks import (
 )
 from jpmhc.layers.adapters.inputs import as_example, make_example
 from jpmhc.layers.adapters.outputs import HiddenStates, largest_difference
-from jpmhc.layers.adapters.trace import Anatomy, survey
+from jpmhc.layers.adapters.record import Anatomy
+from jpmhc.layers.adapters.trace import survey
 from jpmhc.layers.hyper_connection import HyperConnection
 from jpmhc.layers.mixer import Mixer
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from jpmhc.kernels.crossing import Reading, cross
+from jpmhc.kernels.precision import full_precision
 from jpmhc.layers.arguments import check_number, check_size
 from jpmhc.layers.gates import make_gate
 from jpmhc.layers.label import Labelled
@@ -164,7 +165,7 @@ class StreamHead(Labelled):
         if x.shape[-2:] != (self.streams, self.dim):
             raise ValueError(f"x: expected shape (..., {self.streams}, {self.dim}), got {tuple(x.shape)}")
         dtype = torch.promote_types(torch.promote_types(self.static.dtype, x.dtype), torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             z = project(x.to(dtype), self.projection.to(dtype), self.norm, self.eps)
             raw = self.static.to(dtype) + self.scale.to(dtype) * self.gate.squash(z)
             pre, _ = self.gate(raw, raw)

@@ -31,36 +31,61 @@ def replace_first_tensor(output: Any, function: Callable[[Tensor], Tensor]) -> A
     """
     if isinstance(output, Tensor):
         return function(output)
+    place = _place(output)
     if isinstance(output, Mapping):
-        items = dict(output)
-        key = next((key for key, value in items.items() if isinstance(value, Tensor)), None)
-        if key is not None:
-            items[key] = function(items[key])
-            return items if type(output) is dict else type(output)(**items)
-    elif isinstance(output, (tuple, list)):
-        place = next((i for i, value in enumerate(output) if isinstance(value, Tensor)), None)
-        if place is not None:
-            values = [*output[:place], function(output[place]), *output[place + 1 :]]
-            return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
-    raise TypeError(f"branch: expected a tensor, or a tuple, list or mapping with one, got {type(output).__name__}")
+        items = {**output, place: function(output[place])}
+        return items if type(output) is dict else type(output)(**items)
+    values = [*output[:place], function(output[place]), *output[place + 1 :]]
+    return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
 
 
-def first_tensor(output: Any) -> Tensor:
-    """Return the first tensor in the output of a branch.
+def split_first_tensor(output: Any) -> tuple[Tensor, Any]:
+    """Return the first tensor in the output of a branch and what else there is.
+
+    Parameters
+    ----------
+    output : Tensor, tuple, list or mapping
+        As of :func:`replace_first_tensor`.
+
+    Returns
+    -------
+    result : Tensor
+    rest : tuple, dict or None
+        The other items of a tuple or list, those of a mapping by their keys; None where the output is a tensor.
 
     Raises
     ------
     TypeError
-        If there is none.
+        If there is no tensor in it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> split_first_tensor({"y": torch.ones(2), "cache": 3})
+    (tensor([1., 1.]), {'cache': 3})
     """
-    found: list[Tensor] = []
+    if isinstance(output, Tensor):
+        return output, None
+    place = _place(output)
+    if isinstance(output, Mapping):
+        return output[place], {key: value for key, value in output.items() if key != place}
+    return output[place], (*output[:place], *output[place + 1 :])
 
-    def keep(y: Tensor) -> Tensor:
-        found.append(y)
-        return y
 
-    replace_first_tensor(output, keep)
-    return found[0]
+def with_rests(result: Any, rests: list[Any]) -> Any:
+    """Return the result of a chain of layers, beside what their branches returned more where any did."""
+    return result if all(rest is None for rest in rests) else (result, rests)
+
+
+def _place(output: Any) -> Any:
+    """Key or index of the first tensor."""
+    items = (
+        output.items() if isinstance(output, Mapping) else enumerate(output if isinstance(output, tuple | list) else ())
+    )
+    for place, value in items:
+        if isinstance(value, Tensor):
+            return place
+    raise TypeError(f"branch: expected a tensor, or a tuple, list or mapping with one, got {type(output).__name__}")
 
 
 def check_result(y: Any, x: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jpmhc.kernels.crossing import Reading, cross
 from jpmhc.layers.hyper_connection import HyperConnection
-from jpmhc.layers.outputs import first_tensor
+from jpmhc.layers.outputs import split_first_tensor, with_rests
 
 
 class SinglePass(nn.Module):
@@ -64,14 +64,18 @@ class SinglePass(nn.Module):
             raise ValueError(f"connections: expected one number of streams and width, got {sorted(shapes)}")
         self.streams: int = self.connections[0].streams  # type: ignore[assignment]
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run all layers on streams (..., n, d) and return the read (..., d) of the last; arguments go to each branch.
 
-        The first tensor that a branch returns is its result; the rest is dropped.
+        Where branches return tuples, lists or dicts, the first tensor of each is its result and the rest is returned
+        beside the read, as :class:`~jpmhc.layers.HyperStack` does.
         """
         pre = torch.zeros(self.streams, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         pre[0] = 1
+        rests = []
         for layer in self.connections:
             u, write, pre = layer.carry(x, pre)  # type: ignore[operator]
-            x = write(first_tensor(layer.branch(u, *args, **kwargs)))  # type: ignore[operator]
-        return cross(x, None, Reading(pre)).u  # type: ignore[return-value]
+            y, rest = split_first_tensor(layer.branch(u, *args, **kwargs))  # type: ignore[operator]
+            x = write(y)
+            rests.append(rest)
+        return with_rests(cross(x, None, Reading(pre)).u, rests)

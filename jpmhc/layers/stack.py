@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jpmhc.kernels.crossing import Writing, cross
 from jpmhc.layers.arguments import check_number
 from jpmhc.layers.hyper_connection import HyperConnection
-from jpmhc.layers.outputs import check_result
+from jpmhc.layers.outputs import check_result, split_first_tensor, with_rests
 
 
 class HyperStack(nn.Module):
@@ -81,7 +81,7 @@ class HyperStack(nn.Module):
 
     def forward(
         self, x: Tensor, *args: Any, arguments: Sequence[Mapping[str, Any] | None] | None = None, **kwargs: Any
-    ) -> Tensor:
+    ) -> Any:
         """Run all layers.
 
         Parameters
@@ -96,14 +96,16 @@ class HyperStack(nn.Module):
         Returns
         -------
         Tensor, shape (..., n, d)
-            The streams after the last layer.
+            The streams after the last layer. Where branches return tuples, lists or dicts, whose first tensor is
+            written to the streams, a tuple of them and a list with one entry a layer of what is left: a tuple, a dict,
+            or None for a branch that returned a tensor alone.
 
         Raises
         ------
         ValueError
             As the layers, and if ``arguments`` has another length.
         TypeError
-            If a branch returns anything but a tensor: there is no place for the rest.
+            If a branch returns no tensor.
         """
         if arguments is None:
             arguments = [None] * len(self.connections)
@@ -111,20 +113,23 @@ class HyperStack(nn.Module):
             raise ValueError(f"arguments: expected {len(self.connections)} entries, got {len(arguments)}")
         eps = self.post_norm_eps if self.post_norm else None
         before: Writing | None = None
+        rests = []
         for layer, own in zip(self.connections, arguments, strict=True):
             options = {**kwargs, **(own or {})}
             if _stands_alone(layer):
                 x = x if before is None else cross(x, before).streams
                 before = None
-                x = _tensor(layer(x, *args, **options))
+                x, rest = split_first_tensor(layer(x, *args, **options))
+                rests.append(rest)
                 x = x if eps is None else _normed(x, eps)
                 continue
             layer._check_streams(x)  # type: ignore[operator]
             u, x, writing = layer.enter(x, before)  # type: ignore[operator]
-            y = _tensor(layer.branch(u, *args, **options))  # type: ignore[operator]
+            y, rest = split_first_tensor(layer.branch(u, *args, **options))  # type: ignore[operator]
+            rests.append(rest)
             check_result(y, x)
             before = writing(y, eps)
-        return x if before is None else cross(x, before).streams
+        return with_rests(x if before is None else cross(x, before).streams, rests)
 
     def extra_repr(self) -> str:
         """Show the norm."""
@@ -143,14 +148,6 @@ def _stands_alone(layer: nn.Module) -> bool:
     ]
     parts: bool = layer.reads > 1 or layer.fractions > 1  # type: ignore[operator, assignment]
     return own_methods or bool(hooks) or parts
-
-
-def _tensor(output: Any) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"branch: expected a tensor, got {type(output).__name__}; call layers whose branches return more one by one"
-        )
-    return output
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:

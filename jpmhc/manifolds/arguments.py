@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from jpmhc.autodiff.precision import full_precision
+from jpmhc.kernels.precision import full_precision
 from jpmhc.manifolds.checked import is_checked
 
 if TYPE_CHECKING:

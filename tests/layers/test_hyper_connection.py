@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 
 import pytest
@@ -225,6 +226,38 @@ def test_half_precision_streams_keep_their_dtype_and_single_precision_coefficien
     assert pre.dtype == post.dtype == matrix.dtype == torch.float32
     if hc.mixer.residual(reference.coefficients(x.float())[2]).max() < 1e-5:
         assert hc.mixer.residual(matrix).max() < 1e-5  # constants are not rounded with the parameters
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_double_streams_get_double_coefficients_from_single_parameters(mixer):
+    """Nothing narrows them in silence: the result is that of the layer cast to float64."""
+    single = layer(mixer, nn.Linear(5, 5, dtype=torch.float64), dtype=torch.float32)
+    single.mixer.reset_parameters()
+    double, x = copy.deepcopy(single).double(), torch.randn(4, 3, 5, dtype=torch.float64)
+    assert single.static.dtype == torch.float32
+    for actual, expected in zip(single.coefficients(x), double.coefficients(x), strict=True):
+        assert actual.dtype == torch.float64
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(single(x), double(x), rtol=0, atol=1e-13)
+    stack = layers.HyperStack([single, copy.deepcopy(single)])
+    torch.testing.assert_close(stack(x), double(double(x)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"fractions": 2}, {"reads": 2}, {"norm": "layer"}], ids=str)
+def test_no_layer_multiplies_by_the_identity(options):
+    class Poisoned(layers.Identity):
+        mixes = False
+
+        def forward(self, raw):
+            return super().forward(raw) * math.nan
+
+    chart = Poisoned(3 * options.get("fractions", 1))
+    hc = layers.HyperConnection(4, lambda u, v=0: u + v, streams=3, mixer=chart, **options)
+    stack, x = layers.HyperStack([hc, copy.deepcopy(hc)]), torch.randn(5, 3, 4)
+    assert hc(x).isfinite().all()
+    assert stack(x).isfinite().all()
+    if not options:
+        assert layers.SinglePass([hc])(x).isfinite().all()
 
 
 def test_autocast_leaves_the_coefficients_in_single_precision():

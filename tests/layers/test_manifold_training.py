@@ -33,7 +33,7 @@ class Network(nn.Module):
         return layers.reduce_streams(x)
 
 
-def train(optimiser_of, steps, share):
+def train(optimiser_of, steps):
     torch.manual_seed(0)
     model = Network([make() for make in SETS.values()])
     start = [layer.mixer.base.detach().clone() for layer in model.layers]
@@ -47,29 +47,53 @@ def train(optimiser_of, steps, share):
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    assert sum(losses[-20:]) < share * sum(losses[:20])
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
     for layer, before, name in zip(model.layers, start, SETS, strict=True):
         base, manifold = layer.mixer.base.detach(), layer.mixer.manifold
         assert isinstance(layer.mixer.base, manifolds.Parameter)
-        assert (base - before).abs().max() > 1e-3, name
+        assert (base - before).abs().max() > 1e-2, name
         assert manifold.point_error(base).max() < 1e-5, name
         assert layer.mixer.residual(layer.coefficients(torch.randn(4, 4, 8))[2]).max() < 1e-5, name
 
 
 def ours(model):
-    return optim.RiemannianAdam(optim.parameter_groups(model, lr=3e-3, weight_decay=0.01))
+    return optim.RiemannianAdam(optim.parameter_groups(model, lr=1e-2, weight_decay=0.01))
 
 
 def geoopts(model):
-    return geoopt.optim.RiemannianAdam(optim.parameter_groups(model, lr=3e-3, weight_decay=0.0))
+    return geoopt.optim.RiemannianAdam(optim.parameter_groups(model, lr=1e-2, weight_decay=0.0))
 
 
 @pytest.mark.parametrize("optimiser", [ours, geoopts])
 def test_base_points_stay_on_their_manifolds(optimiser):
-    train(optimiser, 100, 0.97)
+    train(optimiser, 100)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimiser", [ours, geoopts])
 def test_base_points_stay_on_their_manifolds_for_two_thousand_steps(optimiser):
-    train(optimiser, 2000, 0.7)
+    train(optimiser, 2000)
+
+
+@pytest.mark.parametrize("name", ["SpecialOrthogonal", "Birkhoff", "Grassmann"])
+def test_riemannian_optimisers_move_the_base_point_along_its_manifold(name):
+    """With numbers of the token as tangent vectors at it."""
+    torch.manual_seed(0)
+    mixers = [layers.Manifold(4, getattr(manifolds, name)(), tangent=True) for _ in range(2)]
+    model = nn.Sequential(
+        *(layers.HyperConnection(8, nn.Linear(8, 8), mixer=m, layer_index=i) for i, m in enumerate(mixers))
+    )
+    x, target = torch.randn(2, 16, 4, 8)
+    start = [m.base.detach().clone() for m in mixers]
+    optimiser = optim.RiemannianAdam(optim.parameter_groups(model, lr=1e-2))
+    losses = []
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss = (model(x) - target).square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    for mixer, before in zip(mixers, start, strict=True):
+        assert (mixer.base - before).abs().max() > 1e-2
+        assert mixer.manifold.point_error(mixer.base.detach()).max() < 1e-5

@@ -334,6 +334,20 @@ def test_a_single_pass_starts_as_the_plain_network_and_parts_its_streams(mixer):
     assert (streams - streams.mean(-2, keepdim=True)).norm() / streams.norm() > 1e-3
 
 
+def test_a_single_pass_returns_what_branches_return_beside_their_result():
+    class Caching(nn.Linear):
+        def forward(self, u):
+            return super().forward(u), "cache"
+
+    model = chain(2)
+    x = double(5, N, D)
+    expected = model(x)
+    model.connections[1].branch.__class__ = Caching
+    found, rests = model(x)
+    assert torch.equal(found, expected)
+    assert rests == [None, ("cache",)]
+
+
 def test_a_wrong_chain_is_named():
     with pytest.raises(ValueError, match="connections: expected at least one"):
         layers.SinglePass([])

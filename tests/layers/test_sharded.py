@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 
-import pytest
 import torch
 
 WORKER = """
@@ -126,31 +125,3 @@ def test_two_shards_train_like_one_process_and_come_back_from_a_sharded_checkpoi
     torch.testing.assert_close(losses, plain_losses, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(before, plain, rtol=1e-5, atol=1e-5)
     assert torch.equal(after, before)
-
-
-CAPTURE = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@CAPTURE
-@pytest.mark.parametrize("mixer", ["cayley", "sinkhorn", "quaternion", "orthostochastic", "grassmann", "identity"])
-def test_forward_and_backward_are_captured_in_a_cuda_graph(mixer):
-    from jpmhc import layers
-
-    torch.manual_seed(0)
-    hc = layers.HyperConnection(64, torch.nn.Linear(64, 64), mixer=mixer).cuda()
-    with torch.no_grad():
-        for parameter in layers.mixing_parameters(hc):
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    x = torch.randn(16, 4, 64, device="cuda")
-    expected_input = x.clone().requires_grad_()
-    expected = hc(expected_input)
-    expected.sin().sum().backward()
-    gradients = [p.grad.clone() for p in hc.parameters()]
-    graphed = torch.cuda.make_graphed_callables(hc, (torch.randn_like(x).requires_grad_(),))
-    for p in hc.parameters():
-        p.grad = None
-    out = graphed(x.clone().requires_grad_())
-    out.sin().sum().backward()
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    for p, gradient in zip(hc.parameters(), gradients, strict=True):
-        torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-5)

@@ -121,6 +121,39 @@ def test_arguments_reach_the_branches():
     torch.testing.assert_close(found, made[1](made[0](x, 2.0), 2.0, shift=1.0))
 
 
+class Returning(nn.Module):
+    """A branch that returns more than its result."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.inner, self.wrap = nn.Linear(8, 8, dtype=torch.float64), wrap
+
+    def forward(self, u):
+        return self.wrap(self.inner(u))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_what_branches_return_beside_their_result_comes_out_beside_the_streams(norm):
+    wraps = [lambda y: (y, "cache"), lambda y: y, lambda y: {"shift": 3, "y": y}, lambda y: [y, y.detach()]]
+    made = connections(4)
+    for layer, wrap in zip(made, wraps, strict=True):
+        layer.branch = Returning(wrap)
+    made[3].register_forward_hook(lambda *_: None)  # this one runs by itself
+    x = streams()
+    expected = x
+    for layer, find in zip(
+        made, (lambda out: out[0], lambda out: out, lambda out: out["y"], lambda out: out[0]), strict=True
+    ):
+        expected = find(layer(expected))
+        expected = nn.functional.rms_norm(expected, (8,), eps=1e-5) if norm else expected
+    found, rests = layers.HyperStack(made, post_norm="rms" if norm else None)(x)
+    torch.testing.assert_close(found, expected)
+    assert rests[:3] == [("cache",), None, {"shift": 3}]
+    assert rests[3][0].shape == (2, 5, 8)
+    gradients = [torch.autograd.grad(out.sin().sum(), [x, *made.parameters()]) for out in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_an_empty_batch_goes_through():
     stack = layers.HyperStack(connections())
     x = streams(0)
@@ -141,8 +174,8 @@ def test_what_does_not_fit_is_refused():
         layers.HyperStack([*connections(1), *connections(1, streams=2)])
     with pytest.raises(ValueError, match="post_norm: expected 'rms' or None, got 'layer'"):
         layers.HyperStack(connections(), post_norm="layer")
-    stack = layers.HyperStack([layers.HyperConnection(8, lambda u: (u, 1))])
-    with pytest.raises(TypeError, match="branch: expected a tensor, got tuple"):
+    stack = layers.HyperStack([layers.HyperConnection(8, lambda u: ("cache", 1))])
+    with pytest.raises(TypeError, match=r"branch: expected a tensor, or a tuple.*got tuple"):
         stack(streams())
     with pytest.raises(ValueError, match="arguments: expected 1 entries, got 2"):
         stack(streams(), arguments=[{}, {}])

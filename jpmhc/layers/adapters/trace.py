@@ -3,58 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import linecache
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from jpmhc.layers.adapters.blocks import swap_first, swap_result
-from jpmhc.layers.adapters.vector import ReshapedVector, ResidualVector
-from jpmhc.layers.residual import Residual
-
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-# While tracing, every addition is a plain one; no block has more of them than this.
-_PLAIN = (Residual(),) * 1024
-
-
-@dataclass
-class Anatomy:
-    """What conversion must know of one block.
-
-    Attributes
-    ----------
-    name : str
-        Of the block in the model.
-    block : Module
-        The block.
-    argument : str
-        Its argument that holds the residual vector.
-    additions : list of str
-        Where each of its residual additions stands; additions with no read between them count as one.
-    norms : list of Module
-        Norms on the residual path (post-norm).
-    readers : list of Module
-        Modules that are handed the residual vector and do not carry it on.
-    shape : torch.Size
-        Of the residual vectors in the example, (..., d).
-    """
-
-    name: str
-    block: nn.Module
-    argument: str
-    additions: list[str] = field(default_factory=list)
-    norms: list[nn.Module] = field(default_factory=list)
-    readers: list[nn.Module] = field(default_factory=list)
-    shape: torch.Size = field(default_factory=torch.Size)
+from jpmhc.layers.adapters.record import Anatomy, Normed, Record, TracedVector, vectors, where
 
 
 @dataclass
@@ -139,130 +97,13 @@ class _Refusal:
     adds: bool = False
 
 
-class _TracedVector(ResidualVector):
-    """A residual vector of one stream (..., d) that keeps a record of what becomes of it."""
-
-    def __init__(self, x: Tensor | None, record: _Record, place: int = 0, normed: _Normed | None = None) -> None:
-        super().__init__(x, _PLAIN, place)
-        self.record = record
-        self.normed = normed
-
-    @property
-    def shape(self) -> torch.Size:
-        return self._sum[1].shape if self._x is None and self._sum else self.streams().shape
-
-    def read(self) -> Tensor:
-        self.record.reads.append((self.record.stack[-1] if self.record.stack else None, _here()))
-        return super().read()
-
-    def add(self, y: Tensor) -> ResidualVector:
-        self.record.carriers.update(self.record.stack)
-        self.record.adds |= self.record.inner.isdisjoint(self.record.stack)
-        merged = self._x is None
-        result = super().add(y)
-        if merged:
-            self.record.additions[-1] += f" and {_here()}"
-        else:
-            self.record.additions.append(_here())
-        return result
-
-    __add__ = __radd__ = __iadd__ = add
-
-    def _after(self, before: ResidualVector, y: Tensor) -> ResidualVector:
-        result = _TracedVector(None, self.record, before.place + 1)
-        result._sum = (before, y)
-        return result
-
-    def spend(self) -> None:
-        super().spend()
-        if self.normed is not None:
-            self.normed.before.spend()
-            self.normed.check()
-            self.record.norms.append(self.normed.norm)
-            self.record.carriers.update(self.normed.stack)
-
-    @property
-    def on_residual_path(self) -> bool:
-        """False for the output of a norm that only a branch read."""
-        return self.normed is None or self._spent
-
-    def has_been_read(self) -> bool:
-        return self._read is not None
-
-    def _under(self, shape: torch.Size) -> ResidualVector:
-        return self if shape == self.shape else _TracedReshaped(self, shape)
-
-
-class _TracedReshaped(ReshapedVector, _TracedVector):
-    """A watched vector under another leading shape."""
-
-    _vector: _TracedVector
-
-    @property
-    def record(self) -> _Record:  # type: ignore[override]
-        return self._vector.record
-
-    @property
-    def on_residual_path(self) -> bool:
-        return self._vector.on_residual_path
-
-    def has_been_read(self) -> bool:
-        return self._vector.has_been_read()
-
-
-@dataclass
-class _Normed:
-    """A norm was given the vector ``before``: whether it stands on the residual path shows when its result is used."""
-
-    before: _TracedVector
-    norm: nn.Module
-    stack: tuple[nn.Module, ...]
-
-    def check(self) -> None:
-        x = self.before.streams()
-        if not torch.allclose(self.norm(x.unsqueeze(-2)).squeeze(-2), self.norm(x), rtol=1e-3, atol=1e-3):
-            raise RuntimeError(f"{type(self.norm).__name__} on the residual path does not act on single vectors")
-
-
-@dataclass
-class _Record:
-    """One call of one block."""
-
-    anatomy: Anatomy
-    # Members of lists inside the block; what these add is found again when they are tried.
-    inner: set[nn.Module]
-    adds: bool = False
-    additions: list[str] = field(default_factory=list)
-    reads: list[tuple[nn.Module | None, str]] = field(default_factory=list)
-    stack: list[nn.Module] = field(default_factory=list)
-    carriers: set[nn.Module] = field(default_factory=set)
-    norms: list[nn.Module] = field(default_factory=list)
-    received: list[tuple[nn.Module, tuple[nn.Module, ...], _TracedVector]] = field(default_factory=list)
-
-    def anatomise(self) -> None:
-        """Write down what the call showed."""
-        readers: dict[nn.Module, None] = {}
-        for module, ancestors, vector in self.received:
-            topmost = all(ancestor in self.carriers for ancestor in ancestors)
-            if vector.on_residual_path and topmost and module not in self.carriers and module not in self.norms:
-                readers[module] = None
-        self.anatomy.additions = self.additions
-        self.anatomy.norms = list(dict.fromkeys(self.norms))
-        self.anatomy.readers = list(readers)
-
-    def last_uses(self) -> str:
-        """Describe where the block's own code took the residual vector as a plain one."""
-        uses = dict.fromkeys(where for module, where in self.reads if module is None or module in self.carriers)
-        return "; ".join(uses) or "none"
-
-
 class _Run:
     """One traced run over some lists of blocks."""
 
     def __init__(self, candidates: dict[str, list[tuple[str, nn.Module]]]) -> None:
         self.candidates = candidates
-        self.current: tuple[str, _Record] | None = None
-        self.calls: dict[str, list[tuple[_Record, Tensor, Any]]] = {name: [] for name in candidates}
+        self.current: tuple[str, Record] | None = None
+        self.calls: dict[str, list[tuple[Record, Tensor, Any]]] = {name: [] for name in candidates}
         self.failed: dict[str, str] = {}
 
     def refusals(self, call: Callable[[], Any], found: Survey) -> dict[str, _Refusal]:
@@ -276,7 +117,7 @@ class _Run:
             if self.current is None:
                 raise
             name, record = self.current
-            reason = f"{record.anatomy.name}: {error} at {_where(error.__traceback__)}"
+            reason = f"{record.anatomy.name}: {error} at {where(error.__traceback__)}"
             # What the other lists would have done is not known yet: they run again without this one.
             return {name: _Refusal(reason, self._adds(name))}
         finally:
@@ -326,7 +167,7 @@ class _Run:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         argument = next(iter(inspect.signature(block.forward).parameters), "")
         inner = {member for members in _block_lists(block).values() for _, member in members}
-        record = _Record(Anatomy(key, block, argument), inner)
+        record = Record(Anatomy(key, block, argument), inner)
 
         def wrap(x: Any) -> Any:
             if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
@@ -334,7 +175,7 @@ class _Run:
             record.anatomy.shape = x.shape
             self.current = (name, record)
             self.calls[name].append((record, x, None))
-            return _TracedVector(x, record)
+            return TracedVector(x, record)
 
         if not args and argument not in kwargs:
             return args, kwargs
@@ -347,7 +188,7 @@ class _Run:
         record = self.current[1]
 
         def unwrap(out: Any) -> Any:
-            if not isinstance(out, _TracedVector):
+            if not isinstance(out, TracedVector):
                 reason = f"{record.anatomy.name}: its result is not the sum of the residual additions"
                 lost = f"{reason}; placed: {'; '.join(record.additions)}; taken as plain vectors: {record.last_uses()}"
                 self.failed.setdefault(name, lost)
@@ -370,7 +211,7 @@ class _Run:
     def _push(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.current is not None:
             record = self.current[1]
-            for vector in _vectors([*args, *kwargs.values()]):
+            for vector in vectors([*args, *kwargs.values()]):
                 record.received.append((module, tuple(record.stack), vector))
             record.stack.append(module)
 
@@ -378,36 +219,11 @@ class _Run:
         if self.current is None:
             return None
         record = self.current[1]
-        if next(_vectors([result]), None) is not None:
+        if next(vectors([result]), None) is not None:
             record.carriers.update(record.stack)
         record.stack.pop()
-        single = len(args) == 1 and not kwargs and isinstance(args[0], _TracedVector)
+        single = len(args) == 1 and not kwargs and isinstance(args[0], TracedVector)
         if single and "norm" in type(module).__name__.lower() and isinstance(result, Tensor):
             before = args[0]
-            return _TracedVector(result, record, before.place, _Normed(before, module, tuple(record.stack)))
+            return TracedVector(result, record, before.place, Normed(before, module, tuple(record.stack)))
         return None
-
-
-def _vectors(values: Sequence[Any]) -> Iterator[_TracedVector]:
-    for value in values:
-        if isinstance(value, _TracedVector):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _vectors(value)
-
-
-def _foreign(filename: str) -> bool:
-    return not filename.startswith(_LIBRARIES) and not filename.startswith("<")
-
-
-def _here() -> str:
-    frame = sys._getframe(1)
-    while frame.f_back is not None and not _foreign(frame.f_code.co_filename):
-        frame = frame.f_back
-    filename, line = frame.f_code.co_filename, frame.f_lineno
-    return f"{Path(filename).name}:{line} `{linecache.getline(filename, line).strip()}`"
-
-
-def _where(trace: TracebackType | None) -> str:
-    frames = [frame for frame in traceback.extract_tb(trace) if _foreign(frame.filename)]
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} `{frames[-1].line}`" if frames else "its end"

@@ -1,0 +1,145 @@
+"""A layer in two halves: what its branch gets of the streams, and how the branch's result is written to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from jpmhc.kernels.crossing import Reading, Writing, cross
+from jpmhc.kernels.precision import full_precision
+from jpmhc.layers.coefficients import Coefficients
+from jpmhc.layers.outputs import check_result
+from jpmhc.layers.parts import read_rows, write_fractions
+
+
+class Halves(Coefficients):
+    """The part of a :class:`~jpmhc.layers.HyperConnection` that crosses streams, with a branch of anybody's between."""
+
+    # Coefficients of the last eager forward; no part of a copy or a pickle.
+    last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def enter(self, x: Tensor, before: Writing | None = None) -> tuple[Tensor, Tensor, Callable[[Tensor], Writing]]:
+        """Cross the boundary into this layer: :meth:`read`, with what the layer before has to write in the same pass.
+
+        :class:`~jpmhc.layers.HyperStack` chains layers so. It takes one read of whole streams.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., n, d)
+            Streams.
+        before : Writing, optional
+            What is written to them before they are read.
+
+        Returns
+        -------
+        u : Tensor, shape (..., d)
+            Branch input.
+        x : Tensor, shape (..., n, d)
+            Streams to go on with.
+        writing : Callable
+            ``writing(y)`` is what this layer has to write for a result y of the branch.
+        """
+        dtype, given = self._coefficient_dtype(x), x
+        # Autocast would take the projection and the charts to half precision.
+        with full_precision(x.device):
+            reading = self._reading(dtype)
+            if reading is None:
+                if before is not None and self.projection is not None:
+                    given = x = cross(x, before).streams
+                    before = None
+                pre, post, matrix = self.coefficients(x)
+                u, x = self._read(x, pre, before)
+            else:
+                crossing = cross(x, before, reading)
+                u, x = crossing.u, crossing.streams  # type: ignore[assignment]
+                pre, post, matrix = self._charted(crossing.z, dtype)
+        if before is None:
+            self._ran(given, pre, pre, post, matrix)
+        else:
+            self._remember(pre, post, matrix)
+        return u, x, partial(Writing, matrix if self.mixer.mixes else None, post)
+
+    def carry(self, x: Tensor, pre: Tensor) -> tuple[Any, Callable[[Tensor], Tensor], Tensor]:
+        """Read with weights that were made before, and hand on the ones that this layer makes.
+
+        The single-pass form of DeepSeek-V4.1: the read of a layer does not wait for its own coefficients.
+        :class:`~jpmhc.layers.SinglePass` chains layers so.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., n, d)
+            Streams.
+        pre : Tensor, shape (..., n) or (n,)
+            Read weights, from the layer before.
+
+        Returns
+        -------
+        u, write
+            As :meth:`read`, read with ``pre``.
+        own : Tensor, shape (..., n)
+            The read weights that this layer makes of x.
+        """
+        self._check_streams(x)
+        own, post, matrix = self.coefficients(x)
+        if pre.shape[-1:] != own.shape[-1:]:
+            raise ValueError(f"pre: expected shape (..., {own.shape[-1]}), got {tuple(pre.shape)}")
+        self._ran(x, pre, own, post, matrix)
+        u, x = self._read(x, pre)
+        return u, self._writer(x, partial(Writing, matrix if self.mixer.mixes else None, post)), own
+
+    def _check_streams(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x: expected a floating-point tensor, got {got}")
+        if x.shape[-2:] != (self.streams, self.dim):
+            raise ValueError(
+                f"x: expected shape (..., {self.streams}, {self.dim}), got {tuple(x.shape)}; call expand_streams first"
+            )
+
+    def _ran(self, x: Tensor, pre: Tensor, own: Tensor, post: Tensor, matrix: Tensor) -> None:
+        """Every run whose streams x are at hand before they are read comes by here, read with pre, having made own."""
+        self._remember(own, post, matrix)
+
+    def _remember(self, pre: Tensor, post: Tensor, matrix: Tensor) -> None:
+        if not (torch.compiler.is_compiling() or is_functorch_wrapped_tensor(matrix)):
+            self.last = (pre.detach(), post.detach(), matrix.detach())
+
+    def _read(self, x: Tensor, pre: Tensor, before: Writing | None = None) -> tuple[Tensor, Tensor]:
+        with full_precision(x.device):
+            crossing = cross(x, before, Reading(pre))
+        return crossing.u, crossing.streams  # type: ignore[return-value]
+
+    def _writer(self, x: Tensor, writing: Callable[[Tensor], Writing]) -> Callable[[Tensor], Tensor]:
+        def write(y: Tensor) -> Tensor:
+            check_result(y, x)
+            with full_precision(x.device):
+                return cross(x, writing(y)).streams
+
+        return write
+
+    def _read_parts(
+        self, x: Tensor, pre: Tensor, post: Tensor, matrix: Tensor
+    ) -> tuple[Any, Callable[[Tensor], Tensor]]:
+        """Read several times, or fractions of the streams."""
+        self._ran(x, pre, pre, post, matrix)
+        kept = matrix if self.mixer.mixes else None
+
+        def write(y: Tensor) -> Tensor:
+            check_result(y, x)
+            with full_precision(x.device):
+                if self.fractions == 1:
+                    return cross(x, Writing(kept, post, y)).streams
+                return write_fractions(self._pieces(x), kept, post, y, self.fractions).view(x.shape).to(x.dtype)
+
+        with full_precision(x.device):
+            rows = read_rows(self._pieces(x), pre).to(x.dtype)
+            inputs = rows.unflatten(-2, (self.reads, self.fractions)).flatten(-2).unbind(-2)
+        return inputs if self.reads > 1 else inputs[0], write
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "last": None}

@@ -1,0 +1,130 @@
+"""Converted models train, compile, copy, save and load."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from jpmhc import layers
+from jpmhc.layers.adapters.checkpoint import load_converted
+from jpmhc.layers.convert import convert
+from tests.layers.families import MAIN, batch, build, network, spread, transformers
+
+
+@pytest.mark.parametrize("family", MAIN)
+def test_a_converted_model_trains_and_its_streams_part(family):
+    model = convert(build(family)).train()
+    mixing = layers.mixing_parameters(model)
+    inputs = batch(family)
+    streams = []
+    blocks = [module for module in model.modules() if hasattr(module, "hyper_connections")]
+    blocks[1].register_forward_hook(lambda module, args, out: streams.append(spread(out.detach())))
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses, largest = [], [0.0] * len(mixing)
+    for _ in range(10):
+        optimiser.zero_grad()
+        loss = model(**inputs).loss
+        loss.backward()
+        largest = [max(old, float(p.grad.abs().max())) for old, p in zip(largest, mixing, strict=True)]
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    assert streams[0] < 1e-6 < 1e-3 < streams[-1]
+    assert all(value > 0 for value in largest)
+
+
+def test_frozen_weights_stay_frozen_and_connections_train():
+    model = build("llama").requires_grad_(False)
+    convert(model)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name, _ in model.named_parameters() if ".hyper_connections." in name}
+    model(**batch("llama")).loss.backward()
+    assert all(parameter.grad is not None for parameter in layers.mixing_parameters(model))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
+    model = convert(build("llama")).train()
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(model(**batch("llama")).loss, parameters)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model(**batch("llama")).loss.backward()
+    torch.testing.assert_close([parameter.grad for parameter in parameters], list(expected))
+
+
+def test_weights_keep_their_names_and_those_of_the_original_load():
+    original = build("bert")
+    names = set(original.state_dict())
+    weights = copy.deepcopy(original.state_dict())
+    converted = convert(build("bert"))
+    missing, unexpected = converted.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert names < set(converted.state_dict())
+    assert all(".hyper_connections." in name for name in missing)
+
+
+def test_conversion_is_in_place_and_keeps_ties_modes_and_classes():
+    model = build("llama-tied").train()
+    model.model.layers[1].eval()
+    block = type(model.model.layers[0])
+    assert convert(model) is model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    for index, mode in enumerate([True, False, True]):
+        assert {module.training for module in model.model.layers[index].modules()} == {mode}
+    assert isinstance(model.model.layers[0], block)
+    assert type(model.model.layers[0]).__name__ == block.__name__
+
+
+def test_copies_and_pickles_compute_the_same():
+    model = convert(build("bert"))
+    inputs = batch("bert")
+    expected = model(**inputs).logits
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other(**inputs).logits, expected, atol=0, rtol=0)
+        assert not set(layers.mixing_parameters(other)) & set(layers.mixing_parameters(model))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
+def test_a_converted_model_compiles_as_one_graph(family):
+    model = convert(build(family))
+    inputs = {name: value for name, value in batch(family).items() if name != "labels"}
+    if family != "bert":
+        inputs["use_cache"] = False
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "vit", "t5"])
+def test_a_saved_model_comes_back_with_its_mixing(tmp_path, family):
+    model = convert(build(family, num_layers=12) if family == "t5" else build(family, num_hidden_layers=12), streams=2)
+    with torch.no_grad():
+        for parameter in layers.mixing_parameters(model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    loaded = load_converted(type(model), tmp_path)
+    torch.testing.assert_close(loaded(**batch(family)).logits, model(**batch(family)).logits)
+
+
+def test_loading_refuses_what_it_cannot_restore(tmp_path):
+    build("llama").save_pretrained(tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"directory: .* without hyper-connections"):
+        load_converted(transformers.LlamaForCausalLM, tmp_path / "plain")
+    model = convert(build("llama"), mixer=layers.Cayley(4, step=0.5))
+    model.save_pretrained(tmp_path / "instance")
+    with pytest.raises(ValueError, match="options: 'mixer' was an instance of Cayley"):
+        load_converted(transformers.LlamaForCausalLM, tmp_path / "instance")
+    options = {"mixer": layers.Cayley(4, step=0.5)}
+    loaded = load_converted(transformers.AutoModelForCausalLM, tmp_path / "instance", options=options)
+    torch.testing.assert_close(loaded(**batch("llama")).logits, model(**batch("llama")).logits)
+    with pytest.raises(ValueError, match="directory: mixing weights missing, unknown or of another shape"):
+        load_converted(transformers.LlamaForCausalLM, tmp_path / "instance", options={**options, "dynamic": False})
+
+
+def test_a_mixer_instance_is_copied_for_every_connection():
+    mixer = layers.Cayley(4, step=0.5)
+    converted = convert(network(), mixer=mixer, example=torch.randn(1, 3, 8))
+    mixers = {connection.mixer for block in converted.blocks for connection in block.hyper_connections}
+    assert len(mixers) == 4
+    assert mixer not in mixers

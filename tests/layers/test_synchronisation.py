@@ -1,0 +1,157 @@
+"""Nothing in a layer asks the host for a value, so that CUDA graphs can hold it: forward and backward, every mixer.
+
+Where there is no GPU the passes run on tensors without data, on which looking at a value is an error; the operations of
+`jpmhc.kernels` run their references there, which take the way of an accelerator.
+"""
+
+import copy
+import importlib
+import pkgutil
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from jpmhc import kernels, layers, manifolds
+
+WIDTH = 8
+
+
+def references():
+    """The plain-PyTorch function behind every operation of `jpmhc.kernels`, by its name."""
+    found = {}
+    for module in pkgutil.iter_modules(kernels.__path__):
+        if not module.ispkg:
+            home = vars(importlib.import_module(f"jpmhc.kernels.{module.name}"))
+            found |= {
+                name: home[name].__wrapped__ for name in kernels.operations() if hasattr(home.get(name), "__wrapped__")
+            }
+    return found
+
+
+class NoHost(TorchDispatchMode):
+    """Run the references of our operations, and refuse whatever reads a value or brings one from the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.references = references()
+        self.ran = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        space, name = func.name().split("::")
+        if space == "jpmhc":
+            name = name.split(".")[0]
+            self.ran.add(name)
+            with self:
+                return self.references[name](*args)
+        if name.split(".")[0] in {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select"}:
+            raise RuntimeError(f"{func} reads a value")
+        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        if "cpu" in devices:
+            raise RuntimeError(f"{func} takes a tensor of the host")
+        return func(*args, **(kwargs or {}))
+
+
+def passes(model, *shape):
+    with NoHost() as mode:
+        x = torch.randn(*shape, device="meta", requires_grad=True)
+        model(x).sin().sum().backward()
+    assert x.grad.shape == x.shape
+    return mode
+
+
+MIXERS = [str(info) for info in layers.mixers()]
+CHARTS = [
+    *((str(info), n) for info in layers.mixers() for n in (4, 8) if info.supports(n)),
+    (layers.Sinkhorn(4, iterations=20, clamp=10.0), 4),
+    (layers.Permutations(4, layers.JPMHC_PERMUTATIONS), 4),
+    (layers.Kronecker(5, (5,)), 5),
+    (layers.Grassmann(4, reflector=True), 4),
+    *(
+        (layers.Manifold(4, getattr(manifolds, name)(), tangent=True), 4)
+        for name in ("SpecialOrthogonal", "Stiefel", "Birkhoff", "Grassmann")
+    ),
+]
+
+
+@pytest.mark.parametrize(("mixer", "streams"), CHARTS, ids=lambda value: str(value).partition("\n")[0])
+def test_forward_and_backward_of_a_layer_never_ask_the_host(mixer, streams):
+    hc = layers.HyperConnection(WIDTH, nn.Linear(WIDTH, WIDTH), streams=streams, mixer=copy.deepcopy(mixer))
+    ran = passes(hc.to("meta"), 5, streams, WIDTH).ran
+    assert {"boundary_forward", "boundary_backward"} <= ran
+    if mixer == "sinkhorn":
+        assert {"sinkhorn_forward", "sinkhorn_adjoint"} <= ran
+
+
+OPTIONS = [
+    {"gate": "sigmoid", "norm": "layer"},
+    {"gate": "tanh", "norm": "streams"},
+    {"norm": "streams-layer"},
+    {"norm": None, "static": False},
+    {"dynamic": False},
+    {"projection": "published"},
+    {"projection": "shared", "mixer": "free"},
+    {"gate": "uniform", "stream_embedding": True},
+    {"fractions": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_other_forms_of_a_layer_never_ask_the_host(options):
+    with torch.device("meta"):
+        hc = layers.HyperConnection(WIDTH, nn.Linear(WIDTH, WIDTH), **options)
+    passes(hc, 5, 4, WIDTH)
+
+
+@pytest.mark.parametrize("kind", [layers.HyperStack, layers.SinglePass])
+def test_chains_and_ends_never_ask_the_host(kind):
+    with torch.device("meta"):
+        chain = kind(layers.HyperConnection(WIDTH, nn.Linear(WIDTH, WIDTH), layer_index=i) for i in range(3))
+        head = [layers.StreamHead(WIDTH, 4)] if kind is layers.HyperStack else []
+        model = nn.Sequential(layers.StreamEmbedding(WIDTH, 4), chain, *head)
+    passes(model, 5, WIDTH)
+
+
+def test_a_look_at_a_value_is_seen():
+    class Looking(layers.Free):
+        def forward(self, raw):
+            matrix = super().forward(raw)
+            return matrix if matrix.amax() > 0 else -matrix
+
+    class Fetching(layers.Free):
+        def forward(self, raw):
+            return super().forward(raw) * torch.ones(4)
+
+    for mixer in (Looking(4), Fetching(4)):
+        with torch.device("meta"):
+            hc = layers.HyperConnection(WIDTH, nn.Linear(WIDTH, WIDTH), mixer=mixer)
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            passes(hc, 5, 4, WIDTH)
+
+
+CAPTURE = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@CAPTURE
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_forward_and_backward_are_captured_in_a_cuda_graph(mixer):
+    torch.manual_seed(0)
+    hc = layers.HyperConnection(64, nn.Linear(64, 64), mixer=mixer).cuda()
+    with torch.no_grad():
+        for parameter in set(layers.mixing_parameters(hc)) - set(hc.mixer.parameters()):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(16, 4, 64, device="cuda")
+    expected_input = x.clone().requires_grad_()
+    expected = hc(expected_input)
+    expected.sin().sum().backward()
+    gradients = [p.grad.clone() for p in hc.parameters()]
+    graphed = torch.cuda.make_graphed_callables(hc, (torch.randn_like(x).requires_grad_(),))
+    for p in hc.parameters():
+        p.grad = None
+    out = graphed(x.clone().requires_grad_())
+    out.sin().sum().backward()
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    for p, gradient in zip(hc.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-5)
