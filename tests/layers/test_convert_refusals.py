@@ -55,7 +55,9 @@ class Reading(Block):
 )
 def test_an_addition_that_streams_cannot_replace_is_named_with_its_line(block, line):
     model = network(block)
-    with pytest.raises(ValueError, match=rf"(?s)blocks\.0.*test_convert_refusals\.py:\d+ .*{line}.*HyperConnection.*Residual"):
+    with pytest.raises(
+        ValueError, match=rf"(?s)blocks\.0.*test_convert_refusals\.py:\d+ .*{line}.*HyperConnection.*Residual"
+    ):
         convert(model, example=torch.randn(1, 3, 8))
     assert not any(hasattr(module, "hyper_connections") for module in model.modules())
 

@@ -362,37 +362,3 @@ def test_a_wrong_chain_is_named():
     hc = layers.HyperConnection(8)
     with pytest.raises(ValueError, match=r"pre: expected shape \(\.\.\., 4\), got \(3,\)"):
         hc.carry(torch.zeros(4, 8), torch.zeros(3))
-
-
-# --- no token sees another ----------------------------------------------------------------------------------
-
-CONFIGURATIONS = [
-    {"gate": gate, "norm": norm, "projection": projection, "mixer": mixer}
-    for gate, norm, projection, mixer in itertools.product(
-        ["softmax", "sigmoid", "tanh"],
-        ["rms", "layer", "streams", "streams-layer", None],
-        ["reduced", "published", "shared"],
-        ["cayley", "sinkhorn"],
-    )
-    if not (projection == "published" and gate != "softmax") and not (projection == "shared" and mixer == "cayley")
-] + [
-    {"reads": 2},
-    {"fractions": 2, "gate": "tanh"},
-    {"fractions": 2},
-    {"dynamic": False},
-    {"static": False},
-    {"scale": None},
-    {"gate": "uniform", "stream_embedding": True},
-]
-
-
-@pytest.mark.parametrize("options", CONFIGURATIONS, ids=lambda options: "-".join(map(str, options.values())))
-def test_no_token_sees_another(options):
-    hc = shaken(layers.HyperConnection(D, **options))
-    x = torch.randn(2, 6, 4, D, generator=torch.Generator().manual_seed(0))
-    changed = x.clone()
-    changed[:, 3:] += 1.0
-    changed[1] -= 1.0
-    for before, after in zip(hc.coefficients(x), hc.coefficients(changed), strict=True):
-        if before.ndim > 2 or options.get("dynamic", True):
-            assert torch.equal(before[0, :3], after[0, :3])
