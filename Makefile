@@ -44,10 +44,11 @@ docs: $(PEERS) ## build the documentation, warnings are errors
 
 peers: $(PEERS) ## add the libraries that benchmarks and tests compare with
 
-# arcle holds the files of Mini-ARC. It is never imported, so what it depends on is left out.
+# arcle holds the files of Mini-ARC; it is never imported, so what it depends on is left out. So it is for timm: a
+# torchvision that was built for another torch keeps parts of Transformers from being imported.
 $(PEERS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps arcle
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps arcle timm
 	@touch $@
 
 clean: ## remove the environment and everything built

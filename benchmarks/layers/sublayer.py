@@ -11,20 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.memory import peak_mib, saved_mib
-from jpmhc import layers
+from jpmhc import kernels, layers
 
-TOKENS, WIDTH = 4096, 512
+TOKENS, WIDTH, SEVERAL = 4096, 512, 4
 
 Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A layer around a branch; ``build(streams, branch)`` returns a function of streams (tokens, n, d)."""
+    """A layer around a branch; ``build(streams, branch)`` returns a function of streams (tokens, n, d).
+
+    ``sublayers`` of them are run one after the other, and numbers are those of one; ``backend`` is the setting of
+    `jpmhc.kernels.backend` that it runs under.
+    """
 
     name: str
     build: Callable[[int, nn.Module], Function]
     in_quick: bool = True
+    sublayers: int = 1
+    backend: str = "auto"
 
 
 def run(quick: bool) -> dict[str, Any]:
@@ -42,8 +48,9 @@ def run(quick: bool) -> dict[str, Any]:
         rounds), over_branch_ms (without the plain residual's time), ratio (of over_branch_ms to that of the fastest
         peer that mixes), saved_mib (kept for backward beyond streams and parameters), peak_mib (held at once by a
         forward and a backward to the streams, beyond streams and parameters), and both in units of the streams
-        (saved_streams, peak_streams). The first row of a size is the plain residual on one stream, the second one copy
-        of the streams: no layer can be faster. A contender that does not run has an ``error`` in place of numbers.
+        (saved_streams, peak_streams). Of several sublayers in a row all but the peak are one's share, and streams
+        between them do not count as saved. The first row of a size is the plain residual on one stream, the second one
+        copy of the streams: no layer can be faster. A contender that does not run has an ``error`` in place of numbers.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -59,6 +66,7 @@ def _rows(n: int, rounds: int, quick: bool) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     x = torch.randn(TOKENS, n, WIDTH)
     cotangent = torch.randn(TOKENS, n, WIDTH)
+    size = x.numel() * 4 / 2**20
     rows: list[dict[str, Any]] = []
     calls = []
     for contender in CONTENDERS:
@@ -71,9 +79,12 @@ def _rows(n: int, rounds: int, quick: bool) -> list[dict[str, Any]]:
             single = contender is FLOORS[0]
             streams, gradient = (x[:, 0], cotangent[:, 0]) if single else (x, cotangent)
             streams = streams.clone().requires_grad_()
-            _pass(function, streams, gradient)  # compiles, where there is something to compile
-            row["saved_mib"] = saved_mib(function, streams, *branch.parameters())
-            row["peak_mib"] = peak_mib(function, streams, gradient)
+            with kernels.backend(contender.backend):
+                _pass(function, streams, gradient)  # compiles, where there is something to compile
+                kept = saved_mib(function, streams, *branch.parameters())
+                row["peak_mib"] = peak_mib(function, streams, gradient)
+            between = (contender.sublayers - 1) * size
+            row["saved_mib"] = (kept - between) / contender.sublayers
         except ValueError as error:
             if "streams" in str(error):  # a mixer that does not exist for this n
                 continue
@@ -81,15 +92,17 @@ def _rows(n: int, rounds: int, quick: bool) -> list[dict[str, Any]]:
         except Exception as error:  # a peer's fault is a result here, whatever it raises
             rows.append({**row, "error": f"{type(error).__name__}: {error}".splitlines()[0]})
             continue
-        row["saved_streams"] = row["saved_mib"] / (x.numel() * 4 / 2**20)
-        row["peak_streams"] = row["peak_mib"] / (x.numel() * 4 / 2**20)
+        row["saved_streams"] = row["saved_mib"] / size
+        row["peak_streams"] = row["peak_mib"] / size
         rows.append(row)
-        calls.append((row, function, streams, gradient))
+        calls.append((row, contender, function, streams, gradient))
     for _ in range(rounds):
-        for row, function, streams, gradient in calls:
-            started = time.process_time()
-            _pass(function, streams, gradient)
-            row["ms"] = min(row.get("ms", float("inf")), 1e3 * (time.process_time() - started))
+        for row, contender, function, streams, gradient in calls:
+            with kernels.backend(contender.backend):
+                started = time.process_time()
+                _pass(function, streams, gradient)
+                spent = 1e3 * (time.process_time() - started) / contender.sublayers
+            row["ms"] = min(row.get("ms", float("inf")), spent)
     floor = calls[0][0]["ms"]
     compared = [row for row, *_ in calls[len(FLOORS) :]]
     for row in compared:
@@ -113,6 +126,16 @@ def _compiled(mixer: str) -> Callable[[int, nn.Module], Function]:
     def build(n: int, branch: nn.Module) -> Function:
         torch._dynamo.reset()
         return torch.compile(layers.HyperConnection(WIDTH, branch, streams=n, mixer=mixer), fullgraph=True)
+
+    return build
+
+
+def _several(mixer: str, stacked: bool) -> Callable[[int, nn.Module], Function]:
+    def build(n: int, branch: nn.Module) -> Function:
+        made = [
+            layers.HyperConnection(WIDTH, branch, streams=n, mixer=mixer, layer_index=index) for index in range(SEVERAL)
+        ]
+        return layers.HyperStack(made) if stacked else nn.Sequential(*made)
 
     return build
 
@@ -172,7 +195,17 @@ MIXING_PEERS = ("lucidrains HyperConnections", "lucidrains mHC", "lucidrains mHC
 CONTENDERS = (
     *FLOORS,
     *(Contender(f"jpmhc {info.name}", _ours(info.name)) for info in layers.mixers()),
-    *(Contender(f"jpmhc {name}, compiled", _compiled(name), in_quick=False) for name in ("sinkhorn", "cayley")),
+    *(
+        contender
+        for name in ("sinkhorn", "cayley")
+        for contender in (
+            Contender(f"jpmhc {name}, {SEVERAL} in a row", _several(name, False), sublayers=SEVERAL),
+            Contender(f"jpmhc {name}, HyperStack of {SEVERAL}", _several(name, True), sublayers=SEVERAL),
+            Contender(f"jpmhc {name}, reference", _ours(name), backend="reference"),
+            Contender(f"jpmhc {name}, compiled", _compiled(name), in_quick=False),
+            Contender(f"jpmhc {name}, reference compiled", _compiled(name), in_quick=False, backend="reference"),
+        )
+    ),
     Contender("lucidrains HyperConnections", _lucidrains_hc),
     Contender("lucidrains mHC", _lucidrains_mhc_v1),
     Contender("lucidrains mHCv2", _lucidrains_mhc),

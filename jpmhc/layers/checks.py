@@ -87,6 +87,14 @@ class _Laws:
     def raw(self, scale: float, batch: int = 16, dtype: torch.dtype = torch.float64) -> Tensor:
         return scale * torch.randn(batch, self.count, dtype=dtype)
 
+    def extremes(self, scale: float) -> Tensor:
+        """Return raw numbers in float32 where a chart is likeliest to break: ties, lone large ones, all at the rim."""
+        signs = torch.randint(0, 2, (32, self.count)).mul(2).sub(1)
+        lone = torch.eye(self.count)
+        few = signs * (torch.rand(32, self.count) < 0.2)
+        even = torch.ones(1, self.count)
+        return scale * torch.cat([signs, lone, -lone, few, even, -even])
+
     def run(self, compile: bool) -> Iterator[Any]:
         from jpmhc.manifolds.report import Law
 
@@ -98,7 +106,8 @@ class _Laws:
         yield law("float32 matrices (..., n, n) of raw numbers (...)", 1.0 - good, 0.0)
         yield law("raw numbers of a wrong count are refused", self.accepts_wrong_count(), 0.0)
         for scale in (1.0, 10.0, 100.0) if self.exact else ():
-            residual = self.chart.residual(self.chart(self.raw(scale, 64, torch.float32))).amax()
+            raw = torch.cat([self.raw(scale, 64, torch.float32), self.extremes(scale)])
+            residual = self.chart.residual(self.chart(raw)).amax()
             yield law(f"constraint, raw numbers of size {scale:g}", residual, max(self.chart.promise, 1e-5))
         yield from self.residuals(law)
         yield from self.start(law)
@@ -148,7 +157,7 @@ class _Laws:
     def not_finite(self) -> float:
         count = 0
         for scale in (0.0, 1.0, 1e2, 1e4):
-            for raw in (self.raw(scale, 32, torch.float32), scale * torch.ones(2, self.count)):
+            for raw in (self.raw(scale, 32, torch.float32), self.extremes(scale)):
                 raw = raw.requires_grad_()
                 matrix = self.chart(raw)
                 count += int((~matrix.isfinite()).sum())

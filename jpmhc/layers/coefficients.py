@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from jpmhc.kernels.crossing import Reading
+from jpmhc.kernels.handing import hand_on
 from jpmhc.kernels.precision import full_precision
 from jpmhc.layers.arguments import check_number, check_size
 from jpmhc.layers.gates import make_gate
 from jpmhc.layers.label import Labelled
 from jpmhc.layers.mixer import Mixer, make_mixer
-from jpmhc.layers.projection import NORMS, project, project_shared
+from jpmhc.layers.projection import NORMS, by_streams, project, pull_projection
 from jpmhc.layers.recipes import find_recipe
 
 _PROJECTIONS = ("reduced", "published", "shared")
@@ -146,13 +148,24 @@ class Coefficients(Labelled):
         matrix : Tensor, shape (..., n, n), or (n, n) where not dynamic
             float32, or float64 where the parameters or the streams are.
         """
-        dtype = self._coefficient_dtype(x)
+        return self._made(x)[1:]
+
+    def _made(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the streams to go on with, so that their gradient comes back in one piece, and the coefficients."""
+        dtype, numbers = self._coefficient_dtype(x), None
         # Autocast would take the projection and the charts to half precision.
         with full_precision(x.device):
-            numbers = None
             if self.projection is not None:
-                numbers = self._project(x.to(dtype), self.projection.to(dtype))
-            return self._charted(numbers, dtype)
+                pieces, numbers = hand_on(
+                    partial(project, norm=self.norm, eps=self.eps, shared=self.shared),
+                    partial(pull_projection, norm=self.norm, eps=self.eps),
+                    self._pieces(x),
+                    self.projection.to(dtype),
+                )
+                x = pieces.reshape(x.shape)
+                if self.shared:
+                    numbers = by_streams(numbers, self.sizes)
+            return x, *self._charted(numbers, dtype)
 
     def _coefficient_dtype(self, x: Tensor) -> torch.dtype:
         return torch.promote_types(torch.promote_types(self.static.dtype, x.dtype), torch.float32)
@@ -182,15 +195,10 @@ class Coefficients(Labelled):
         eps = self.eps if self.norm == "rms" else None
         return Reading(bias, self.projection, scale, self.gate.kernel or "", eps)
 
-    def _project(self, x: Tensor, weight: Tensor) -> Tensor:
-        if self.fractions > 1:
-            x = self._pieces(x)
-        if self.shared:
-            return project_shared(x, weight, self.norm, self.eps, self.sizes)
-        return project(x, weight, self.norm, self.eps)
-
     def _pieces(self, x: Tensor) -> Tensor:
         """View streams (..., n, d) as their fractions (..., n m, d / m)."""
+        if self.fractions == 1:
+            return x
         return x.unflatten(-1, (self.fractions, -1)).flatten(-3, -2)
 
     def extra_repr(self) -> str:

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from jpmhc.kernels.crossing import Reading, Writing, cross
+from jpmhc.kernels.handing import hand_on
 from jpmhc.kernels.precision import full_precision
 from jpmhc.layers.coefficients import Coefficients
 from jpmhc.layers.outputs import check_result
-from jpmhc.layers.parts import read_rows, write_fractions
+from jpmhc.layers.parts import pull_rows, read_rows, write_fractions
 
 
 class Halves(Coefficients):
@@ -52,7 +53,7 @@ class Halves(Coefficients):
                 if before is not None and self.projection is not None:
                     given = x = cross(x, before).streams
                     before = None
-                pre, post, matrix = self.coefficients(x)
+                x, pre, post, matrix = self._made(x)
                 u, x = self._read(x, pre, before)
             else:
                 crossing = cross(x, before, reading)
@@ -85,10 +86,11 @@ class Halves(Coefficients):
             The read weights that this layer makes of x.
         """
         self._check_streams(x)
-        own, post, matrix = self.coefficients(x)
+        given = x
+        x, own, post, matrix = self._made(x)
         if pre.shape[-1:] != own.shape[-1:]:
             raise ValueError(f"pre: expected shape (..., {own.shape[-1]}), got {tuple(pre.shape)}")
-        self._ran(x, pre, own, post, matrix)
+        self._ran(given, pre, own, post, matrix)
         u, x = self._read(x, pre)
         return u, self._writer(x, partial(Writing, matrix if self.mixer.mixes else None, post)), own
 
@@ -122,23 +124,23 @@ class Halves(Coefficients):
 
         return write
 
-    def _read_parts(
-        self, x: Tensor, pre: Tensor, post: Tensor, matrix: Tensor
-    ) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    def _read_parts(self, x: Tensor) -> tuple[Any, Callable[[Tensor], Tensor]]:
         """Read several times, or fractions of the streams."""
-        self._ran(x, pre, pre, post, matrix)
+        given = x
+        x, pre, post, matrix = self._made(x)
+        self._ran(given, pre, pre, post, matrix)
         kept = matrix if self.mixer.mixes else None
+        with full_precision(x.device):
+            pieces, rows = hand_on(read_rows, pull_rows, self._pieces(x), pre)
+            inputs = rows.to(x.dtype).unflatten(-2, (self.reads, self.fractions)).flatten(-2).unbind(-2)
 
         def write(y: Tensor) -> Tensor:
             check_result(y, x)
             with full_precision(x.device):
                 if self.fractions == 1:
-                    return cross(x, Writing(kept, post, y)).streams
-                return write_fractions(self._pieces(x), kept, post, y, self.fractions).view(x.shape).to(x.dtype)
+                    return cross(pieces, Writing(kept, post, y)).streams
+                return write_fractions(pieces, kept, post, y, self.fractions).view(x.shape).to(x.dtype)
 
-        with full_precision(x.device):
-            rows = read_rows(self._pieces(x), pre).to(x.dtype)
-            inputs = rows.unflatten(-2, (self.reads, self.fractions)).flatten(-2).unbind(-2)
         return inputs if self.reads > 1 else inputs[0], write
 
     def __getstate__(self) -> dict[str, Any]:

@@ -26,7 +26,9 @@ class HyperConnection(Halves):
 
     ``M`` multiplies from the left and is never transposed: row j of M makes stream j. The raw numbers behind
     ``pre``, ``post`` and ``M`` are, in this order, ``static + scale * squash(projection norm(x))``: a parameter, a
-    function of the token's own flattened streams, or both. They never see another token.
+    function of the token's own flattened streams, or both. They never see another token. Those of a whole matrix come
+    row by row, those of a skew one as its entries above the diagonal, row by row; Sinkhorn sweeps take the rows first
+    and the columns last, so that columns sum to one exactly.
 
     At initialisation every layer computes ``x + F(x)`` on equal streams (the projection is zero, the read sums to one,
     the write is one, the rows of M sum to one), so a network between :func:`~jpmhc.layers.expand_streams` and
@@ -188,7 +190,7 @@ class HyperConnection(Halves):
         """
         self._check_streams(x)
         if self.reads > 1 or self.fractions > 1:
-            return self._read_parts(x, *self.coefficients(x))
+            return self._read_parts(x)
         u, x, writing = self.enter(x)
         return u, self._writer(x, writing)
 

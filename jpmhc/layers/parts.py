@@ -25,6 +25,12 @@ def read_rows(x: Tensor, pre: Tensor) -> Tensor:
     return pre.to(dtype) @ x.to(dtype)
 
 
+def pull_rows(x: Tensor, pre: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    """Pull a gradient of :func:`read_rows` back to the streams, in the dtype of the weights, and to the weights."""
+    g = cotangent.to(pre.dtype)
+    return pre.mT @ g, (g @ x.to(pre.dtype).mT).sum_to_size(pre.shape)
+
+
 def write_fractions(x: Tensor, matrix: Tensor | None, post: Tensor, y: Tensor, fractions: int) -> Tensor:
     """Return the pieces of the streams after the branch: piece f of every stream gets fraction f of the result.
 

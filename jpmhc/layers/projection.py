@@ -8,15 +8,13 @@ from torch import Tensor, nn
 NORMS = ("rms", "layer", "streams", "streams-layer", None)
 
 
-def project(x: Tensor, weight: Tensor, norm: str | None, eps: float) -> Tensor:
-    """Return ``weight norm(vec x)``: linear in the flattened, normed streams of one token.
+def normed(x: Tensor, norm: str | None, eps: float) -> Tensor:
+    """Return the streams, normed as the projection wants them.
 
     Parameters
     ----------
     x : Tensor, shape (..., n, d)
-        Streams, in the dtype of ``weight``.
-    weight : Tensor, shape (m, n d)
-        Projection.
+        Streams.
     norm : str or None
         ``"rms"`` and ``"layer"`` norm the n d numbers together, ``"streams"`` and ``"streams-layer"`` every stream by
         itself.
@@ -25,32 +23,80 @@ def project(x: Tensor, weight: Tensor, norm: str | None, eps: float) -> Tensor:
 
     Returns
     -------
-    Tensor, shape (..., m)
+    Tensor, shape (..., n, d)
     """
-    flat = x.flatten(-2)
-    if norm in ("streams", "streams-layer"):
-        return nn.functional.linear(_each(x, norm, eps).flatten(-2), weight)
-    if norm == "layer":
-        # Taking the mean out after the projection would cancel where it is large beside the spread.
-        return nn.functional.linear(nn.functional.layer_norm(flat, flat.shape[-1:], eps=eps), weight)
-    z = nn.functional.linear(flat, weight)
     if norm is None:
-        return z
-    # The norm is one number a token and the projection linear, so dividing afterwards saves a pass over the streams.
-    return z * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
+        return x
+    flat = x if norm.startswith("streams") else x.flatten(-2)
+    if norm in ("layer", "streams-layer"):
+        # Taking the mean out after the projection would cancel where it is large beside the spread.
+        return nn.functional.layer_norm(flat, flat.shape[-1:], eps=eps).view(x.shape)
+    return (flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)).view(x.shape)
 
 
-def project_shared(x: Tensor, weight: Tensor, norm: str | None, eps: float, sizes: list[int]) -> Tensor:
-    """Return raw numbers that each stream makes of itself, by one map that all streams share (HC).
+def project(x: Tensor, weight: Tensor, norm: str | None, eps: float, shared: bool = False) -> Tensor:
+    """Return ``weight norm(vec x)``: linear in the flattened, normed streams of one token.
 
     Parameters
     ----------
     x : Tensor, shape (..., n, d)
-        Streams, in the dtype of ``weight``.
-    weight : Tensor, shape (r + 1 + n, d)
-        For stream i: its weight in each of the r reads, its write weight, and column i of the mixer.
+        Streams, raised to the dtype of ``weight``.
+    weight : Tensor, shape (m, n d), or (m, d) if shared
+        Projection.
     norm, eps
-        As for :func:`project`.
+        As for :func:`normed`.
+    shared : bool
+        Whether every stream is projected by itself, all by one map.
+
+    Returns
+    -------
+    Tensor, shape (..., m), or (..., n, m) if shared
+    """
+    x = x.to(weight.dtype)
+    if norm == "rms" and not shared:
+        # The norm is one number a token and the projection linear: dividing afterwards saves a pass over the streams.
+        flat = x.flatten(-2)
+        return nn.functional.linear(flat, weight) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
+    x = normed(x, norm, eps)
+    return nn.functional.linear(x if shared else x.flatten(-2), weight)
+
+
+def pull_projection(
+    x: Tensor, weight: Tensor, cotangent: Tensor, norm: str | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Pull a gradient of :func:`project` back to the streams, in the dtype of ``weight``, and to the weight.
+
+    The normed streams are made again rather than kept.
+    """
+    columns = weight.shape[1]
+    back = cotangent.reshape(-1, cotangent.shape[-1])
+    grad = (back @ weight).view(x.shape)
+    wide = x.detach().to(weight.dtype)
+    if norm in ("layer", "streams-layer"):
+        with torch.enable_grad():
+            leaf = wide.requires_grad_()
+            fresh = normed(leaf, norm, eps)
+        (grad,) = torch.autograd.grad(fresh, leaf, grad)
+        fresh = fresh.detach()
+    elif norm is not None:
+        start = -1 if norm == "streams" else -2
+        flat, g = wide.flatten(start), grad.flatten(start)
+        inverse = torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
+        fresh = flat * inverse
+        share = torch.linalg.vecdot(g, fresh).unsqueeze(-1) / flat.shape[-1]
+        g.mul_(inverse).addcmul_(fresh, share * inverse, value=-1)
+    else:
+        fresh = wide
+    return grad, back.mT @ fresh.reshape(-1, columns)
+
+
+def by_streams(z: Tensor, sizes: list[int]) -> Tensor:
+    """Order the numbers that each stream makes of itself, by one map that all streams share, as HC does.
+
+    Parameters
+    ----------
+    z : Tensor, shape (..., n, r + 1 + n)
+        For stream i: its weight in each of the r reads, its write weight, and column i of the mixer.
     sizes : list of int
         Raw numbers of read, write and mixer: r n, n, n^2.
 
@@ -59,20 +105,6 @@ def project_shared(x: Tensor, weight: Tensor, norm: str | None, eps: float, size
     Tensor, shape (..., sum(sizes))
         In the order read, write, mixer, each row by row.
     """
-    if norm in ("rms", "layer"):
-        flat = x.flatten(-2)
-        if norm == "layer":
-            x = nn.functional.layer_norm(flat, flat.shape[-1:], eps=eps).view(x.shape)
-        else:
-            x = x * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps).unsqueeze(-1)
-    elif norm is not None:
-        x = _each(x, norm, eps)
-    n = x.shape[-2]
-    parts = nn.functional.linear(x, weight).split([sizes[0] // n, sizes[1] // n, sizes[2] // n], -1)
+    n = z.shape[-2]
+    parts = z.split([sizes[0] // n, sizes[1] // n, sizes[2] // n], -1)
     return torch.cat([part.mT.flatten(-2) for part in parts], -1)
-
-
-def _each(x: Tensor, norm: str | None, eps: float) -> Tensor:
-    if norm == "streams":
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    return nn.functional.layer_norm(x, x.shape[-1:], eps=eps)

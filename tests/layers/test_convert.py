@@ -115,6 +115,21 @@ def test_decoder_of_torch_has_three_connections_a_layer(norm_first):
     torch.testing.assert_close(converted(target, memory), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_one_layer_of_torch_is_converted_by_itself(norm_first):
+    torch.manual_seed(0)
+    x, memory = torch.randn(2, 5, 16), torch.randn(2, 4, 16)
+    for kind, inputs, additions in (
+        (nn.TransformerEncoderLayer, (x,), 2),
+        (nn.TransformerDecoderLayer, (x, memory), 3),
+    ):
+        layer = kind(16, 2, 32, dropout=0.0, norm_first=norm_first, batch_first=True)
+        expected = layer(*inputs)
+        converted = convert(layer)
+        torch.testing.assert_close(converted(*inputs), expected, atol=1e-5, rtol=1e-5)
+        assert len(converted.hyper_connections) == additions
+
+
 def test_a_whole_transformer_of_torch_has_two_chains():
     torch.manual_seed(0)
     model = nn.Transformer(16, 2, 2, 2, 32, dropout=0.0, batch_first=True).eval()

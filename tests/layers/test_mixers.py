@@ -17,6 +17,13 @@ def typical(info):
     return 3 if info.supports(3) else info.streams[0]
 
 
+def extremes(count, scale):
+    """Signs, lone large numbers, few of them, all equal."""
+    signs, lone = torch.randint(0, 2, (32, count)).mul(2).sub(1), torch.eye(count)
+    few, even = signs * (torch.rand(32, count) < 0.2), torch.ones(1, count)
+    return scale * torch.cat([signs, lone, -lone, few, even, -even])
+
+
 AT_ONE_SIZE = [(info.name, typical(info)) for info in INFOS]
 
 
@@ -26,12 +33,12 @@ def test_exact_mixers_keep_their_constraint_to_round_off_and_all_report_it(mixer
     chart = layers.make_mixer(mixer, streams)
     exact = next(info.exact for info in INFOS if info.name == mixer)
     for scale in (0.1, 1.0, 10.0, 100.0):
-        raw = scale * torch.randn(64, chart.n_coefficients)
+        raw = torch.cat([scale * torch.randn(64, chart.n_coefficients), extremes(chart.n_coefficients, scale)])
         matrix = chart(raw)
-        assert matrix.shape == (64, streams, streams)
+        assert matrix.shape == (len(raw), streams, streams)
         assert matrix.dtype == torch.float32
         assert chart(raw.bfloat16()).dtype == torch.float32
-        assert chart.residual(matrix).shape == (64,)
+        assert chart.residual(matrix).shape == (len(raw),)
         if exact:
             assert chart.residual(matrix).max() < 5e-6
             if scale < 100.0:  # beyond the logits that `autodiff.sinkhorn` promises to solve in float64
@@ -58,12 +65,13 @@ def test_gradient_matches_finite_differences(mixer, streams):
     assert chart.n_coefficients == 0 or torch.autograd.gradcheck(chart, (raw,))
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize(("mixer", "streams"), SIZED)
 @pytest.mark.parametrize("scale", [0.0, 1e2, 1e4])
-def test_extreme_numbers_give_finite_matrices_and_gradients(mixer, scale):
+def test_extreme_numbers_give_finite_matrices_and_gradients(mixer, streams, scale):
     torch.manual_seed(0)
-    chart = layers.make_mixer(mixer, 4)
-    raw = (scale * torch.randn(64, chart.n_coefficients)).requires_grad_()
+    chart = layers.make_mixer(mixer, streams)
+    raw = torch.cat([scale * torch.randn(64, chart.n_coefficients), extremes(chart.n_coefficients, scale)])
+    raw.requires_grad_()
     matrix = chart(raw)
     assert matrix.isfinite().all()
     if raw.numel():

@@ -110,8 +110,10 @@ with torch.no_grad():
     for parameter in theirs.parameters():
         parameter.copy_(0.3 * torch.randn_like(parameter))
 ours = layers.HyperConnection.from_peer(theirs)
-x = torch.randn(3, 2, 8)
+x = torch.randn(3, 2, 8, requires_grad=True)
 torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+found, expected = (torch.autograd.grad(layer(x).sin().sum(), [x, theirs.layer.weight]) for layer in (ours, theirs))
+torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 """
 
 

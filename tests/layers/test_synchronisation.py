@@ -114,6 +114,19 @@ def test_chains_and_ends_never_ask_the_host(kind):
     passes(model, 5, WIDTH)
 
 
+MEASURES = ("residual", "sigma_min", "sigma_max", "distance_from_identity", "read_entropy", "write_entropy")
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_statistics_never_ask_the_host_until_they_are_read(mixer):
+    hc = layers.HyperConnection(WIDTH, nn.Linear(WIDTH, WIDTH), mixer=mixer).to("meta")
+    passes(hc, 5, 4, WIDTH)
+    with NoHost():
+        (found,) = layers.statistics(hc)
+        for measure in MEASURES:
+            assert getattr(found, measure).shape == (5,)
+
+
 def test_a_look_at_a_value_is_seen():
     class Looking(layers.Free):
         def forward(self, raw):

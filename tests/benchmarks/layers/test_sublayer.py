@@ -12,6 +12,11 @@ def test_every_mixer_is_measured_beside_its_peers(monkeypatch):
         row = rows[f"jpmhc {info.name}"]
         assert row["ms"] > 0
         assert row["saved_mib"] > 0
+    for kind in ("HyperStack of 4", "4 in a row", "reference"):
+        row = rows[f"jpmhc cayley, {kind}"]
+        assert row["ms"] > 0
+        # Of one sublayer, and not what is between them.
+        assert 0.3 < row["saved_mib"] / rows["jpmhc cayley"]["saved_mib"] < 3
     assert "over_branch_ms" not in rows["plain residual, one stream"]
     for peer in sublayer.MIXING_PEERS:
         package = "hyper_connections" if peer.startswith("lucidrains") else "transformers"
