@@ -6,6 +6,7 @@ Where there is no GPU the passes run on tensors without data, on which looking a
 
 import copy
 import importlib
+import inspect
 import pkgutil
 
 import pytest
@@ -44,8 +45,11 @@ class NoHost(TorchDispatchMode):
         if space == "jpmhc":
             name = name.split(".")[0]
             self.ran.add(name)
+            reference = self.references[name]
+            first = next(iter(inspect.signature(reference, eval_str=True).parameters.values())).annotation
             with self:
-                return self.references[name](*args)
+                # Operations of many arguments take them in a named tuple.
+                return reference(first(*args)) if issubclass(first, tuple) else reference(*args)
         if name.split(".")[0] in {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select"}:
             raise RuntimeError(f"{func} reads a value")
         devices = {leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
