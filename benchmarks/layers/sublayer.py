@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.memory import peak_mib, saved_mib
+from benchmarks.memory import peak_mib, pinned_allocator, saved_mib
+from benchmarks.timing import one_thread
 from jpmhc import kernels, layers
 
 TOKENS, WIDTH, SEVERAL = 4096, 512, 4
@@ -52,13 +53,9 @@ def run(quick: bool) -> dict[str, Any]:
         between them do not count as saved. The first row of a size is the plain residual on one stream, the second one
         copy of the streams: no layer can be faster. A contender that does not run has an ``error`` in place of numbers.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        rounds = 3 if quick else 10
+    rounds = 3 if quick else 10
+    with one_thread(), pinned_allocator():
         rows = [row for n in ((4,) if quick else (4, 8)) for row in _rows(n, rounds, quick)]
-    finally:
-        torch.set_num_threads(threads)
     return {"tokens": TOKENS, "width": WIDTH, "dtype": "float32", "threads": 1, "rounds": rounds, "rows": rows}
 
 
