@@ -53,6 +53,9 @@ class Trainer:
         self.model = TinyRecursiveModel(preset.model, arm, seed).to(self.device)
         self.model.checkpoint_calls = self.settings.checkpoint_calls
         if self.settings.compile:
+            # torch keeps eight graphs of one piece of code, over all models of a process, and runs the rest uncompiled
+            # without a word: the later arms of a comparison.
+            torch.compiler.reset()
             self.model.net.compile()
         self.average = Average(self.model, self.settings.ema)
         mixing = set(layers.mixing_parameters(self.model))

@@ -165,3 +165,22 @@ def test_state_restores_everything(smoke, arm):
     for a, b in zip(one.state()[0].values(), two.state()[0].values(), strict=True):
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_every_run_of_a_process_is_compiled(smoke, monkeypatch):
+    # torch stops compiling after some graphs of one piece of code: the later runs of a comparison were not compiled.
+    settings, data = smoke
+    graphs = []
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+
+    def backend(graph, inputs):
+        graphs[-1] += 1
+        return graph.forward
+
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend=backend))
+    for seed in range(2):
+        graphs.append(0)
+        Trainer(with_training(settings, compile=True), Arm.parse("plain"), seed, data).step()
+    assert graphs[0] > 0
+    assert graphs == [graphs[0]] * 2
