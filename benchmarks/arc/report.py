@@ -21,6 +21,7 @@ _TEMPLATE = "report.html.jinja"
 _EXACT = "✓ exact"
 _GRID_PIXELS = 138
 _CELL_PIXELS = range(4, 33)
+_COLLECTIONS = {"arc-agi-1": "ARC-AGI-1", "mini-arc": "Mini-ARC"}
 _SETS = {
     "{I}": "the identity, so not at all",
     "all matrices": "unconstrained",
@@ -99,7 +100,7 @@ def describe_arm(arm: str) -> str:
 
 def _context(comparison: dict[str, Any], folder: Path, timings: bool) -> dict[str, Any]:
     """Gather what the template shows."""
-    arms = comparison["arms"]
+    arms, settings = comparison["arms"], Preset.from_json(comparison["config"])
     styles = palette.styles(arms)
     rows = table.rows(comparison, folder, timings=timings)
     complete = {arm: results.complete_runs(comparison, arm) for arm in arms}
@@ -118,10 +119,11 @@ def _context(comparison: dict[str, Any], folder: Path, timings: bool) -> dict[st
     evaluations = {arm: [results.read_evaluation(folder, run) for run in runs] for arm, runs in complete.items()}
     return {
         "comparison": comparison,
+        "collections": " and ".join(_COLLECTIONS[source] for source in settings.data.sources),
         "arms": [{"name": arm, "text": describe_arm(arm), "style": styles[arm]} for arm in arms],
         "inks": palette.INKS,
         "tables": [_html_table(title, columns, rows, styles) for title, columns in table.TABLES.items()],
-        "caption": [findings.setting(Preset.from_json(comparison["config"])), *table.caption(rows)],
+        "caption": [findings.setting(settings), *table.caption(rows)],
         "sections": findings.sections(comparison, analysis, evaluations),
         "missing": table.missing(rows),
         "steps": _range(lengths),

@@ -113,6 +113,14 @@ def test_the_page_says_what_was_compared(written):
         assert part in page.text
 
 
+def test_the_title_names_the_collections(tmp_path, written):
+    assert "Mixers on ARC-AGI-1" in Page(written[1]).text
+    comparison = write_comparison(tmp_path, arms=("plain",))
+    comparison["config"]["data"]["sources"] = ["mini-arc"]
+    write_json(tmp_path / "comparison.json", comparison)
+    assert "Mixers on Mini-ARC" in Page(report.write_report(tmp_path).read_text()).text
+
+
 def test_every_cell_of_the_table_is_on_the_page(written):
     path, text = written
     rows = table.rows(json.loads((path.parent / "comparison.json").read_text()), path.parent)
