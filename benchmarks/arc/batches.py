@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from benchmarks.arc.dataset import ArcData
 from benchmarks.arc.encode import PAD
@@ -24,6 +25,9 @@ class Batches:
         Samples that `next` returns unless told otherwise.
     seed : int
     translate : bool
+    device : torch.device or str
+        Where the grids live and samples are made. The arrays go there once, 2 side^2 bytes a training row; a sample
+        then costs three integers of traffic.
 
     Notes
     -----
@@ -31,7 +35,9 @@ class Batches:
     seed and ``translate`` alone, not on how it is cut into calls, and its position is two integers.
     """
 
-    def __init__(self, data: ArcData, batch_size: int, seed: int, translate: bool):
+    def __init__(
+        self, data: ArcData, batch_size: int, seed: int, translate: bool, device: torch.device | str = "cpu"
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         if seed < 0:
@@ -40,6 +46,8 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.translate = translate
+        self.device = torch.device(device)
+        self._inputs, self._labels = (torch.from_numpy(array).to(device) for array in (data.inputs, data.labels))
         bounds = np.searchsorted(data.ids, np.arange(data.num_ids + 1))
         trained = [[(bounds[id], bounds[id + 1]) for id in data.ids_of(t)] for t in range(len(data.tasks))]
         # Rows of each variant of each task, as (start, stop). What lost all its rows to the held-out pairs is skipped.
@@ -61,7 +69,7 @@ class Batches:
         -------
         dict of Tensor
             ``inputs`` and ``labels`` of shape (count, side * side), uint8; ``ids``, the puzzle ids, and ``rows``, the
-            rows of the training arrays, of shape (count,), int64.
+            rows of the training arrays, of shape (count,), int64; all on the stream's device.
         """
         count = self.batch_size if count is None else count
         if count < 0:
@@ -77,12 +85,13 @@ class Batches:
             rows[here], offsets[here] = self._rows[there], self._offsets[there]
             self._position += taken
             filled += taken
-        rows, offsets = rows[keep], offsets[keep]
+        ids = torch.from_numpy(self.data.ids[rows[keep]]).to(self.device)
+        here, moves = (torch.from_numpy(array[keep]).to(self.device) for array in (rows, offsets))
         return {
-            "inputs": torch.from_numpy(_translated(self.data.inputs[rows], offsets, self.data.side)),
-            "labels": torch.from_numpy(_translated(self.data.labels[rows], offsets, self.data.side)),
-            "ids": torch.from_numpy(self.data.ids[rows]),
-            "rows": torch.from_numpy(rows),
+            "inputs": _translated(self._inputs[here], moves, self.data.side),
+            "labels": _translated(self._labels[here], moves, self.data.side),
+            "ids": ids,
+            "rows": here,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,10 +131,10 @@ class Batches:
         return rows, offsets
 
 
-def _translated(tokens: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], side: int) -> npt.NDArray[np.uint8]:
+def _translated(tokens: Tensor, offsets: Tensor, side: int) -> Tensor:  # (B, side * side), (B, 2)
     """Move each square down and right; what is pushed over the edge is at most the end-of-grid mark."""
-    squares = tokens.reshape(-1, side, side)
-    moved = np.full_like(squares, PAD)
-    for square, out, (down, right) in zip(squares, moved, offsets.tolist(), strict=True):
-        out[down:, right:] = square[: side - down, : side - right]
-    return moved.reshape(tokens.shape)
+    place = torch.arange(side, device=tokens.device)
+    row, column = (place - move.unsqueeze(1) for move in offsets.unbind(1))  # where each place's token comes from
+    origin = row.unsqueeze(2) * side + column.unsqueeze(1)
+    outside = (row < 0).unsqueeze(2) | (column < 0).unsqueeze(1)
+    return tokens.gather(1, origin.clamp(min=0).flatten(1)).masked_fill(outside.flatten(1), PAD)

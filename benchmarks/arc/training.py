@@ -69,7 +69,7 @@ class Trainer:
             groups, lr=self.settings.lr, betas=self.settings.betas, weight_decay=self.settings.weight_decay
         )
         self.table = torch.zeros(data.num_ids, preset.model.width, device=self.device)
-        self.stream = Batches(data, self.settings.batch, seed, preset.data.translate)
+        self.stream = Batches(data, self.settings.batch, seed, preset.data.translate, self.device)
         self.generator = torch.Generator().manual_seed(seed)
         self.step_number = 0
         if processes.world() > self.settings.batch:
@@ -159,7 +159,7 @@ class Trainer:
         if len(free) == 0:
             return
         for name in ("inputs", "labels", "ids"):
-            self.slots[name][free] = samples[name].to(self.device, self.slots[name].dtype)
+            self.slots[name][free] = samples[name].to(self.slots[name].dtype)
         fresh = self.model.initial(len(free), self.settings.stream_dtype)
         self.slots["y"][free], self.slots["z"][free] = fresh.y, fresh.z
         self.slots["segments"][free] = 0
