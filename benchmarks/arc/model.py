@@ -23,6 +23,7 @@ from jpmhc import layers
 
 _SCOPES = ("persistent", "per_call")
 NORM_PLACEMENTS = ("post", "post-joint", "pre")
+EPS = 1e-5  # of every norm
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:  # (B, heads, T,
 
 def rms_norm(x: Tensor, dims: int = 1) -> Tensor:
     """RMS norm of the last dimensions together, without gain, in float32 at least."""
-    return F.rms_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-dims:], eps=1e-5).to(x.dtype)
+    return F.rms_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-dims:], eps=EPS).to(x.dtype)
 
 
 class PreNorm(nn.Module):
@@ -216,18 +217,27 @@ class Net(nn.Module):
             )
             for index, branch in enumerate(branches)
         )
+        # In a tuple, as the modules have their names already.
+        fused = arm.has_streams and config.norm_placement == "post"
+        self._stack = (layers.HyperStack(self.sublayers, post_norm="rms", post_norm_eps=EPS),) if fused else ()
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Apply the blocks to x (B, T, d), or (B, T, n, d) where the streams are persistent."""
         if self.per_call:
             x = layers.expand_streams(x, self.streams)
-        for index, sublayer in enumerate(self.sublayers):
-            x = sublayer(x, rotary=rotary) if index % 2 == 0 else sublayer(x)
+        arguments = [{"rotary": rotary} if index % 2 == 0 else {} for index in range(len(self.sublayers))]
+        for stack in self._stack:
+            x = stack(x, arguments=arguments)
+        if not self._stack:
+            x = self._one_by_one(x, arguments)
+        return layers.reduce_streams(x, self.reduction) if self.per_call else x
+
+    def _one_by_one(self, x: Tensor, arguments: list[dict[str, Any]]) -> Tensor:
+        for sublayer, own in zip(self.sublayers, arguments, strict=True):
+            x = sublayer(x, **own)
             if self.norm_placement != "pre":
                 x = rms_norm(x, self.norm_dims)
-        if self.norm_placement == "pre":
-            x = rms_norm(x)
-        return layers.reduce_streams(x, self.reduction) if self.per_call else x
+        return rms_norm(x) if self.norm_placement == "pre" else x
 
 
 @contextmanager

@@ -148,24 +148,28 @@ class Coefficients(Labelled):
         matrix : Tensor, shape (..., n, n), or (n, n) where not dynamic
             float32, or float64 where the parameters or the streams are.
         """
-        return self._made(x)[1:]
+        if self.projection is not None:
+            return self._made(x)[1:]
+        with full_precision(x.device):
+            return self._charted(None, self._coefficient_dtype(x))
 
     def _made(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the streams to go on with, so that their gradient comes back in one piece, and the coefficients."""
-        dtype, numbers = self._coefficient_dtype(x), None
+        if self.projection is None:
+            # By the public name, so that whoever replaces it has constant coefficients made once and not at every call.
+            return x, *self.coefficients(x)
+        dtype = self._coefficient_dtype(x)
         # Autocast would take the projection and the charts to half precision.
         with full_precision(x.device):
-            if self.projection is not None:
-                pieces, numbers = hand_on(
-                    partial(project, norm=self.norm, eps=self.eps, shared=self.shared),
-                    partial(pull_projection, norm=self.norm, eps=self.eps),
-                    self._pieces(x),
-                    self.projection.to(dtype),
-                )
-                x = pieces.reshape(x.shape)
-                if self.shared:
-                    numbers = by_streams(numbers, self.sizes)
-            return x, *self._charted(numbers, dtype)
+            pieces, numbers = hand_on(
+                partial(project, norm=self.norm, eps=self.eps, shared=self.shared),
+                partial(pull_projection, norm=self.norm, eps=self.eps),
+                self._pieces(x),
+                self.projection.to(dtype),
+            )
+            if self.shared:
+                numbers = by_streams(numbers, self.sizes)
+            return pieces.reshape(x.shape), *self._charted(numbers, dtype)
 
     def _coefficient_dtype(self, x: Tensor) -> torch.dtype:
         return torch.promote_types(torch.promote_types(self.static.dtype, x.dtype), torch.float32)

@@ -74,6 +74,37 @@ def test_recursion_is_its_definition(arm):
     torch.testing.assert_close(halt, answer[:, 0] @ model.halt.weight[0] + model.halt.bias)
 
 
+@pytest.mark.parametrize("scope", ["persistent", "per_call"])
+@pytest.mark.parametrize("arm", [*ARMS[1:], "jpmhc-cayley"])
+def test_fused_boundaries_compute_what_the_layers_do_one_by_one(arm, scope):
+    config = ModelConfig(**{**vars(SMALL), "streams_scope": scope})
+    model = TinyRecursiveModel(config, Arm.parse(arm), seed=0).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.net.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    tokens, puzzle = inputs(config)
+    results = []
+    for stack in (model.net._stack, ()):
+        model.net._stack = stack
+        _, logits, _ = model(model.initial(2), tokens, puzzle.double())
+        results.append((logits, *torch.autograd.grad(logits.square().sum(), list(model.net.parameters()))))
+    for fused, expected in zip(*results, strict=True):
+        torch.testing.assert_close(fused, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("norm", ["post", "post-joint"])
+def test_coefficients_that_depend_on_no_token_are_made_once_a_segment(norm):
+    config = ModelConfig(**{**vars(SMALL), "dynamic": False, "norm_placement": norm})
+    model = TinyRecursiveModel(config, Arm.parse("cayley"), seed=0)
+    made = []
+    for sublayer in model.net.sublayers:
+        sublayer.mixer.register_forward_hook(lambda mixer, inputs, output: made.append(mixer))
+    tokens, puzzle = inputs(config)
+    model(model.initial(2), tokens, puzzle)
+    assert len(made) == len(model.net.sublayers)
+
+
 def test_only_the_last_cycle_carries_gradient():
     """The gradient is that of one cycle started from the latents that the earlier ones left."""
     tokens, puzzle = inputs(SMALL)
