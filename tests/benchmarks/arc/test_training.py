@@ -51,15 +51,23 @@ def test_accuracy_counts_labelled_tokens_only():
     assert exact.tolist() == [True, False]
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    "arm",
+    [
+        *ARMS,
+        *("cayley:step=0.1", "cayley-iterated", "cayley-mean", "quaternion", "reflection", "grassmann"),
+        *("jpmhc-cayley", "jpmhc-sinkhorn", "jpmhc-grassmann"),
+    ],
+)
 def test_loss_falls(smoke, arm):
     settings, data = smoke
+    # A quaternion turns four streams and no other number.
+    settings = settings.changed(streams=4 if arm == "quaternion" else None)
     trainer = Trainer(settings, Arm.parse(arm), 0, data)
     losses = [trainer.step()["loss"] for _ in range(30)]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_three_tiny_tasks_are_learned(smoke, arm):
     settings, data = smoke
