@@ -103,7 +103,7 @@ class Spectrum:
     """Predict the singular values of the Jacobian of a stack of layers: print the numbers, write the plot."""
 
     mixer: str = "sinkhorn"
-    """Name of the mixer; `jpmhc mixers` lists them."""
+    """Name of the mixer, with arguments if it takes any: `cayley:step=0.1`; `jpmhc mixers` lists them."""
     layers: int = 24
     """Number of layers L, two a block of a transformer."""
     streams: int = 4
@@ -129,11 +129,15 @@ class Spectrum:
         import torch
 
         from jpmhc import spectrum
+        from jpmhc.layers import make_mixer, parse_mixer
         from jpmhc.spectrum import figures
 
-        chain = spectrum.initial_chain(
-            self.mixer, self.streams, self.layers, self.gate, spread=self.spread, seed=self.seed
-        )
+        name, arguments = parse_mixer(self.mixer)
+        try:
+            mixer = make_mixer(name, self.streams, **arguments)
+        except TypeError as error:  # an argument that it does not take
+            raise ValueError(f"--mixer: {error}") from error
+        chain = spectrum.initial_chain(mixer, self.streams, self.layers, self.gate, spread=self.spread, seed=self.seed)
         mixers = chain["mixers"]
         read, write = (None, None) if self.branch == "isotropic" else (chain["read"], chain["write"])
         law = spectrum.predict(mixers, read, write, self.energy, self.branch)

@@ -54,12 +54,29 @@ def test_spectrum_prints_the_numbers_and_writes_the_plot(tmp_path, capsys):
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_mixer_may_carry_arguments(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    quantiles = []
+    for mixer in ("cayley:step=0.1", "cayley"):
+        options = ["--layers", "2", "--streams", "2", "--spread", "1", "--energy", "0.01"]
+        assert main(["spectrum", "--mixer", mixer, *options, "--out", str(tmp_path / "plot.png")]) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"{mixer}: 2 layers of 2 streams")
+        quantiles.append(printed.splitlines()[2])
+    assert quantiles[0] != quantiles[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--layers", "0"], "--layers: expected at least 1, got 0"),
         (["--mixer", "magic"], "mixer: unknown name 'magic', expected one of"),
         (["--mixer", "quaternion", "--streams", "3"], "streams: "),
+        (
+            ["--mixer", "cayley:step"],
+            "mixer 'cayley:step': expected argument=value,... with literal values, got 'step'",
+        ),
+        (["--mixer", "cayley:stride=2"], "--mixer: mixer: 'cayley' refused {'stride': 2}"),
         (["--gate", "magic"], "gate: "),
         (["--branch", "magic"], "branch: "),
         (["--energy", "-1"], "energy: "),

@@ -6,7 +6,6 @@ A recipe is a published layer with its own gate, norm and start. The arguments o
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +71,7 @@ class Arm:
                 f"arm {text!r}: unknown, expected plain, a recipe ({', '.join(recipes)}) "
                 f"or a mixer ({', '.join(known)})"
             )
-        given = _arguments(text, rest)
+        given = _arguments(text)
         options = {key: given.pop(key) for key in OPTIONS if key in given}
         return cls(text, name, given, options)
 
@@ -136,17 +135,12 @@ class Arm:
         return layers.HyperConnection(width, branch, streams=streams, mixer=mixer, layer_index=index, **chosen)
 
 
-def _arguments(text: str, rest: str) -> dict[str, Any]:
-    """Read ``argument=value,...`` as Python reads the keywords of a call with literal values."""
+def _arguments(text: str) -> dict[str, Any]:
+    """Read what follows the name."""
     try:
-        call = ast.parse(f"f({rest})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
-            raise ValueError(rest)
-        arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        if len(arguments) < len(call.keywords):
-            raise ValueError(rest)
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"arm {text!r}: expected argument=value,... with literal values, got {rest!r}") from error
+        _, arguments = layers.parse_mixer(text)
+    except ValueError as error:
+        raise ValueError(str(error).replace("mixer", "arm", 1)) from error
     if "streams" in arguments:
         raise ValueError(f"arm {text!r}: the number of streams is the preset's")
     return arguments

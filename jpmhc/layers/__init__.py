@@ -24,6 +24,7 @@ from jpmhc.layers.convert import convert
 from jpmhc.layers.heads import StreamEmbedding, StreamHead
 from jpmhc.layers.hyper_connection import HyperConnection
 from jpmhc.layers.mixer import Mixer, MixerInfo, make_mixer, mixers, register_mixer
+from jpmhc.layers.naming import parse_mixer
 from jpmhc.layers.parameters import mixing_parameters
 from jpmhc.layers.recipes import Recipe, recipes
 from jpmhc.layers.residual import Residual
@@ -67,6 +68,7 @@ __all__ = [
     "make_mixer",
     "mixers",
     "mixing_parameters",
+    "parse_mixer",
     "recipes",
     "reduce_streams",
     "register_mixer",
