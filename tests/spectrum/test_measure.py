@@ -2,10 +2,9 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 
 from jpmhc import layers, spectrum
-from jpmhc.spectrum.jacobian import Jacobian
+from tests.spectrum.models import network
 
 
 def orthogonal(rows, columns, seed):
@@ -16,21 +15,6 @@ def orthogonal(rows, columns, seed):
 def matrix_with(values, outputs, inputs, seed=0):
     size = len(values)
     return orthogonal(outputs, size, seed) @ torch.diag(values) @ orthogonal(inputs, size, seed + 1).T
-
-
-def network(mixer="cayley", dtype=torch.float64, depth=3, width=6):
-    torch.manual_seed(0)
-
-    def branch():
-        return nn.Sequential(nn.RMSNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    model = nn.Sequential(
-        *(layers.HyperConnection(width, branch(), streams=3, mixer=mixer, layer_index=i) for i in range(depth))
-    )
-    with torch.no_grad():
-        for parameter in layers.mixing_parameters(model):
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.to(dtype)
 
 
 SHAPES = [(7, 7), (9, 5), (5, 9), (1, 6), (6, 1)]
@@ -144,161 +128,6 @@ def test_chunks_do_not_change_the_result(chunk):
     torch.testing.assert_close(spectrum.measure(model, x, chunk=chunk).singular_values, whole)
 
 
-class Buffers(nn.Module):
-    """Batch norm, a shared buffer, one that is not saved, one that is None, and a counter."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(5)
-        self.register_buffer("factor", torch.linspace(1, 2, 5))
-        self.register_buffer("twin", self.factor)
-        self.register_buffer("hidden", torch.ones(5), persistent=False)
-        self.register_buffer("none", None)
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, x):
-        self.count += 1
-        self.hidden.mul_(1.0)
-        return self.norm(x) * self.factor * self.twin * self.hidden
-
-
-@pytest.mark.parametrize("method", ["exact", "lanczos"])
-@pytest.mark.parametrize("training", [True, False])
-def test_buffers_stay_as_they_are(method, training):
-    model = Buffers().train(training)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    x = torch.randn(8, 5)
-    law = spectrum.measure(model, x, method)
-    assert model.training == training
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
-    reference = torch.autograd.functional.jacobian(lambda x: Buffers().train(training)(x), x).reshape(40, 40)
-    values = torch.linalg.svdvals(reference.double())
-    assert law.edges[1] == pytest.approx(float(values[0]), rel=1e-4)
-    if method == "exact":
-        torch.testing.assert_close(law.singular_values[0], values.sort().values, rtol=1e-3, atol=1e-5)
-
-
-def test_dropout_is_refused_or_frozen():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(30, 30), nn.Dropout(0.5))
-    x = torch.randn(30)
-    with pytest.raises(ValueError, match=r"it is random, so it has no Jacobian; call fn.eval\(\)"):
-        spectrum.measure(model, x)
-    state = torch.get_rng_state()
-    exact = spectrum.measure(model, x, randomness="freeze", seed=3)
-    again = spectrum.measure(model, x, randomness="freeze", seed=3)
-    lanczos = spectrum.measure(model, x, "lanczos", randomness="freeze", seed=3, probes=30)
-    other = spectrum.measure(model, x, randomness="freeze", seed=4)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.testing.assert_close(exact.singular_values, again.singular_values)
-    assert float(lanczos.moment(2)) == pytest.approx(float(exact.moment(2)), rel=1e-5)
-    assert not torch.allclose(exact.singular_values, other.singular_values)
-    # Half of the outputs are dropped, the others doubled.
-    kept = 30 - int((exact.singular_values < 1e-6).sum())
-    assert 8 <= kept <= 22
-    evaluated = spectrum.measure(model.eval(), x)
-    torch.testing.assert_close(evaluated.singular_values[0].flip(0), torch.linalg.svdvals(model[0].weight.double()))
-
-
-def test_a_function_with_random_numbers_of_its_own_is_refused():
-    generator = torch.Generator()
-
-    def noisy(x):
-        return x * torch.rand(3, generator=generator)
-
-    with pytest.raises(ValueError, match="it is random"):
-        spectrum.measure(noisy, torch.ones(3))
-    with pytest.raises(ValueError, match="do not come from torch's global generators"):
-        spectrum.measure(noisy, torch.ones(3), randomness="freeze")
-
-
-class WrongForward(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return 2 * x
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, g):
-        return Untransposed.apply(g)
-
-
-class Untransposed(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(g):
-        return 2 * g
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, v):
-        return 3 * v
-
-
-def test_a_wrong_second_derivative_is_not_believed():
-    x = torch.ones(4, dtype=torch.float64)
-    assert spectrum.measure(WrongForward.apply, x).edges == pytest.approx((2.0, 2.0))
-    with pytest.raises(RuntimeError, match="no way to multiply with its Jacobian from the right: <u, J v>"):
-        spectrum.measure(WrongForward.apply, x, "lanczos")
-    # A tall Jacobian is taken by rows then.
-    tall = spectrum.measure(lambda x: WrongForward.apply(x).repeat(2), x)
-    assert tall.edges == pytest.approx((8**0.5, 8**0.5))
-    # In high dimensions a random pair of vectors would say nothing in float32.
-    with pytest.raises(RuntimeError, match="no way to multiply"):
-        spectrum.measure(WrongForward.apply, torch.ones(200_000), "lanczos")
-
-
-class ForwardOnly(torch.autograd.Function):
-    """A derivative that autograd cannot differentiate again, with a forward mode."""
-
-    @staticmethod
-    def forward(x):
-        return x**2
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
-        return 2 * ctx.saved_tensors[0] * g
-
-    @staticmethod
-    def jvp(ctx, v):
-        return 2 * ctx.saved_tensors[0] * v
-
-    @staticmethod
-    def vmap(info, in_dims, x):
-        raise RuntimeError("no batching rule")
-
-
-def test_functions_without_second_derivative_use_forward_mode():
-    x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-    law = spectrum.measure(ForwardOnly.apply, x, "lanczos")
-    assert law.edges == pytest.approx((2.0, 6.0))
-
-
-def test_attention_has_both_products():
-    torch.manual_seed(0)
-    attention = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, dtype=torch.float64)
-    x = torch.randn(1, 5, 8, dtype=torch.float64)
-    exact, lanczos = (spectrum.measure(attention, x, method, probes=40, steps=40) for method in ("exact", "lanczos"))
-    torch.testing.assert_close(lanczos.moment(2), exact.moment(2), rtol=1e-8, atol=0)
-    assert lanczos.edges == pytest.approx(exact.edges, rel=1e-4)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lower_precisions(dtype):
     matrix = matrix_with(torch.linspace(1.0, 2.0, 8, dtype=torch.float64), 8, 8).to(dtype)
@@ -342,79 +171,8 @@ def test_mistakes_are_named(arguments, error, message):
         spectrum.measure(**call)
 
 
-def test_one_layer_a_range_and_the_whole():
-    model = network(depth=4)
-    x = torch.randn(3, 6, dtype=torch.float64)
-    inputs = [x]
-    for layer in model:
-        inputs.append(layer(inputs[-1]).detach())
-    for i, j in ((0, 0), (2, 2), (1, 3), (0, 3)):
-        law = spectrum.measure(model, x, start=str(i), stop=str(j))
-        expected = spectrum.measure(model[i : j + 1], inputs[i])
-        torch.testing.assert_close(law.singular_values, expected.singular_values)
-    single = spectrum.measure_layers(model, x)
-    assert list(single) == ["0", "1", "2", "3"]
-    torch.testing.assert_close(single["2"].singular_values, spectrum.measure(model[2], inputs[2]).singular_values)
-    composed = spectrum.measure_layers(model, x, ["1", "3"], composed=True)
-    torch.testing.assert_close(composed["3"].singular_values, spectrum.measure(model[1:], inputs[1]).singular_values)
-
-
-class Looped(nn.Module):
-    """Integer tokens, one layer applied three times, the first time without gradients, results in a dict."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(5, 4, dtype=torch.float64)
-        self.layer = nn.Linear(4, 4, dtype=torch.float64)
-
-    def forward(self, tokens, *, scale):
-        x = self.embed(tokens)
-        with torch.no_grad():
-            x = self.layer(x)
-        for _ in range(2):
-            x = scale * torch.tanh(self.layer(x))
-        return {"x": x}
-
-
-def test_sections_of_a_module_that_is_applied_repeatedly():
-    torch.manual_seed(0)
-    model = Looped()
-    batch = {"tokens": torch.tensor([3]), "scale": 2.0}
-    law = spectrum.measure(model, batch, start=("layer", 1), stop=("layer", 1))
-    torch.testing.assert_close(law.singular_values[0].flip(0), torch.linalg.svdvals(model.layer.weight.detach()))
-    law = spectrum.measure(model, batch, start=("layer", 1), stop=("layer", 2))
-    x = model.layer(model.embed(batch["tokens"]))
-
-    def two(x):
-        return model.layer(2 * torch.tanh(model.layer(x)))
-
-    torch.testing.assert_close(law.singular_values, spectrum.measure(two, x.detach()).singular_values)
-    with pytest.raises(ValueError, match=r"start: 'layer' runs under torch.no_grad"):
-        spectrum.measure(model, batch, start="layer", stop="layer")
-    with pytest.raises(ValueError, match="start: 'layer' is called 3 times, there is no call 3"):
-        spectrum.measure(model, batch, start=("layer", 3), stop="layer")
-    with pytest.raises(ValueError, match="stop: call 0 of 'layer' ends before call 1 of 'layer' begins"):
-        spectrum.measure(model, batch, start=("layer", 1), stop=("layer", 0))
-    with pytest.raises(ValueError, match="stop: 'embed' is called 1 times, none of them ends after 'layer' begins"):
-        spectrum.measure(model, batch, start=("layer", 1), stop="embed")
-    with pytest.raises(ValueError, match="start: 'embed' takes no floating-point tensor"):
-        spectrum.measure(model, batch, start="embed", stop="layer")
-    with pytest.raises(
-        ValueError, match="start: expected the name of a module, got 'head'; there are 'embed', 'layer'"
-    ):
-        spectrum.measure(model, batch, start="head", stop="layer")
-    with pytest.raises(ValueError, match="layers: expected at least one"):
-        spectrum.measure_layers(model, batch)
-
-
 def test_the_bar_is_optional(monkeypatch, capsys):
     fn, x = (lambda x: 2 * x), torch.zeros(3)
     spectrum.measure(fn, x, progress=True)
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     assert spectrum.measure(fn, x, "lanczos", progress=True).edges == pytest.approx((2.0, 2.0))
-
-
-def test_products_are_adjoint():
-    jacobian = Jacobian(network("sinkhorn"), torch.randn(3, 6, dtype=torch.float64))
-    u, v = jacobian.probes(4, 18, 0), jacobian.probes(4, 18, 1)
-    torch.testing.assert_close((jacobian.times(v) * u).sum(-1), (jacobian.transposed_times(u) * v).sum(-1))
