@@ -2,6 +2,7 @@
 
 from jpmhc.kernels.bodies import Choice, backend
 from jpmhc.kernels.cayley import cayley_adjoint, cayley_forward, cayley_iterated
+from jpmhc.kernels.chain import chain_sweeps, noisy_chain_sweeps
 from jpmhc.kernels.orthogonal import (
     cayley_retraction,
     cayley_transport,
@@ -29,7 +30,9 @@ __all__ = [
     "cayley_iterated",
     "cayley_retraction",
     "cayley_transport",
+    "chain_sweeps",
     "choice",
+    "noisy_chain_sweeps",
     "operations",
     "plain_cayley_retraction",
     "plain_cayley_transport",

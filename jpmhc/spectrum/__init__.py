@@ -4,6 +4,7 @@ from jpmhc.spectrum.branches import Branch, Gaussian, Haar, Hidden
 from jpmhc.spectrum.closed_forms import isometry_gap
 from jpmhc.spectrum.compare import Comparison, compare
 from jpmhc.spectrum.design import Design, branch_budget, design, design_table, diagonal_bias
+from jpmhc.spectrum.energies import Propagation, branch_energies, propagate
 from jpmhc.spectrum.initial import initial_chain
 from jpmhc.spectrum.inspect import inspect
 from jpmhc.spectrum.law import Law
@@ -12,6 +13,7 @@ from jpmhc.spectrum.measured import MeasuredLaw
 from jpmhc.spectrum.predicted import Points, PredictedLaw, predict
 from jpmhc.spectrum.published import published
 from jpmhc.spectrum.report import LayerReport, Report
+from jpmhc.spectrum.scalar import ScalarLaw
 from jpmhc.spectrum.simulate import simulate
 
 __all__ = [
@@ -27,8 +29,11 @@ __all__ = [
     "MeasuredLaw",
     "Points",
     "PredictedLaw",
+    "Propagation",
     "Report",
+    "ScalarLaw",
     "branch_budget",
+    "branch_energies",
     "compare",
     "design",
     "design_table",
@@ -39,6 +44,7 @@ __all__ = [
     "measure",
     "measure_layers",
     "predict",
+    "propagate",
     "published",
     "simulate",
 ]

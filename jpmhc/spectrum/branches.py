@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from fractions import Fraction
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.transforms import transform_depth
+
 # Nodes of quadratures over [0, 1].
 _NODES = 64
-# Where the transform is followed from, and in how many steps.
+# Where the transform is followed from, and by how much at a step.
 _LARGE = 100.0
-_RAY_STEPS = 12
+_RAY_FACTOR = 1.7
+# Newton's method has converged where its last move was this small: it squares the error.
+_MOVE = 1e-10
 
 
 class Branch:
@@ -44,6 +52,9 @@ class Branch:
     1.0
     """
 
+    # Whether the self-energies need no transform to be inverted.
+    closed = False
+
     def __init__(self, s_transform: Callable[[Tensor], Tensor], name: str = "R-diagonal") -> None:
         self.s_transform = s_transform
         self.name = name
@@ -54,10 +65,27 @@ class Branch:
     def __repr__(self) -> str:
         return f"<branch {self.name!r}>"
 
+    @cached_property
+    def rank(self) -> float:
+        """Share of the singular values of X that are not zero."""
+        # E[s^2 / (z - s^2)] goes to its negative as z goes to zero.
+        f = -float(self.transform(torch.tensor([-1e-12], dtype=torch.complex128)).real)
+        near = Fraction(f).limit_denominator(64)
+        return float(near) if abs(near - f) < 1e-4 else f
+
     def _slope(self, f: Tensor) -> tuple[Tensor, Tensor]:
-        """``S`` and its derivative."""
-        value, slope = torch.func.jvp(self.s_transform, (f,), (torch.ones_like(f),))[:2]
-        return value, slope
+        """``S`` and its derivative, as numbers."""
+        if transform_depth() > 0:
+            value, slope = torch.func.jvp(self.s_transform, (f,), (torch.ones_like(f),))[:2]
+            return value.detach(), slope.detach()
+        # Forward mode takes milliseconds for a division of complex numbers.
+        with torch.enable_grad():
+            place = f.detach().requires_grad_()
+            value = self.s_transform(place)
+            if not value.requires_grad:
+                return value, torch.zeros_like(value)
+            (pulled,) = torch.autograd.grad(value.real.sum(), place)
+        return value.detach(), pulled.conj().resolve_conj()
 
     @property
     def fourth_cumulant(self) -> float:
@@ -67,47 +95,111 @@ class Branch:
 
     def self_energies(self, gx: Tensor, gy: Tensor, s: Tensor, t: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``(s, t)`` from the resolvents around the branch, all (G, L); the old ones choose the sheet."""
-        # The branch alone between 1 / gx + t and 1 / gy + s.
+        if self._one_sheet:
+            # f = s gy = t gx solves f (1 + f) S(f) = v gx gy.
+            product = energy * gx * gy
+            f, found = self._nearby(product.detach(), (t * gx).detach())
+            S, slope = self._slope(f)
+            f = f - (f * (1 + f) * S - product) / ((1 + 2 * f) * S + f * (1 + f) * slope)
+            f = torch.where(energy > 0, torch.where(found, f, complex(math.nan, math.nan)), 0)
+            return f / gy, f / gx
+        # The branch alone between 1 / gx + t and 1 / gy + s, followed from where there is one sheet.
         a, b = 1 / gx + t, 1 / gy + s
-        f = self._transform(a * b / torch.where(energy > 0, energy, 1))
+        f = self._transform(a * b / torch.where(energy > 0, energy, 1), t * gx)
         share = torch.where(energy > 0, f / (1 + f), 0)
         return b * share, a * share
 
-    def _transform(self, z: Tensor) -> Tensor:
-        """``f = E[s^2 / (z - s^2)]`` at unit energy, which solves ``z f S(f) = 1 + f``; NaN where it is not found.
+    @cached_property
+    def _one_sheet(self) -> bool:
+        """Whether ``f (1 + f) S(f)`` rises all the way over (-rank, 0), so that no sheets of its inverse meet there."""
+        f = -self.rank * torch.linspace(1e-3, 1 - 1e-3, 200, dtype=torch.float64).to(torch.complex128)
+        S, slope = self._slope(f)
+        return bool((((1 + 2 * f) * S + f * (1 + f) * slope).real > 1e-3 * S.real).all())
 
-        Of the sheets of this equation only that of large z is meant. It is followed down the ray through z, which the
-        support does not cross.
-        """
-        top = z.abs().clamp_min(_LARGE)
-        f = 1 / (z / z.abs() * top)
-        for k in range(_RAY_STEPS + 1):
-            target = z / z.abs() * top * (z.abs() / top) ** (k / _RAY_STEPS)
-            for _ in range(2 if k < _RAY_STEPS else 4):
+    def _nearby(self, product: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve ``f (1 + f) S(f) = product`` from a guess; also whether that succeeded."""
+        with torch.no_grad():
+            for _ in range(12):
                 S, slope = self._slope(f)
-                f = f - (target * f * S - 1 - f) / (target * (S + f * slope) - 1)
-        # Both f and z f turn against z, as transforms of measures do.
-        side = z.imag.sign()
-        right = (f.imag * side <= 1e-9 * f.abs()) & ((z * f).imag * side <= 1e-9 * (z * f).abs())
-        return torch.where(right, f, complex(math.nan, math.nan))
+                value, per_f = f * (1 + f) * S, (1 + 2 * f) * S + f * (1 + f) * slope
+                move = (value - product) / per_f
+                # Large products lie next to a pole, where the reciprocal is straight.
+                move = torch.where(product.abs() > 1, move * value / product, move)
+                f = f - move
+                found = move.abs() <= _MOVE * f.abs()
+                if found.all():
+                    break
+            return f, found
+
+    def confirms(self, gx: Tensor, gy: Tensor, s: Tensor, t: Tensor, energy: Tensor) -> Tensor:
+        """Whether a solution is on the sheet of the S-transform that is meant, at each of G points."""
+        z = (1 / gx + t) * (1 / gy + s) / torch.where(energy > 0, energy, 1)
+        f = self.transform(z)
+        near = (f - t * gx).abs() <= 1e-6 * (1 + f.abs())
+        return (near | (energy == 0)).all(-1)
+
+    def _transform(self, z: Tensor, guess: Tensor) -> Tensor:
+        """``f = E[s^2 / (z - s^2)]`` at unit energy, which solves ``z f S(f) = 1 + f``; NaN where it is not found."""
+        with torch.no_grad():
+            f, found = self._newton(z, guess, 12)
+            lost = ~(found & _of_a_measure(z, f))
+            if lost.any():
+                f = f.index_put((lost,), self.transform(z[lost]))
+            S, slope = self._slope(f)
+            per_f = z * (S + f * slope) - 1
+        # One more step, which carries the derivative.
+        return f - (z * f * S - 1 - f) / per_f
+
+    def transform(self, z: Tensor) -> Tensor:
+        """``E[s^2 / (z - s^2)]`` at unit energy and complex z off the positive axis; NaN where it is not found.
+
+        Of the sheets of its equation ``z f S(f) = 1 + f`` only that of large z is meant. It is followed down the ray
+        through z, which the support does not cross.
+        """
+        size = z.abs()
+        top = size.clamp_min(_LARGE)
+        count = max(1, math.ceil(math.log(float((top / size).nan_to_num(1.0).max())) / math.log(_RAY_FACTOR)))
+        factor = (size / top) ** (1 / count)
+        target = z * (top / size)
+        f, found = self._newton(target, 1 / target, 12)
+        for k in range(count):
+            S, slope = self._slope(f)
+            # In logarithms the transform is nearly straight at both ends.
+            rate = -target * S / (target * (S + f * slope) - 1)
+            target = target * factor
+            f, found = self._newton(target, f * (rate * factor.log()).exp(), 3 if k < count - 1 else 30)
+        return torch.where(found & _of_a_measure(z, f), f, complex(math.nan, math.nan))
+
+    def _newton(self, z: Tensor, f: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Solve ``z f S(f) = 1 + f`` from a guess; also whether that succeeded."""
+        for _ in range(steps):
+            S, slope = self._slope(f)
+            move = (z * f * S - 1 - f) / (z * (S + f * slope) - 1)
+            f = f - move
+            found = move.abs() <= _MOVE * f.abs()
+            if found.all():
+                break
+        return f, found
 
     def _f(self, s: Tensor, t: Tensor, gx: Tensor, energy: Tensor) -> Tensor:
         """``f = t gx`` as a function of the product s t, with its derivative."""
-        with torch.no_grad():
-            f = t * gx
-            S, slope = self._slope(f)
-            # s t / v = f / ((1 + f) S(f)).
-            per_f = (1 - f * slope / S - f / (1 + f)) / ((1 + f) * S)
-        S = self.s_transform(f)
+        f = (t * gx).detach()
+        S, slope = self._slope(f)
+        # s t / v = f / ((1 + f) S(f)).
+        per_f = (1 - f * slope / S - f / (1 + f)) / ((1 + f) * S)
         ratio = s * t / torch.where(energy > 0, energy, 1)
         return f + torch.where(energy > 0, (ratio - f / ((1 + f) * S)) / per_f, 0)
 
     def potential(self, s: Tensor, t: Tensor, gx: Tensor, energy: Tensor) -> Tensor:
         """Return the branch's term of the potential, a function of s t alone whose derivatives are gx and gy."""
         f = self._f(s, t, gx, energy)
-        nodes, weights = _quadrature(f.real)
-        S, slope = self._slope(f.unsqueeze(-1) * nodes)
-        return torch.log1p(f) - f.square() * (nodes * weights * slope / S).sum(-1)
+        nodes, weights = _quadrature()
+        here = f.detach()
+        S, slope = self._slope(here.unsqueeze(-1) * nodes)
+        integral = here.square() * (nodes * weights * slope / S).sum(-1)
+        # The integral of f S' / S, with its derivative.
+        S, slope = self._slope(here)
+        return torch.log1p(f) - integral - (f - here) * here * slope / S
 
     def mean_log(self, alpha: Tensor, beta: Tensor, energy: Tensor) -> Tensor:
         """``E log |alpha + beta lambda|`` over the eigenvalues lambda of X, for real (L,) tensors.
@@ -115,7 +207,7 @@ class Branch:
         They fill a disc: ``|lambda|^2 <= v / S(tau - 1)`` for a share tau of them (Haagerup and Larsen 2000).
         """
         start = self._share_below(alpha, beta, energy)
-        nodes, weights = _quadrature(alpha)
+        nodes, weights = _quadrature()
         width = 1 - start
         # Nodes crowd at the lower end, where log lambda may be singular.
         tau = start.unsqueeze(-1) + width.unsqueeze(-1) * nodes**2
@@ -140,8 +232,16 @@ class Branch:
         return torch.where(S > 0, S, math.inf)
 
 
+def _of_a_measure(z: Tensor, f: Tensor) -> Tensor:
+    """Whether both f and z f turn against z, as transforms of measures on the positive axis do."""
+    side = z.imag.sign()
+    return (f.imag * side <= 1e-9 * f.abs()) & ((z * f).imag * side <= 1e-9 * (z * f).abs())
+
+
 class Gaussian(Branch):
     """Independent entries of variance v / C: a linear layer at its usual initialisation."""
+
+    closed = True
 
     def __init__(self) -> None:
         super().__init__(lambda f: 1 / (1 + f), "gaussian")
@@ -164,6 +264,8 @@ class Gaussian(Branch):
 
 class Haar(Branch):
     """A rotation times sqrt(v): an orthogonal initialisation."""
+
+    closed = True
 
     def __init__(self) -> None:
         super().__init__(torch.ones_like, "haar")
@@ -197,11 +299,18 @@ class Hidden(Branch):
         If ``active`` is not positive.
     """
 
+    closed = True
+
     def __init__(self, active: float = 0.5) -> None:
         if not 0 < active < math.inf:
             raise ValueError(f"active: expected a number > 0 of active hidden units per channel, got {active}")
         self.active = float(active)
         super().__init__(lambda f: self.active / ((self.active + f) * (1 + f)), "relu")
+
+    @property
+    def rank(self) -> float:
+        """See `Branch.rank`."""
+        return min(1.0, self.active)
 
     def self_energies(self, gx: Tensor, gy: Tensor, s: Tensor, t: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
         """See `Branch.self_energies`."""
@@ -236,13 +345,11 @@ def _x_log_x(x: Tensor) -> Tensor:
     return torch.where(positive, x * torch.where(positive, x, 1).log(), 0)
 
 
-def _quadrature(like: Tensor) -> tuple[Tensor, Tensor]:
+@functools.cache
+def _quadrature() -> tuple[Tensor, Tensor]:
     """Gauss-Legendre nodes and weights on [0, 1]."""
-    import numpy as np
-
-    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
-    half = like.new_tensor(0.5)
-    return half * (like.new_tensor(nodes) + 1), half * like.new_tensor(weights)
+    nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(_NODES))
+    return (nodes + 1) / 2, weights / 2
 
 
 def make_branch(branch: str | Branch) -> Branch:

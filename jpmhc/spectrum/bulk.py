@@ -14,6 +14,7 @@ from torch import Tensor
 from jpmhc.autodiff import ConvergenceWarning
 from jpmhc.spectrum.chain import Chain
 from jpmhc.spectrum.dyson import SelfEnergies, attach, descend, point, solve
+from jpmhc.spectrum.kernel import kernel_share
 
 TOLERANCE = 1e-8
 # Singular values this far below the largest count as zero: double precision tells no more about a product.
@@ -59,6 +60,7 @@ class Bulk:
 
     def __init__(self, chain: Chain, top: float, angle: float) -> None:
         self.chain = chain
+        self._numbers = chain.detached()
         self.top = top
         self.angles = (2 * angle, angle)
 
@@ -68,9 +70,10 @@ class Bulk:
     def _raw_grid(self) -> Grid:
         """March down from above the law, where every start works, by a decade at a time; then refine."""
         angles = (0.3, 0.03, 4e-3, *self.angles)
+        whole = 1 - float(self._kernel[1].sum())
         ladder = torch.logspace(0, -2, 13, dtype=torch.float64)
         x = self.top * ladder
-        wide, _, _, far, near = descend(self.chain, x, angles)
+        wide, _, _, far, near = descend(self._numbers, x, angles)
         xs, fars, nears = [x], [far], [near]
         highest = self.top
         while True:
@@ -78,7 +81,7 @@ class Bulk:
             solved = cdf[~cdf.isnan()]
             if not len(solved) or float(solved.min()) < 1e-4:
                 break
-            inside = x[cdf < 1 - 1e-3]
+            inside = x[cdf < whole - 1e-3]
             highest = min(highest, float(inside.max())) if len(inside) and highest == self.top else highest
             lowest = x[-1]
             if lowest <= FLOOR * highest:
@@ -88,7 +91,7 @@ class Bulk:
             origin = int(last[-1]) if len(last) else len(wide.residual) - 1
             start = wide[torch.full((len(x),), origin)]
             wide, _, _, far, near = descend(
-                self.chain, x, angles, SelfEnergies(start.s, start.t, start.residual, 0 * start.steps)
+                self._numbers, x, angles, SelfEnergies(start.s, start.t, start.residual, 0 * start.steps)
             )
             xs, fars, nears = [*xs, x], [*fars, far], [*nears, near]
         grid = self._sorted(
@@ -105,10 +108,7 @@ class Bulk:
                 break
             new = (grid.x[right] * grid.x[right - 1]).sqrt()
             half = torch.full_like(new, 0.5)
-            far, near = (
-                solve(self.chain, point(new, angle), found.between(right, half), TOLERANCE, patient=False)
-                for angle, found in zip(self.angles, (grid.far, grid.near), strict=True)
-            )
+            far, near = self._solve_both(new, grid.far.between(right, half), grid.near.between(right, half))
             before = len(grid.x)
             grid = self._sorted(torch.cat([grid.x, new]), grid.far.joined(far), grid.near.joined(near))
             if len(grid.x) == before:
@@ -139,31 +139,34 @@ class Bulk:
 
     def solve(self, x: Tensor) -> tuple[SelfEnergies, SelfEnergies]:
         """Solutions at real x > 0, at both angles."""
-        far, near = (
-            solve(self.chain, point(x, angle), start, TOLERANCE, patient=False)
-            for angle, start in zip(self.angles, self.start(x), strict=True)
-        )
+        far, near = self._solve_both(x, *self.start(x))
         lost = ~((far.residual <= TOLERANCE) & (near.residual <= TOLERANCE))
         if lost.any():
             # Across an edge the neighbours may be no start: climb away from the axis and come down again.
             index = lost.nonzero()[:, 0]
-            again = descend(self.chain, x[index], (0.3, 0.1, 0.03, 0.01, *self.angles), self.start(x[index])[0])
+            again = descend(self._numbers, x[index], (0.3, 0.1, 0.03, 0.01, *self.angles), self.start(x[index])[0])
             far, near = far.replaced(index, again[-2]), near.replaced(index, again[-1])
             lost = ~((far.residual <= TOLERANCE) & (near.residual <= TOLERANCE))
         if lost.any():
             index = lost.nonzero()[:, 0]
-            far, near = (
-                found.replaced(index, solve(self.chain, point(x[index], angle), found[index], TOLERANCE))
-                for angle, found in zip(self.angles, (far, near), strict=True)
-            )
+            both = self._solve_both(x[index], far[index], near[index], patient=True)
+            far, near = far.replaced(index, both[0]), near.replaced(index, both[1])
         return far, near
+
+    def _solve_both(
+        self, x: Tensor, far: SelfEnergies, near: SelfEnergies, patient: bool = False
+    ) -> tuple[SelfEnergies, SelfEnergies]:
+        """Solve at both angles from starts there, as one batch."""
+        w = torch.cat([point(x, angle) for angle in self.angles])
+        found = solve(self._numbers, w, far.joined(near), TOLERANCE, patient)
+        return found[: len(x)], found[len(x) :]
 
     # --- reading off -------------------------------------------------------------------------------------------------
 
-    def at(self, x: Tensor) -> Axis:
+    def at(self, x: Tensor, attached: bool = True) -> Axis:
         """Read the law without its atoms at x > 0; NaN and a warning where the solve did not converge."""
         far, near = self.solve(x)
-        found = self._evaluate(x, far, near, atoms=self.atoms)
+        found = self._evaluate(x, far, near, atoms=self.atoms, attached=attached)
         warn_about(found.residual)
         return found
 
@@ -177,16 +180,17 @@ class Bulk:
     ) -> Axis:
         residual = torch.maximum(far.residual, near.residual)
         index = (residual <= TOLERANCE).nonzero()[:, 0]
-        places, masses = atoms or self.__dict__.get("atoms") or (x.new_zeros(0), x.new_zeros(0))
+        places, masses = atoms or self.__dict__.get("atoms") or self._kernel
         values = []
+        chain = self.chain if attached else self._numbers
         with torch.set_grad_enabled(attached and torch.is_grad_enabled()):
             for found, angle in zip((far, near), self.angles, strict=True):
                 w = point(x[index], angle)
-                s, t = attach(self.chain, w, found[index])
-                resolvent = self.chain.resolvent(w, s, t)
+                s, t = attach(chain, w, found[index])
+                resolvent = chain.resolvent(w, s, t)
                 # What a mass at a place looks like from here is known, so it is taken out exactly.
                 gap = w.unsqueeze(-1).square() - places.square()
-                potential = self.chain.potential(w, s, t, resolvent) - (masses * gap.log()).sum(-1)
+                potential = chain.potential(w, s, t, resolvent) - (masses * gap.log()).sum(-1)
                 height = w * resolvent.g - (masses * w.unsqueeze(-1).square() / gap).sum(-1)
                 mass = 1 - masses.sum()
                 values.append(torch.stack([mass - potential.imag / math.pi, -2 / math.pi * height.imag / x[index]]))
@@ -199,10 +203,17 @@ class Bulk:
         return Axis(cdf, density, cdf_error, density_error, residual, near.steps)
 
     @cached_property
-    def atoms(self) -> tuple[Tensor, Tensor]:
-        """Places and masses of atoms that only the resolvent shows.
+    def _kernel(self) -> tuple[Tensor, Tensor]:
+        """Place 0 and the mass there, or nothing: known before anything is solved."""
+        share = torch.tensor([kernel_share(self._numbers)], dtype=torch.float64)
+        share = share[share > 0]
+        return torch.zeros_like(share), share
 
-        They lie at singular values of the product of the mixers of which there are more than the branches have
+    @cached_property
+    def atoms(self) -> tuple[Tensor, Tensor]:
+        """Places and masses of atoms: at zero, and others that only the resolvent shows.
+
+        These lie at singular values of the product of the mixers of which there are more than the branches have
         directions to move. At one, ``-w g`` is the mass over twice the angle.
         """
         product = torch.eye(self.chain.mixers.shape[-1], dtype=torch.float64)
@@ -214,12 +225,12 @@ class Bulk:
         distinct[1:] = (places[:-1] / places[1:]).log() > 1e-9
         places = places[distinct].flip(0)
         if not len(places):
-            return places, places
-        found = descend(self.chain, places, _ATOM_ANGLES, self.solve(places)[1])
+            return self._kernel
+        found = descend(self._numbers, places, _ATOM_ANGLES, self.solve(places)[1])
         heights = []
         for angle, energies in zip(_ATOM_ANGLES[1:], found[1:], strict=True):
             w = point(places, angle)
-            height = -(w * self.chain.resolvent(w, energies.s, energies.t).g).imag
+            height = -(w * self._numbers.resolvent(w, energies.s, energies.t).g).imag
             heights.append(torch.where(energies.residual <= TOLERANCE, 2 * math.tan(angle) * height, 0))
         mass = 2 * heights[1] - heights[0]
         # A narrow band instead of an atom loses height as the angle passes its width.
@@ -227,7 +238,8 @@ class Bulk:
         places, mass = places[real], mass[real]
         streams = self.chain.mixers.shape[-1]
         whole = (mass * streams).round() / streams
-        return places, torch.where((mass - whole).abs() < 1e-3, whole, mass)
+        mass = torch.where((mass - whole).abs() < 1e-3, whole, mass)
+        return torch.cat([self._kernel[0], places]), torch.cat([self._kernel[1], mass])
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 
@@ -253,14 +265,14 @@ class Bulk:
         lost = (share <= grid.cdf[0]) & (grid.cdf[0] > 1e-4)
         for _ in range(4):
             with torch.no_grad():
-                found = self.at(x)
+                found = self.at(x, attached=False)
                 above = found.cdf >= share
                 high, low = torch.where(above, x, high), torch.where(above, low, x)
                 move = ((share - found.cdf) / (x * found.density).clamp_min(1e-30)).clamp(-1, 1)
                 newton = x * move.exp()
                 inside = (newton > low) & (newton < high)
                 x = torch.where((found.cdf - share).abs() < 1e-7, x, torch.where(inside, newton, (low * high).sqrt()))
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.chain.tensors):
+        if self.chain.differentiated:
             found = self.at(x)
             # dq = -dF / density.
             x = x - (found.cdf - found.cdf.detach()) / found.density.detach()
@@ -292,15 +304,15 @@ class Bulk:
         w = point(x, angle)
         places, masses = self.atoms
         atoms = (masses * w.unsqueeze(-1).square() / (w.unsqueeze(-1).square() - places.square())).sum(-1)
-        return -(w * self.chain.resolvent(w, found.s, found.t).g - atoms).imag
+        return -(w * self._numbers.resolvent(w, found.s, found.t).g - atoms).imag
 
     def stieltjes(self, w: Tensor) -> Tensor:
         """``E[w / (w^2 - s^2)]`` of the chain, atoms included, in the open first quadrant."""
         start = self.start(w.abs())[1]
-        found = solve(self.chain, w, start, TOLERANCE)
+        found = solve(self._numbers, w, start, TOLERANCE)
         lost = (~(found.residual <= TOLERANCE)).nonzero()[:, 0]
         if len(lost):
-            found = found.replaced(lost, solve(self.chain, w[lost], None, TOLERANCE))
+            found = found.replaced(lost, solve(self._numbers, w[lost], None, TOLERANCE))
         warn_about(found.residual)
         index = (found.residual <= TOLERANCE).nonzero()[:, 0]
         s, t = attach(self.chain, w[index], found[index])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.chain import chain_sweeps, noisy_chain_sweeps, noisy_sweeps, sweeps
+from jpmhc.kernels.transforms import transform_depth
 from jpmhc.spectrum.branches import Branch
 
 
@@ -20,14 +22,15 @@ class Resolvent:
         ``tr G / m`` at the input: the Stieltjes transform of the symmetrised law.
     gx, gy : Tensor, shape (G, L)
         Resolvent seen by each branch at its output (``q^T G q``) and at its input (``p^T G p``).
-    log_det : Tensor, shape (G,)
-        Logarithm of the determinant of the linearisation over its value without layers.
+    pivots : Tensor, shape (G, K)
+        Quotients of two numbers of one half-plane, whose product is the determinant of the linearisation over its value
+        without layers.
     """
 
     g: Tensor
     gx: Tensor
     gy: Tensor
-    log_det: Tensor
+    pivots: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Chain:
         ``|p|^2 |q|^2 ||X||_F^2 / C``, or the energy of the noise.
     branch : Branch
         Law of X.
+    frozen : bool
+        Whether its resolvents are asked for without derivatives.
     """
 
     mixers: Tensor
@@ -51,12 +56,23 @@ class Chain:
     write: Tensor | None
     energy: Tensor
     branch: Branch
+    frozen: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that derivatives may be asked for."""
         gates = () if self.read is None or self.write is None else (self.read, self.write)
         return self.mixers, self.energy, *gates
+
+    @property
+    def differentiated(self) -> bool:
+        """Whether somebody may want derivatives: in reverse, or in a transform, which does not say of what."""
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors)
+        return not self.frozen and (transform_depth() > 0 or wanted)
+
+    def detached(self) -> Chain:
+        """Return the same chain as numbers, to solve with."""
+        return replace(self.with_tensors(*(tensor.detach() for tensor in self.tensors)), frozen=True)
 
     def with_tensors(self, mixers: Tensor, energy: Tensor, *gates: Tensor) -> Chain:
         """Return the same chain with other tensors, in the order of :attr:`tensors`."""
@@ -68,87 +84,26 @@ class Chain:
 
         Notes
         -----
-        The linearisation has the unknowns ``y_0, x_1, y_1, ..., x_L, y_L``. Elimination from the front leaves the
-        covariance-like ``C_l`` at ``y_l``, from the back ``-D_l``. Both obey the same recursion with read and write,
-        s and t, and the order of the layers exchanged: they run as one batch.
+        The linearisation has the unknowns ``y_0, x_1, y_1, ..., x_L, y_L``. A sweep from the front leaves ``C_l`` at
+        ``y_l``, what the layers up to it make of ``1 / w``; one from the back leaves ``K_l``, with which the resolvent
+        at ``y_l`` is ``C_l + C_l K_l C_l`` and that at ``x_l`` is ``K_l``.
         """
-        (L, m), G = self.mixers.shape[:2], w.shape[0]
-        # Layers last to first in the second half: its product is the transposed one.
-        steps = torch.stack([self.mixers.mT, self.mixers.flip(0)]).to(w.dtype)
-        absorbed = torch.stack([s, t.flip(1)]).unsqueeze(-1)  # (2, G, L, 1)
-        emitted = torch.stack([t, s.flip(1)]).unsqueeze(-1)
-        eye = torch.eye(m, dtype=w.dtype, device=w.device)
-        C = (eye / w[:, None, None]).expand(2, G, m, m)
-        states, logs = [C], []
-        if self.read is not None and self.write is not None:
-            p, q = self.read.to(w.dtype), self.write.to(w.dtype)
-            enter = torch.stack([p, q.flip(0)]).unsqueeze(-1)  # (2, L, m, 1)
-            leave = torch.stack([q, p.flip(0)])
-            leave = (leave.unsqueeze(-1) * leave.unsqueeze(-2)).reshape(2, L, 1, m * m)
-            columns = []
-            for l in range(L):
-                column = (C.reshape(2, G * m, m) @ enter[:, l]).reshape(2, G, m)
-                pivot = 1 - absorbed[:, :, l] * (column @ enter[:, l])
-                scaled = column * (absorbed[:, :, l] / pivot)
-                C = C + scaled.unsqueeze(-1) * column.unsqueeze(-2)
-                C = (C.reshape(2, G * m, m) @ steps[:, l]).view(2, G, m, m).mT
-                C = (C.reshape(2, G * m, m) @ steps[:, l]).view(2, G, m * m)
-                C = (C + emitted[:, :, l] * leave[:, l]).view(2, G, m, m)
-                states.append(C)
-                columns.append(column)
-                logs.append(pivot[0, :, 0].log())
-            into = torch.stack(columns, dim=2)  # (2, G, L, m)
-        else:
-            for l in range(L):
-                strength = absorbed[:, :, l].unsqueeze(-1)
-                C = torch.linalg.solve_ex(eye - strength * C, C)[0]
-                # Symmetric to round-off only; the recursion amplifies what is not.
-                C = (C + C.mT) / 2
-                C = (C.reshape(2, G * m, m) @ steps[:, l]).view(2, G, m, m).mT
-                C = (C.reshape(2, G * m, m) @ steps[:, l]).view(2, G, m, m)
-                logs.append(_log_det_ratio(1 / strength[0, :, 0, 0], states[-1][0]))
-                C = C + emitted[:, :, l].unsqueeze(-1) * eye
-                states.append(C)
-        both = torch.stack(states, dim=2)  # (2, G, L + 1, m, m)
-        C, D = both[0], both[1].flip(1)
-        system = eye - C @ D
-        if self.read is not None and self.write is not None:
-            none = into.new_zeros(G, 1, m)
-            targets = torch.cat([none, q.expand(G, L, m)], dim=1)
-            rhs = torch.stack([torch.cat([into[0], none], dim=1), targets], dim=-1)
-            solved = torch.linalg.solve_ex(system, rhs)[0]
-            gy = (solved[:, :-1, :, 0] * p).sum(-1)
-            gx = (solved[:, 1:, :, 1] * into[1].flip(1)).sum(-1)
-        else:
-            gy = torch.linalg.solve_ex(system[:, :-1], C[:, :-1])[0].diagonal(dim1=-2, dim2=-1).mean(-1)
-            gx = torch.linalg.solve_ex(system[:, 1:], D[:, 1:])[0].diagonal(dim1=-2, dim2=-1).mean(-1)
-        wide = w[:, None, None] * eye
-        g = torch.linalg.solve_ex(wide - D[:, 0], eye.expand(G, m, m))[0].diagonal(dim1=-2, dim2=-1).mean(-1)
-        log_det = torch.stack(logs, dim=-1).sum(-1) + _log_det_ratio(w, C[:, -1])
-        return Resolvent(g, gx, gy, log_det)
+        M, p, q = self.mixers, self.read, self.write
+        if self.differentiated or (torch.is_grad_enabled() and s.requires_grad):
+            # In plain operations, which carry derivatives.
+            plain = noisy_sweeps(M, w, s, t) if p is None or q is None else sweeps(M, p, q, w, s, t)
+            return Resolvent(*plain)
+        w, s, t = (torch.view_as_real(value.resolve_conj()) for value in (w, s, t))
+        found = noisy_chain_sweeps(M, w, s, t) if p is None or q is None else chain_sweeps(M, p, q, w, s, t)
+        return Resolvent(*map(torch.view_as_complex, found))
 
     def potential(self, w: Tensor, s: Tensor, t: Tensor, resolvent: Resolvent) -> Tensor:
         """``E log(w^2 - s^2)`` of shape (G,), stationary in the self-energies: their errors enter squared.
 
-        Every logarithm in it is of a quotient of two numbers, or matrices, of one half-plane, so its principal value is
-        the continuous one.
+        Every logarithm in it is of a quotient of two numbers of one half-plane, so its principal value is the
+        continuous one.
         """
         m = self.mixers.shape[-1]
         terms = self.branch.potential(s, t, resolvent.gx, self.energy)
         share = 1.0 if self.read is None else 1 / m
-        return 2 * w.log() + resolvent.log_det / m + share * terms.sum(-1)
-
-
-def _log_det_ratio(w: Tensor, matrix: Tensor) -> Tensor:
-    """``log det(I - matrix / w)`` for symmetric (G, m, m) with ``-matrix`` and w (G,) in one half-plane.
-
-    Elimination without pivoting: every pivot stays in the half-plane, which also makes it stable.
-    """
-    m = matrix.shape[-1]
-    rest = w[:, None, None] * torch.eye(m, dtype=matrix.dtype, device=matrix.device) - matrix
-    total = torch.zeros_like(w)
-    for _ in range(m):
-        pivot, column = rest[:, 0, 0], rest[:, 1:, 0]
-        total = total + pivot.log() - w.log()
-        rest = rest[:, 1:, 1:] - column.unsqueeze(-1) * (column / pivot.unsqueeze(-1)).unsqueeze(-2)
-    return total
+        return 2 * w.log() + resolvent.pivots.log().sum(-1) / m + share * terms.sum(-1)

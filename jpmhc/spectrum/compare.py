@@ -37,7 +37,7 @@ class Comparison:
         within 1e-6 of one another, relative, count as equal, so that atoms meet the measured values around them.
     wasserstein_log : float
         Wasserstein distance of the laws of log s, the integral of that difference's magnitude over log s: the mean
-        relative error of a singular value. What lies below 1e-9 of the largest is taken there.
+        relative error of a singular value. What lies below 1e-9 of the largest, or below a law's floor, is taken there.
     lost : int
         Places left out because a prediction did not converge there.
     levels : tuple of float
@@ -58,12 +58,13 @@ class Comparison:
     measured: Law = field(repr=False)
 
     def table(self) -> list[dict[str, float]]:
-        """Return one dict a quantile: level, predicted, measured, and the error of the first over the second."""
+        """Return one dict a quantile: level, predicted, measured, and the error of the first over the second.
+
+        What both laws have below 1e-9 of the largest, or below the floor of one, is zero in both: an error of 0.
+        """
         rows = zip(self.levels, self.predicted_quantiles, self.measured_quantiles, strict=True)
-        return [
-            {"level": u, "predicted": a, "measured": b, "error": (a / b if b else math.inf) - 1 if a != b else 0.0}
-            for u, a, b in rows
-        ]
+        zero = _zero(self.predicted, self.measured)
+        return [{"level": u, "predicted": a, "measured": b, "error": _error(a, b, zero)} for u, a, b in rows]
 
     def __str__(self) -> str:
         lost = f" ({self.lost} places did not converge)" if self.lost else ""
@@ -99,6 +100,17 @@ class Comparison:
         figures.densities(ax, self.measured, {"predicted": self.predicted}, log=log, **options)
         ax.legend(frameon=False, fontsize=8, title=f"Kolmogorov {self.kolmogorov:.3f}", title_fontsize=8)
         return ax
+
+
+def _zero(first: Law, second: Law) -> float:
+    """Where zero ends to both laws."""
+    return max(_ZERO * max(first.edges[1], second.edges[1]), first.floor, second.floor)
+
+
+def _error(predicted: float, measured: float, zero: float) -> float:
+    if predicted == measured or max(predicted, measured) <= zero:
+        return 0.0
+    return predicted / measured - 1 if measured else math.inf
 
 
 def compare(predicted: Law, measured: Law, levels: Sequence[float] = LEVELS) -> Comparison:
@@ -157,7 +169,7 @@ def _distances(first: Law, second: Law) -> tuple[float, float, int]:
     top = float(ends.max())
     if top == 0:
         return 0.0, 0.0, 0
-    floor = _ZERO * top
+    floor = _zero(first, second)
     low = max(float(ends.min()), floor)
     levels = (torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES
     knots = [torch.logspace(math.log10(low), math.log10(top), _GRID, dtype=torch.float64), ends.flatten()]

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jpmhc.layers import Mixer, mixers
 from jpmhc.layers.arguments import check_number, check_size
 from jpmhc.spectrum.branches import Branch
 from jpmhc.spectrum.closed_forms import scalar_condition
 from jpmhc.spectrum.initial import initial_chain
-from jpmhc.spectrum.predicted import predict
+from jpmhc.spectrum.predicted import PredictedLaw, predict
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,7 @@ def design(
     check_number("load", load, least=0.0)
     _check_threshold(threshold)
     chain = initial_chain(mixer, streams, depth, gate)
-    gain = chain["read"].square().sum(-1) * chain["write"].square().sum(-1)
-    energy = load * streams / depth / gain
-    law = predict(chain["mixers"], chain["read"], chain["write"], energy, branch)
+    law = _law(chain, load, branch)
     product = torch.eye(streams, dtype=torch.float64)
     for matrix in chain["mixers"]:
         product = matrix @ product
@@ -133,20 +132,41 @@ def design_table(streams: int = 4, depth: int = 24, **options: Any) -> list[Desi
     return [design(info.name, streams, depth, **options) for info in mixers() if info.supports(streams)]
 
 
-def branch_budget(condition: float) -> float:
-    """Load ``c`` at which the scalar law, which spreads the branches over all directions, has that condition number.
+def _law(chain: dict[str, Tensor], load: float, branch: str | Branch) -> PredictedLaw:
+    """Law of layers over which a load is spread evenly."""
+    depth, streams = chain["read"].shape
+    gain = chain["read"].square().sum(-1) * chain["write"].square().sum(-1)
+    energy = load * streams / depth / gain
+    return predict(chain["mixers"], chain["read"], chain["write"], energy, branch)
 
-    Mixers that rotate the streams come close to it; with others the condition number is larger (:func:`design`).
+
+def branch_budget(
+    condition: float,
+    mixer: str | Mixer | None = None,
+    streams: int = 4,
+    depth: int = 24,
+    *,
+    gate: str = "softmax",
+    branch: str | Branch = "gaussian",
+) -> float:
+    """Load ``c`` of the branches at which the Jacobian has that condition number.
 
     Parameters
     ----------
     condition : float
         Wanted ratio of the largest and smallest singular value, at least 1.
+    mixer : str or Mixer, optional
+        Whose stack of layers at its start is asked for, in some ten laws. Without one it is the scalar law, which
+        spreads the branches over all directions: mixers that rotate the streams come close to it, all others have a
+        smaller budget.
+    streams, depth, gate, branch
+        As for :func:`design`.
 
     Returns
     -------
     float
-        ``c = (1 / n) sum_l v_l |read_l|^2 |write_l|^2``.
+        ``c = (1 / n) sum_l v_l |read_l|^2 |write_l|^2``, to one percent for a mixer; 0 where the mixers alone have a
+        larger condition number.
 
     Examples
     --------
@@ -155,6 +175,20 @@ def branch_budget(condition: float) -> float:
     0.60
     """
     check_number("condition", condition, least=1.0)
+    scalar = _scalar_budget(condition)
+    if mixer is None:
+        return scalar
+    chain = initial_chain(mixer, streams, depth, gate)
+    low, high = 1e-3 * scalar, scalar
+    if high == 0 or _law(chain, low, branch).condition > condition:
+        return 0.0
+    while high > 1.01 * low:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _law(chain, middle, branch).condition <= condition else (low, middle)
+    return low
+
+
+def _scalar_budget(condition: float) -> float:
     low, high = 0.0, 1.0
     while scalar_condition(high) < condition:
         high *= 2

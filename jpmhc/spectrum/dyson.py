@@ -88,12 +88,21 @@ def solve(
 
 
 def _solve(chain: Chain, w: Tensor, start: SelfEnergies, tol: float, patient: bool) -> SelfEnergies:
-    quick = _anderson(chain, w, start, tol, _STEPS, damping=1.0)
-    left = ~(quick.residual <= tol)
-    if not (patient and left.any()):
-        return quick
-    index = left.nonzero()[:, 0]
-    return quick.replaced(index, _anderson(chain, w[index], start[index], tol, _PATIENT_STEPS, damping=0.5, memory=3))
+    found = _anderson(chain, w, start, tol, _STEPS, damping=1.0)
+    left = (~(found.residual <= tol)).nonzero()[:, 0]
+    if patient and len(left):
+        slow = _anderson(chain, w[left], start[left], tol, _PATIENT_STEPS, damping=0.5, memory=3)
+        found = found.replaced(left, slow)
+    return _confirmed(chain, w, found)
+
+
+def _confirmed(chain: Chain, w: Tensor, found: SelfEnergies) -> SelfEnergies:
+    """Take points on a wrong sheet of the branch's transform for what they are: not solved."""
+    if chain.branch.closed:
+        return found
+    resolvent = chain.resolvent(w, found.s, found.t)
+    right = chain.branch.confirms(resolvent.gx, resolvent.gy, found.s, found.t, chain.energy)
+    return SelfEnergies(found.s, found.t, torch.where(right, found.residual, math.inf), found.steps)
 
 
 def _anderson(
@@ -170,11 +179,11 @@ def attach(chain: Chain, w: Tensor, found: SelfEnergies) -> tuple[Tensor, Tensor
 
     Points that did not converge have no derivative: pass only those that did.
     """
-    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in chain.tensors)):
+    if not chain.differentiated:
         return found.s, found.t
     L = chain.mixers.shape[0]
     with torch.no_grad():
-        resolvent = chain.resolvent(w, found.s, found.t)
+        resolvent = chain.detached().resolvent(w, found.s, found.t)
         # Dimensionless unknowns, so that one tolerance fits all.
         unit = torch.cat([resolvent.gy, resolvent.gx], dim=1)
 

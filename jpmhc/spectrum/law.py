@@ -59,6 +59,11 @@ class Law(abc.ABC):
         return torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
 
     @property
+    def floor(self) -> float:
+        """Place below which all counts as zero to this law; 0 unless overridden."""
+        return 0.0
+
+    @property
     def condition(self) -> float:
         """Condition number: largest over smallest singular value, infinite where the smallest is zero."""
         smallest, largest = self.edges
@@ -105,6 +110,8 @@ class Law(abc.ABC):
         density = self.density(s).detach()
         (line,) = ax.plot(s.numpy(), (s * density if log else density).numpy(), **style)
         for place, mass in zip(*self.atoms, strict=True):
+            if log and not place > 0:
+                continue
             height = ax.get_ylim()[1]
             ax.vlines(float(place), 0, height, colors=line.get_color(), linewidths=2)
             ax.annotate(f"{float(mass):.2f}", (float(place), height), ha="center", va="bottom", fontsize="small")

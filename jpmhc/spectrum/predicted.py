@@ -15,6 +15,7 @@ from jpmhc.spectrum.bulk import TOLERANCE, Bulk
 from jpmhc.spectrum.closed_forms import mean_log, second_and_fourth_moment
 from jpmhc.spectrum.law import Law
 from jpmhc.spectrum.model import Model, make_model
+from jpmhc.spectrum.scalar import ScalarLaw
 from jpmhc.spectrum.split import split
 
 
@@ -93,6 +94,11 @@ class PredictedLaw(Law):
         """``c``: the branches' energy per direction over the depth. The scalar law of that c bounds from below."""
         return self.model.scalar_load
 
+    @property
+    def scalar(self) -> ScalarLaw:
+        """The scalar law of that load, which must be positive."""
+        return ScalarLaw(float(self.scalar_load.detach()))
+
     @cached_property
     def _low_moments(self) -> tuple[Tensor, Tensor]:
         return second_and_fourth_moment(self.model)
@@ -169,21 +175,32 @@ class PredictedLaw(Law):
         s = _places(s)
         flat = s.reshape(-1)
         value = torch.where(flat == math.inf, 1.0, 0.0).double()
-        index = ((flat >= 0 if self._floor else flat > 0) & flat.isfinite()).nonzero()[:, 0]
+        if self._zero:
+            value = torch.where(flat >= 0, self._zero, value).where(flat < math.inf, value)
+        index = ((flat >= 0 if self.floor else flat > 0) & flat.isfinite()).nonzero()[:, 0]
         if len(index):
             value = value.index_put((index,), self.points(flat[index].clamp_min(self._lowest)).cdf)
         return value.reshape(s.shape)
+
+    @cached_property
+    def _zero(self) -> float:
+        """Mass of the atom at zero."""
+        places, masses = self.atoms
+        return float(masses[places == 0].sum())
 
     @cached_property
     def _lowest(self) -> float:
         """Where the resolvent is still asked; below there is nothing, or all counts as zero."""
         if self._bulk is None:
             return 0.0
-        return self._floor or 0.1 * float(self._bulk.grid.x[0])
+        return self.floor or 0.1 * float(self._bulk.grid.x[0])
 
     @cached_property
-    def _floor(self) -> float:
-        """Where the grid ends because all below counts as zero, or zero."""
+    def floor(self) -> float:
+        """Place below which all counts as zero, or zero if nothing does.
+
+        It is 1e-10 of the largest value, or higher where double precision does not solve the equation further down.
+        """
         if self._bulk is None or float(self._bulk.grid.cdf[0]) <= 1e-4:
             return 0.0
         return float(self._bulk.grid.x[0])
@@ -206,8 +223,11 @@ class PredictedLaw(Law):
         value = torch.full_like(flat, math.nan)
         below = torch.zeros_like(flat)
         if len(places):
-            with torch.no_grad():
-                left = self.points(places.detach().clamp_min(1e-300)).cdf - masses
+            left = torch.zeros_like(masses)
+            above = (places > 0).nonzero()[:, 0]
+            if len(above):
+                with torch.no_grad():
+                    left[above] = self.points(places.detach()[above]).cdf - masses[above]
             on = (flat.unsqueeze(-1) > left) & (flat.unsqueeze(-1) <= left + masses + 1e-12)
             below = torch.where(flat.unsqueeze(-1) > left + masses, masses, 0).sum(-1)
             value = torch.where(on.any(-1), places[on.to(torch.uint8).argmax(-1)], value)

@@ -104,8 +104,8 @@ def _images(M: Tensor, U: Tensor) -> tuple[list[Tensor], list[Tensor]] | None:
     ends, rests = [frame[:, :k]], [frame[:, k:]]
     for matrix in M:
         Q, R = torch.linalg.qr(matrix @ ends[-1], mode="complete")
-        diagonal = R.diagonal().abs()
-        if not diagonal.min() > 1e-12 * diagonal.max():
+        # In the unit of the layer, not of the image, all of which may be round-off.
+        if not R.diagonal().abs().min() > 1e-12 * matrix.norm():
             return None
         ends.append(Q[:, :k])
         rests.append(Q[:, k:])

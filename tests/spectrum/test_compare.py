@@ -130,3 +130,13 @@ def test_mistakes_are_named():
         spectrum.compare(law, torch.zeros(3))
     with pytest.raises(ValueError, match="levels: expected numbers in"):
         spectrum.compare(law, law, levels=[2.0])
+
+
+def test_what_both_laws_have_near_zero_is_no_error():
+    # A kernel: zero in the prediction, round-off in a decomposition.
+    M = torch.diag(torch.tensor([1.0, 0.0])).double().expand(2, 2, 2)
+    gates = torch.tensor([1.0, 0.0])
+    law = spectrum.predict(M, gates, gates, 0.1)
+    drawn = spectrum.simulate(M, gates, gates, 0.1, width=16)
+    assert [row["error"] for row in spectrum.compare(law, drawn, [0.1, 0.4]).table()] == [0.0, 0.0]
+    assert spectrum.compare(drawn, law, [0.9]).table()[0]["error"] != 0

@@ -32,6 +32,14 @@ def test_budget_inverts_the_scalar_condition():
     assert 0.60 <= spectrum.branch_budget(10) < 0.61
 
 
+def test_budget_of_a_mixer_is_below_the_scalar_one():
+    budget = spectrum.branch_budget(10, "cayley", 2, 3)
+    assert spectrum.design("cayley", 2, 3, load=budget).row()["condition"] == pytest.approx(10, rel=0.03)
+    assert 0 < budget < spectrum.branch_budget(10)
+    # Averaging loses a factor of more than two by itself.
+    assert spectrum.branch_budget(1.5, "sinkhorn", 4, 8) == 0
+
+
 @pytest.mark.parametrize(("streams", "depth", "threshold"), [(4, 48, 0.5), (2, 1, 0.9), (16, 200, 0.1)])
 def test_diagonal_bias_keeps_just_that_much(streams, depth, threshold):
     b = spectrum.diagonal_bias(streams, depth, threshold)
