@@ -21,7 +21,7 @@ DRAWS = {1: 300, 2: 200, 10: 100}
 # The paper smears by 0.02, which is not the recipe's fault.
 PLACES, ETA = 200, 2e-3
 _NEAR_ZERO = 0.03
-FAMILIES = ("identity", "bistochastic", "rotation", "projector")
+FAMILIES = ("identity", "bistochastic", "cayley", "projector")
 
 
 @dataclass(frozen=True)
