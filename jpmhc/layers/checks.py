@@ -103,7 +103,7 @@ class _Laws:
         from jpmhc.manifolds.report import Law
 
         def law(name: str, value: float | Tensor, bound: float, at_least: bool = False) -> Law:
-            return Law(name, float(value), bound, at_least)
+            return Law(name, float(torch.as_tensor(value).detach()), bound, at_least)
 
         matrix = self.chart(self.raw(1.0, dtype=torch.bfloat16))
         good = matrix.shape == (16, self.n, self.n) and matrix.dtype == torch.float32
@@ -243,5 +243,6 @@ class _Laws:
 
 def _gap(actual: Tensor, expected: Tensor) -> float:
     """Largest difference relative to the largest entry, at least one."""
+    actual, expected = actual.detach(), expected.detach()
     size = max(1.0, float(expected.abs().amax()))
     return float((actual - expected).abs().amax()) / size

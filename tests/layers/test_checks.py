@@ -9,6 +9,7 @@ SIZES = [(str(info), 4 if info.supports(4) else info.streams[0]) for info in lay
 SIZES += [("cayley", 1), ("sinkhorn", 5), ("cayley-mean", 2), ("identity", 1)]
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize(("mixer", "streams"), SIZES)
 def test_every_registered_mixer_passes(mixer, streams):
     report = layers.check_mixer(mixer, streams, compile=False)
