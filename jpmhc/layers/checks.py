@@ -178,7 +178,7 @@ class _Laws:
         (pulled,) = pull(cotangent)
         return _gap((pushed * cotangent).sum(), (pulled * tangent).sum())
 
-    def network(self, dtype: torch.dtype = torch.float64) -> list[HyperConnection]:
+    def network(self, dtype: torch.dtype = torch.float64, **options: Any) -> list[HyperConnection]:
         return [
             HyperConnection(
                 _WIDTH,
@@ -187,6 +187,7 @@ class _Laws:
                 mixer=copy.deepcopy(self.chart),
                 layer_index=index,
                 dtype=dtype,
+                **options,
             )
             for index in range(_DEPTH)
         ]
@@ -194,12 +195,16 @@ class _Laws:
     def start(self, law: Callable[..., Any]) -> Iterator[Any]:
         matrix = self.chart(self.chart.start())
         yield law("rows of the start off a sum of one", (matrix.sum(-1) - 1).abs().amax(), self.round_off)
-        layers = self.network()
         x, target = torch.randn(2, 16, _WIDTH, dtype=torch.float64)
-        plain, wrapped = x, expand_streams(x, self.n)
-        for layer in layers:
-            plain, wrapped = Residual(layer.branch)(plain), layer(wrapped)
-        yield law("start of a network against the plain one", _gap(reduce_streams(wrapped), plain), 1e-6)
+        gap = 0.0
+        for gate in ("softmax", "sigmoid", "tanh"):
+            for dynamic, static in ((True, True), (True, False), (False, True)):
+                plain, wrapped = x, expand_streams(x, self.n)
+                for layer in self.network(gate=gate, dynamic=dynamic, static=static):
+                    plain, wrapped = Residual(layer.branch)(plain), layer(wrapped)
+                gap = max(gap, _gap(reduce_streams(wrapped), plain))
+        yield law("start of a network against the plain one", gap, 1e-6)
+        layers = self.network()
         if self.n == 1:
             self.absent.append("streams that part (there is one)")
             return
