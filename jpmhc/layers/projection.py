@@ -70,23 +70,19 @@ def pull_projection(
     """
     columns = weight.shape[1]
     back = cotangent.reshape(-1, cotangent.shape[-1])
-    grad = (back @ weight).view(x.shape)
-    wide = x.detach().to(weight.dtype)
-    if norm in ("layer", "streams-layer"):
-        with torch.enable_grad():
-            leaf = wide.requires_grad_()
-            fresh = normed(leaf, norm, eps)
-        (grad,) = torch.autograd.grad(fresh, leaf, grad)
-        fresh = fresh.detach()
-    elif norm is not None:
-        start = -1 if norm == "streams" else -2
-        flat, g = wide.flatten(start), grad.flatten(start)
-        inverse = torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
-        fresh = flat * inverse
-        share = torch.linalg.vecdot(g, fresh).unsqueeze(-1) / flat.shape[-1]
-        g.mul_(inverse).addcmul_(fresh, share * inverse, value=-1)
-    else:
-        fresh = wide
+    grad, fresh = (back @ weight).view(x.shape), x.detach().to(weight.dtype)
+    if norm is not None:
+        start = -1 if norm.startswith("streams") else -2
+        g, flat = grad.flatten(start), fresh.flatten(start)
+        if norm in ("layer", "streams-layer"):
+            fresh, _, inverse = torch.native_layer_norm(flat, flat.shape[-1:], None, None, eps)
+            g.sub_(g.mean(-1, keepdim=True))
+        else:
+            inverse = torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
+            fresh = flat * inverse
+        # In place, and without a product of the streams' size.
+        share = (g.unsqueeze(-2) @ fresh.unsqueeze(-1)).squeeze(-1) / flat.shape[-1]
+        g.addcmul_(fresh, share, value=-1).mul_(inverse)
     return grad, back.mT @ fresh.reshape(-1, columns)
 
 
