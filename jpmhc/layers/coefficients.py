@@ -163,7 +163,7 @@ class Coefficients(Labelled):
         with full_precision(x.device):
             pieces, numbers = hand_on(
                 partial(project, norm=self.norm, eps=self.eps, shared=self.shared),
-                partial(pull_projection, norm=self.norm, eps=self.eps),
+                partial(pull_projection, norm=self.norm, eps=self.eps, shared=self.shared),
                 self._pieces(x),
                 self.projection.to(dtype),
             )

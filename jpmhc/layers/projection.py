@@ -62,28 +62,48 @@ def project(x: Tensor, weight: Tensor, norm: str | None, eps: float, shared: boo
 
 
 def pull_projection(
-    x: Tensor, weight: Tensor, cotangent: Tensor, norm: str | None, eps: float
+    x: Tensor, weight: Tensor, cotangent: Tensor, norm: str | None, eps: float, shared: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Pull a gradient of :func:`project` back to the streams, in the dtype of ``weight``, and to the weight.
 
     The normed streams are made again rather than kept.
     """
     columns = weight.shape[1]
-    back = cotangent.reshape(-1, cotangent.shape[-1])
-    grad, fresh = (back @ weight).view(x.shape), x.detach().to(weight.dtype)
-    if norm is not None:
-        start = -1 if norm.startswith("streams") else -2
-        g, flat = grad.flatten(start), fresh.flatten(start)
-        if norm in ("layer", "streams-layer"):
-            fresh, _, inverse = torch.native_layer_norm(flat, flat.shape[-1:], None, None, eps)
-            g.sub_(g.mean(-1, keepdim=True))
-        else:
-            inverse = torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
-            fresh = flat * inverse
-        # In place, and without a product of the streams' size.
-        share = (g.unsqueeze(-2) @ fresh.unsqueeze(-1)).squeeze(-1) / flat.shape[-1]
-        g.addcmul_(fresh, share, value=-1).mul_(inverse)
-    return grad, back.mT @ fresh.reshape(-1, columns)
+    back, wide = cotangent, x.detach().to(weight.dtype)
+    each = norm in ("streams", "streams-layer")
+    flat = wide if each else wide.flatten(-2)
+    if norm in ("layer", "streams-layer"):
+        fresh, mean, inverse = torch.native_layer_norm(flat, flat.shape[-1:], None, None, eps)
+        grad_weight = _rows(back).mT @ fresh.reshape(-1, columns)
+        del fresh
+        grad = (_rows(back) @ weight).view(flat.shape)
+        backward = torch.ops.aten.native_layer_norm_backward
+        grad = backward(grad, flat, flat.shape[-1:], mean, inverse, None, None, [True, False, False])[0]
+        return grad.view(x.shape), grad_weight
+    if norm is None:
+        return (_rows(back) @ weight).view(x.shape), _rows(back).mT @ wide.reshape(-1, columns)
+    inverse = torch.rsqrt(_dot(flat, flat) / flat.shape[-1] + eps)
+    # Where a row of the cotangent has one norm, that factor goes to the row, and the streams stay as they are.
+    one = shared or not each
+    if one:
+        back = back * (inverse if each or not shared else inverse.unsqueeze(-1))
+    else:
+        flat = flat * inverse
+    grad = (_rows(back) @ weight).view(flat.shape)
+    share = _dot(grad, flat) / flat.shape[-1]
+    grad.addcmul_(flat, share * inverse.square() if one else share, value=-1)
+    if not one:
+        grad.mul_(inverse)
+    return grad.view(x.shape), _rows(back).mT @ flat.reshape(-1, columns)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Inner products (..., 1) of the last dimension, without a product of the tensors' size."""
+    return (left.unsqueeze(-2) @ right.unsqueeze(-1)).squeeze(-1)
 
 
 def by_streams(z: Tensor, sizes: list[int]) -> Tensor:
