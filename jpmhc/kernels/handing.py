@@ -12,27 +12,31 @@ from jpmhc.kernels.precision import full_precision
 from jpmhc.kernels.transforms import transform_depth
 
 Function = Callable[[Tensor, Tensor], Tensor]
-Pull = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Pull = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
 
 
-def hand_on(function: Function, pull: Pull, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def hand_on(
+    function: Function, pull: Pull, x: Tensor, other: Tensor, keep_result: bool = True
+) -> tuple[Tensor, Tensor]:
     """Return ``x`` and ``function(x, other)``; use that x alone from there on.
 
     What comes back to the streams from later uses meets what comes back from this one inside its backward pass, which
-    adds in place: autograd never holds two gradients of their size, nor adds them. Nothing is kept for backward but x
-    and ``other``.
+    adds in place: autograd never holds two gradients of their size, nor adds them. Nothing is kept for backward but x,
+    ``other`` and, if asked for, the result.
 
     Parameters
     ----------
     function : Callable
         ``function(x, other)``, in plain operations.
     pull : Callable
-        ``pull(x, other, cotangent)``, its pullback: new tensors for the gradients of x, in the coefficients' dtype, and
-        of ``other``.
+        ``pull(x, other, result, cotangent)``, its pullback: new tensors for the gradients of x, in the coefficients'
+        dtype, and of ``other``.
     x : Tensor
         Streams, of any floating dtype.
     other : Tensor
         What they are combined with, in the dtype of the coefficients.
+    keep_result : bool
+        Whether ``pull`` is given the result, which is kept for it; None otherwise.
 
     Returns
     -------
@@ -47,25 +51,25 @@ def hand_on(function: Function, pull: Pull, x: Tensor, other: Tensor) -> tuple[T
     """
     if transform_depth() or torch.compiler.is_compiling():
         return x, function(x, other)
-    return _HandedOn.apply(x, other, function, pull)
+    return _HandedOn.apply(x, other, function, pull, keep_result)
 
 
 class _HandedOn(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, other: Tensor, function: Function, pull: Pull) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, other: Tensor, function: Function, pull: Pull, keep_result: bool) -> tuple[Tensor, Tensor]:
         return x.view_as(x), function(x, other)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, other, ctx.function, ctx.pull = inputs
+        x, other, ctx.function, ctx.pull, keep_result = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, other)
+        ctx.save_for_backward(x, other, output[1] if keep_result else None)
 
     @staticmethod
     def backward(ctx: Any, later: Tensor | None, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, other = ctx.saved_tensors
+        x, other, result = ctx.saved_tensors
         if cotangent is None:
-            return later, None, None, None
+            return later, None, None, None, None
         with full_precision(x.device):
             if torch.is_grad_enabled():
                 # Of aliases, because the inputs may depend on one another, and a gradient must not take that way too.
@@ -75,8 +79,8 @@ class _HandedOn(torch.autograd.Function):
                 grad_x, grad_other = (next(found) if alias.requires_grad else None for alias in aliases)
                 if grad_x is not None and later is not None:
                     grad_x = grad_x + later
-                return grad_x, grad_other, None, None
-            wide, grad_other = ctx.pull(x, other, cotangent)
+                return grad_x, grad_other, None, None, None
+            wide, grad_other = ctx.pull(x, other, result, cotangent)
             if later is not None:
                 wide = wide.add_(later)
-        return wide.to(x.dtype), grad_other, None, None
+        return wide.to(x.dtype), grad_other, None, None, None

@@ -131,7 +131,7 @@ class Halves(Coefficients):
         self._ran(given, pre, pre, post, matrix)
         kept = matrix if self.mixer.mixes else None
         with full_precision(x.device):
-            pieces, rows = hand_on(read_rows, pull_rows, self._pieces(x), pre)
+            pieces, rows = hand_on(read_rows, pull_rows, self._pieces(x), pre, keep_result=False)
             inputs = rows.to(x.dtype).unflatten(-2, (self.reads, self.fractions)).flatten(-2).unbind(-2)
 
         def write(y: Tensor) -> Tensor:

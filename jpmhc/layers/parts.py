@@ -25,7 +25,7 @@ def read_rows(x: Tensor, pre: Tensor) -> Tensor:
     return pre.to(dtype) @ x.to(dtype)
 
 
-def pull_rows(x: Tensor, pre: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+def pull_rows(x: Tensor, pre: Tensor, _rows: Tensor | None, cotangent: Tensor) -> tuple[Tensor, Tensor]:
     """Pull a gradient of :func:`read_rows` back to the streams, in the dtype of the weights, and to the weights."""
     g = cotangent.to(pre.dtype)
     return pre.mT @ g, (g @ x.to(pre.dtype).mT).sum_to_size(pre.shape)

@@ -62,48 +62,49 @@ def project(x: Tensor, weight: Tensor, norm: str | None, eps: float, shared: boo
 
 
 def pull_projection(
-    x: Tensor, weight: Tensor, cotangent: Tensor, norm: str | None, eps: float, shared: bool = False
+    x: Tensor, weight: Tensor, z: Tensor | None, cotangent: Tensor, norm: str | None, eps: float, shared: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Pull a gradient of :func:`project` back to the streams, in the dtype of ``weight``, and to the weight.
+    """Pull a gradient of ``z``, from :func:`project`, back to the streams, in the weight's dtype, and to the weight.
 
     The normed streams are made again rather than kept.
     """
-    columns = weight.shape[1]
-    back, wide = cotangent, x.detach().to(weight.dtype)
-    each = norm in ("streams", "streams-layer")
+    wide, each = x.detach().to(weight.dtype), norm in ("streams", "streams-layer")
     flat = wide if each else wide.flatten(-2)
     if norm in ("layer", "streams-layer"):
         fresh, mean, inverse = torch.native_layer_norm(flat, flat.shape[-1:], None, None, eps)
-        grad_weight = _rows(back).mT @ fresh.reshape(-1, columns)
+        grad_weight = _pull_weight(cotangent, fresh, weight)
         del fresh
-        grad = (_rows(back) @ weight).view(flat.shape)
+        grad = _pull_linear(cotangent, weight, flat)
         backward = torch.ops.aten.native_layer_norm_backward
         grad = backward(grad, flat, flat.shape[-1:], mean, inverse, None, None, [True, False, False])[0]
         return grad.view(x.shape), grad_weight
     if norm is None:
-        return (_rows(back) @ weight).view(x.shape), _rows(back).mT @ wide.reshape(-1, columns)
-    inverse = torch.rsqrt(_dot(flat, flat) / flat.shape[-1] + eps)
-    # Where a row of the cotangent has one norm, that factor goes to the row, and the streams stay as they are.
-    one = shared or not each
-    if one:
-        back = back * (inverse if each or not shared else inverse.unsqueeze(-1))
-    else:
+        return _pull_linear(cotangent, weight, wide), _pull_weight(cotangent, wide, weight)
+    size = flat.shape[-1]
+    inverse = torch.rsqrt(torch.linalg.vector_norm(flat, dim=-1, keepdim=True).square() / size + eps)
+    if each and not shared:
         flat = flat * inverse
-    grad = (_rows(back) @ weight).view(flat.shape)
-    share = _dot(grad, flat) / flat.shape[-1]
-    grad.addcmul_(flat, share * inverse.square() if one else share, value=-1)
-    if not one:
-        grad.mul_(inverse)
-    return grad.view(x.shape), _rows(back).mT @ flat.reshape(-1, columns)
+        grad = _pull_linear(cotangent, weight, flat)
+        share = torch.linalg.vecdot(grad, flat).unsqueeze(-1) / size
+        grad = grad.addcmul_(flat, share, value=-1).mul_(inverse)
+    else:
+        # One norm belongs to a row of the cotangent, and what it does to the streams is known from z.
+        assert z is not None
+        share = (cotangent * z).sum(-1, keepdim=True)
+        if shared and not each:
+            share = share.sum(-2)
+        cotangent = cotangent * (inverse.unsqueeze(-1) if shared and not each else inverse)
+        grad = _pull_linear(cotangent, weight, flat)
+        grad.addcmul_(flat, share * inverse.square() / size, value=-1)
+    return grad.view(x.shape), _pull_weight(cotangent, flat, weight)
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, tensor.shape[-1])
+def _pull_linear(cotangent: Tensor, weight: Tensor, flat: Tensor) -> Tensor:
+    return (cotangent.reshape(-1, weight.shape[0]) @ weight).view(flat.shape)
 
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Inner products (..., 1) of the last dimension, without a product of the tensors' size."""
-    return (left.unsqueeze(-2) @ right.unsqueeze(-1)).squeeze(-1)
+def _pull_weight(cotangent: Tensor, flat: Tensor, weight: Tensor) -> Tensor:
+    return cotangent.reshape(-1, weight.shape[0]).mT @ flat.reshape(-1, weight.shape[1])
 
 
 def by_streams(z: Tensor, sizes: list[int]) -> Tensor:
