@@ -133,3 +133,12 @@ def test_nothing_of_the_streams_size_is_kept_but_the_streams(options):
         large = [t for t in kept if t.numel() >= x.numel() and t.untyped_storage().data_ptr() not in known]
         assert not large
         assert out.dtype == dtype
+
+
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_no_token_has_an_empty_gradient(options):
+    hc = layer(options)
+    x = torch.randn(0, N, D, dtype=torch.float64, requires_grad=True)
+    found = torch.autograd.grad(hc(x).sum(), [x, *hc.parameters()], allow_unused=True, materialize_grads=True)
+    assert found[0].shape == x.shape
+    assert all((gradient == 0).all() for gradient in found)
