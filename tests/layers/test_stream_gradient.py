@@ -29,10 +29,10 @@ FORMS = [
 ]
 
 
-def layer(options, dtype=torch.float64):
+def layer(options, dtype=torch.float64, width=D):
     torch.manual_seed(0)
-    branch = nn.Bilinear(D, D, D) if options.get("reads", 1) > 1 else nn.Linear(D, D)
-    hc = layers.HyperConnection(D, branch, **options).to(dtype)
+    branch = nn.Bilinear(width, width, width) if options.get("reads", 1) > 1 else nn.Linear(width, width)
+    hc = layers.HyperConnection(width, branch, **options).to(dtype)
     with torch.no_grad():
         for parameter in layers.mixing_parameters(hc):
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -116,8 +116,7 @@ def test_it_can_be_differentiated_again(options):
 
 @pytest.mark.parametrize("options", [{"norm": "layer"}, {"projection": "published"}, {"reads": 2}], ids=str)
 def test_nothing_of_the_streams_size_is_kept_but_the_streams(options):
-    hc = layer(options, torch.float32)
-    kept = []
+    hc, kept = layer(options, torch.float32, 32), []
 
     def keep(tensor):
         kept.append(tensor)
@@ -125,11 +124,11 @@ def test_nothing_of_the_streams_size_is_kept_but_the_streams(options):
 
     for dtype in (torch.float32, torch.bfloat16):
         kept.clear()
-        x = torch.randn(100, N, D, dtype=dtype, requires_grad=True)
+        x = torch.randn(100, N, 32, dtype=dtype, requires_grad=True)
         hc.branch.to(dtype)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             out = hc(x)
-        known = {x.untyped_storage().data_ptr()}
+        known = {t.untyped_storage().data_ptr() for t in (x, *hc.parameters())}
         large = [t for t in kept if t.numel() >= x.numel() and t.untyped_storage().data_ptr() not in known]
         assert not large
         assert out.dtype == dtype
