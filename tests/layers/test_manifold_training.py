@@ -33,9 +33,10 @@ class Network(nn.Module):
         return layers.reduce_streams(x)
 
 
-def train(optimiser_of, tangent, steps):
+def train(optimiser_of, steps):
+    """Points that a static layer would have, and numbers of the token as tangent vectors at them."""
     torch.manual_seed(0)
-    model = Network([layers.Manifold(4, manifold, tangent=tangent) for manifold in SETS.values()])
+    model = Network([layers.Manifold(4, manifold, tangent=True) for manifold in SETS.values()])
     start = [layer.mixer.base.detach().clone() for layer in model.layers]
     optimiser = optimiser_of(model)
     losses = []
@@ -66,11 +67,10 @@ def geoopts(model):
 
 @pytest.mark.parametrize("optimiser", [ours, geoopts])
 def test_base_points_move_and_stay_on_their_manifolds(optimiser):
-    """With numbers of the token as a tangent vector at them."""
-    train(optimiser, True, 100)
+    train(optimiser, 100)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimiser", "tangent"), [(ours, False), (ours, True), (geoopts, True)])
-def test_base_points_stay_on_their_manifolds_for_two_thousand_steps(optimiser, tangent):
-    train(optimiser, tangent, 2000)
+@pytest.mark.parametrize("optimiser", [ours, geoopts])
+def test_base_points_stay_on_their_manifolds_for_two_thousand_steps(optimiser):
+    train(optimiser, 2000)
