@@ -75,8 +75,8 @@ class GradientOptimizer(RiemannianOptimizer):
             group["step"] += 1
             interval = group["stabilize"]
             stabilize = interval is not None and group["step"] % interval == 0
-            if free:
-                self._update_free(group, free)
+            for parameters in _apart(free):
+                self._update_free(group, parameters)
             for batch, gradient in batches:
                 signed = gradient.neg() if group["maximize"] else gradient
                 self._update_batch(group, batch, signed, stabilize)
@@ -131,6 +131,14 @@ class GradientOptimizer(RiemannianOptimizer):
                         f"{label(self.param_groups, index, place)}: expected a finite gradient, got NaN or infinity in "
                         f"{bad} of {parameter.numel()} numbers"
                     )
+
+
+def _apart(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """Return whole tensors and the shards of each mesh apart: torch's foreach operations refuse to mix them."""
+    lists: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        lists.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return list(lists.values())
 
 
 def _local(gradient: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 
+import pytest
 import torch
 
 WORKER = """
@@ -23,10 +24,11 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.turn = manifolds.Parameter(stiefel.origin(6, 4), stiefel)
+        self.shift = nn.Parameter(torch.zeros(6))
         self.out = nn.Linear(6, 8)
 
     def forward(self, x):
-        return self.out(x @ self.turn.mT)
+        return self.out(x @ self.turn.mT + self.shift)
 
 
 torch.manual_seed(0)
@@ -44,22 +46,28 @@ if rank >= 0:
         assert "turn" in str(error) and "unsharded_parameters" in str(error), error
     else:
         raise AssertionError("a lost manifold went unnoticed")
-    fully_shard(model, ignored_params=manifolds.unsharded_parameters(model))
+    # A small free parameter left whole too: shards and whole tensors meet in one optimiser, even in one group.
+    fully_shard(model, ignored_params=manifolds.unsharded_parameters(model) | {model.shift})
     assert isinstance(model.turn, manifolds.Parameter)
+    assert not isinstance(model.shift, DTensor)
     assert isinstance(model.out.weight, DTensor)
-optimizer = optim.RiemannianAdam(optim.parameter_groups(model, lr=0.05, weight_decay=0.1))
+if sys.argv[4] == "adam":
+    optimizer = optim.RiemannianAdam(optim.parameter_groups(model, lr=0.05, weight_decay=0.1))
+else:
+    optimizer = optim.RiemannianSGD(model.named_parameters(), lr=0.05, momentum=0.9, nesterov=True)
 for _ in range(5):
     optimizer.zero_grad()
     loss = sum((model(x[i]) - target[i]).square().mean() for i in pieces) / len(pieces)
     loss.backward()
     if rank >= 0:  # FSDP2 averages what it shards and nothing else
-        dist.all_reduce(model.turn.grad)
-        model.turn.grad /= 2
+        for whole in (model.turn, model.shift):
+            dist.all_reduce(whole.grad)
+            whole.grad /= 2
     optimizer.step()
 assert stiefel.point_error(model.turn.detach()) < 1e-6
 weight = model.out.weight.full_tensor() if rank >= 0 else model.out.weight
 if rank <= 0:
-    torch.save([model.turn.detach(), weight.detach()], path)
+    torch.save([model.turn.detach(), model.shift.detach(), weight.detach()], path)
 if rank >= 0:
     dist.destroy_process_group()
 """
@@ -71,14 +79,15 @@ def free_port():
         return server.getsockname()[1]
 
 
-def test_two_processes_with_sharded_layers_train_like_one(tmp_path):
+@pytest.mark.parametrize("name", ["adam", pytest.param("sgd", marks=pytest.mark.slow)])
+def test_two_processes_with_sharded_layers_train_like_one(name, tmp_path):
     port = str(free_port())
 
-    def start(rank, name):
-        return subprocess.Popen([sys.executable, "-c", WORKER, str(rank), port, str(tmp_path / name)])
+    def start(rank, file):
+        return subprocess.Popen([sys.executable, "-c", WORKER, str(rank), port, str(tmp_path / file), name])
 
     processes = [start(-1, "one"), start(0, "two"), start(1, "two")]
     assert [process.wait(timeout=240) for process in processes] == [0, 0, 0]
-    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
+    one, two = (torch.load(tmp_path / file, weights_only=True) for file in ("one", "two"))
     for expected, actual in zip(one, two, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
