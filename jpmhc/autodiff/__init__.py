@@ -1,7 +1,7 @@
 """Derivatives of anything defined by an equation, exact at every order and in every mode of PyTorch."""
 
 from jpmhc.autodiff.adjoints import Implicit, PhantomGradient, Unrolled
-from jpmhc.autodiff.balanced import balanced
+from jpmhc.autodiff.balanced import balanced, scaled
 from jpmhc.autodiff.cayley import cayley
 from jpmhc.autodiff.convergence import ConvergenceWarning, NotConvergedError
 from jpmhc.autodiff.fixed_point import Solution, fixed_point
@@ -35,6 +35,7 @@ __all__ = [
     "orthogonality_residual",
     "polar",
     "quaternion",
+    "scaled",
     "sinkhorn",
     "sinkhorn_residual",
 ]

@@ -1,11 +1,32 @@
-"""Removal of row and column sums within the weights of a positive matrix."""
+"""Sums of a positive matrix: scaled to one, or removed within its weights."""
 
 import torch
 from torch import Tensor
 
 from jpmhc import kernels
-from jpmhc.autodiff.sinkhorn import potentials
+from jpmhc.autodiff.fused import fused
+from jpmhc.autodiff.sinkhorn import potentials, sinkhorn
 from jpmhc.autodiff.transforms import traced_orders
+
+
+def scaled(matrix: Tensor, least: float, tol: float, max_steps: int = 128) -> Tensor:
+    """`sinkhorn` of the logarithm of a positive matrix, which is not taken where that saves time.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (..., n, m)
+        Any.
+    least : float
+        Positive; smaller entries are raised to it, before and after.
+    tol, max_steps
+        As for `sinkhorn`.
+    """
+    result: Tensor = fused(kernels.sinkhorn_scaled, _by_logarithms, (matrix,), (least, tol, max_steps))
+    return result
+
+
+def _by_logarithms(matrix: Tensor, least: float, tol: float, max_steps: int) -> Tensor:
+    return sinkhorn(matrix.clamp_min(least).log(), tol=tol, max_steps=max_steps).clamp_min(least)
 
 
 def balanced(weights: Tensor, matrix: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ from torch import Tensor
 from jpmhc import kernels
 from jpmhc.autodiff.equation import pullback, pushforward
 from jpmhc.autodiff.precision import in_full_precision
-from jpmhc.autodiff.transforms import leading_batch, tangent_rule
+from jpmhc.autodiff.transforms import leading_batch, tangent_rule, wants_derivative
 
 Plain = Callable[..., Any]
 
 
 def fused(
-    kernel: Callable[..., Any], plain: Plain, tensors: tuple[Tensor, ...], options: tuple[float, ...] = ()
+    kernel: Callable[..., Any], plain: Plain, tensors: tuple[Tensor, ...], options: tuple[float | int, ...] = ()
 ) -> Any:
     """``plain(*tensors, *options)``, its value by a faster body of the kernel where there is one.
 
@@ -27,7 +27,7 @@ def fused(
         In differentiable operations, with one tensor or a tuple of them as its result.
     tensors : tuple of Tensor, shape (..., n, m) each
         Their batch dimensions are broadcast.
-    options : tuple of float
+    options : tuple of float or int
         Further arguments, constants.
 
     Returns
@@ -37,13 +37,17 @@ def fused(
     Notes
     -----
     Derivatives, of every order and mode, are those of `plain`, computed anew from the arguments, which is all that is
-    saved. Without a body of its own (other devices, larger matrices), and inside ``torch.compile``, `plain` runs as it
-    is.
+    saved. Where a derivative may be asked for and the kernel has no body of its own (other devices, larger matrices),
+    and inside ``torch.compile``, `plain` runs as it is.
     """
     if torch.compiler.is_compiling():
         return plain(*tensors, *options)
-    batch = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in tensors))
-    tensors = tuple(tensor.expand(*batch, *tensor.shape[-2:]) for tensor in tensors)
+    first = tensors[0].shape[:-2]
+    if any(tensor.shape[:-2] != first for tensor in tensors):
+        batch = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in tensors))
+        tensors = tuple(tensor.expand(*batch, *tensor.shape[-2:]) for tensor in tensors)
+    if not wants_derivative(*tensors):
+        return kernel(*tensors, *options)
     if kernels.choice(kernel.__name__, *tensors, *options).backend == "reference":
         return plain(*tensors, *options)
     return _Fused.apply(kernel, plain, options, *tensors)
@@ -54,7 +58,7 @@ class _Fused(torch.autograd.Function):
     """``(kernel, plain, options, *tensors) -> plain(*tensors, *options)``."""
 
     @staticmethod
-    def forward(kernel: Callable[..., Any], plain: Plain, options: tuple[float, ...], *tensors: Tensor) -> Any:
+    def forward(kernel: Callable[..., Any], plain: Plain, options: tuple[float | int, ...], *tensors: Tensor) -> Any:
         return kernel(*tensors, *options)
 
     @staticmethod

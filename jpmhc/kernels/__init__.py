@@ -11,6 +11,7 @@ from jpmhc.kernels.orthogonal import (
     plain_tangent_part,
     tangent_part,
 )
+from jpmhc.kernels.orthonormal import orthonormalise, plain_orthonormalise
 from jpmhc.kernels.polar import polar_adjoint, polar_forward, polar_newton, sylvester
 from jpmhc.kernels.primitive import choice, operations
 from jpmhc.kernels.quaternion import plain_quaternion, quaternion_adjoint, quaternion_forward
@@ -19,6 +20,7 @@ from jpmhc.kernels.sinkhorn import (
     sinkhorn_forward,
     sinkhorn_inverse,
     sinkhorn_potentials,
+    sinkhorn_scaled,
     sinkhorn_sweeps,
 )
 
@@ -34,8 +36,10 @@ __all__ = [
     "choice",
     "noisy_chain_sweeps",
     "operations",
+    "orthonormalise",
     "plain_cayley_retraction",
     "plain_cayley_transport",
+    "plain_orthonormalise",
     "plain_quaternion",
     "plain_tangent_part",
     "polar_adjoint",
@@ -47,6 +51,7 @@ __all__ = [
     "sinkhorn_forward",
     "sinkhorn_inverse",
     "sinkhorn_potentials",
+    "sinkhorn_scaled",
     "sinkhorn_sweeps",
     "sylvester",
     "tangent_part",

@@ -56,7 +56,7 @@ def cayley_retraction(x: Tensor, u: Tensor) -> Tensor:
     ``Z - x`` with ``Z = (2 x + N) (I - A/2 + N^T N / 4)^-1``: one block of the 2p x 2p system of the low-rank form is
     eliminated. The symmetric part of what is left is at least I, so it is never singular. A Newton-Schulz step ends it.
     """
-    return plain_cayley_retraction(x, u)
+    return _step(x, u, x.mT @ u)
 
 
 @primitive("cayley_transport", fake=lambda x, u, v: (_like(x), _like(x)))
@@ -73,7 +73,14 @@ def cayley_transport(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     tuple of Tensor, shape (..., n, p)
         y and, for ``v = x C + M``, the vector ``y C + M - Z N^T M / 2``.
     """
-    return plain_cayley_transport(x, u, v)
+    xu, xv = x.mT @ u, x.mT @ v
+    y = _step(x, u, xu)
+    c = torch.sub(xv, xv.mT).div_(2)
+    if x.shape[-2] == x.shape[-1]:
+        return y, y @ c
+    # y C + M - Z N^T M / 2 with Z = x + y and N^T M = u^T v - (x^T u)^T x^T v.
+    crossed = (u.mT @ v - xu.mT @ xv).div_(2)
+    return y, _sum_of_products(y, c - crossed, x, -xv - crossed).add_(v)
 
 
 @primitive("tangent_part")
@@ -83,7 +90,7 @@ def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: f
     Parameters
     ----------
     x, e : Tensor, shape (..., n, p)
-        A point and any matrix.
+        Orthonormal columns and any matrix. Where x is square, ``x x^T = I`` may be taken for granted.
     whole, straight, crossed : float
         The weights.
 
@@ -91,7 +98,28 @@ def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: f
     -------
     Tensor, shape (..., n, p)
     """
-    return plain_tangent_part(x, e, whole, straight, crossed)
+    if x.shape[-2] == x.shape[-1]:
+        whole, straight = whole + straight, 0.0  # x x^T e is e
+        part = (x @ e.mT) @ x
+        if whole == 1:
+            return torch.add(e, part, alpha=crossed, out=part)
+        return part.mul_(crossed).add_(e, alpha=whole)
+    if not straight:
+        mixed, factor = e.mT @ x, crossed
+    elif not crossed:
+        mixed, factor = x.mT @ e, straight
+    else:
+        s = x.mT @ e
+        mixed, factor = torch.add(s, s.mT, alpha=crossed / straight), straight
+    # One pass over the result, or none: a pass costs as much as a product of small matrices.
+    if whole == 1:
+        part = x @ mixed
+        return torch.add(e, part, alpha=factor, out=part)
+    if not whole:
+        return (x @ mixed).mul_(factor)
+    n, p = e.shape[-2:]
+    vectors, points = e.reshape(-1, n, p), x.reshape(-1, n, p)
+    return torch.baddbmm(vectors, points, mixed.reshape(-1, p, p), beta=whole, alpha=factor).view(e.shape)
 
 
 def _like(x: Tensor) -> Tensor:
@@ -115,6 +143,33 @@ def _rotated(x: Tensor, a: Tensor, normal: Tensor | None) -> Tensor:
         start = start + normal
     # Not solve_ex: its jvp lacks a term when forward mode is nested (measured on torch 2.13).
     return start @ torch.linalg.inv_ex(system).inverse
+
+
+def _step(x: Tensor, u: Tensor, xu: Tensor) -> Tensor:
+    """`plain_cayley_retraction` in few passes over the data, given ``x^T u``; all but products is of size p."""
+    n, p = x.shape[-2:]
+    system = torch.sub(xu, xu.mT).div_(-4)
+    system.diagonal(dim1=-2, dim2=-1).add_(1)
+    if n == p:
+        # The transposed system, which LAPACK takes as it lies in memory.
+        half = torch.linalg.solve_ex(system.mT, x.mT).result.mT.contiguous()
+        y = half.sub_(x, alpha=0.5).view(-1, n, p)  # half of it
+        return torch.baddbmm(y, y @ y.mT, y, beta=3, alpha=-4).view(x.shape)
+    # With N = u - x x^T u: the system gets N^T N / 4, and Z = (2 x + N) / system.
+    system += (u.mT @ u - xu.mT @ xu).div_(4)
+    inverse = torch.linalg.inv_ex(system).inverse
+    along = torch.sub(2 * inverse, xu @ inverse)
+    along.diagonal(dim1=-2, dim2=-1).sub_(1)
+    y = _sum_of_products(x, along, u, inverse).view(-1, n, p)
+    return torch.baddbmm(y, y, y.mT @ y, beta=1.5, alpha=-0.5).view(x.shape)
+
+
+def _sum_of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Return ``a b + c d`` without a pass for the sum."""
+    n, p = a.shape[-2:]
+    result = a @ b
+    result.view(-1, n, p).baddbmm_(c.reshape(-1, n, p), d.reshape(-1, p, p))
+    return result
 
 
 def _polished(matrix: Tensor) -> Tensor:

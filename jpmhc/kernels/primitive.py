@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.kernels.bodies import Choice, choose
+from jpmhc.kernels.transforms import transform_depth
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", bound=Tensor | tuple[Tensor, ...])
@@ -95,11 +96,25 @@ def primitive(
         def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
             if arguments is not None:
                 (args,) = args  # type: ignore[assignment]
+            if not options and _nobody_listens(args):
+                result: Result = full_precision(*args)
+                return result
             return operator(*args, **options)
 
         return call
 
     return register
+
+
+def _nobody_listens(args: tuple[Any, ...]) -> bool:
+    """Whether a call may skip torch's dispatcher and its 25 us: no tracer, transform, mode, subclass or gradient."""
+    if torch.compiler.is_compiling() or transform_depth() or torch._C._len_torch_dispatch_stack():
+        return False
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    graph = torch.is_grad_enabled()
+    return bool(tensors) and all(
+        type(value) is Tensor and not value.is_meta and not (graph and value.requires_grad) for value in tensors
+    )
 
 
 def repeated(operator: Callable[..., Any], info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:

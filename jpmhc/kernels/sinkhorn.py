@@ -76,6 +76,29 @@ def sinkhorn_forward(
     return tokens_first(_newton(matrix, log_matrix, rows, columns, tol, max_steps, reads), logits.shape)
 
 
+@primitive("sinkhorn_scaled")
+def sinkhorn_scaled(matrix: Tensor, least: float, tol: float, max_steps: int) -> Tensor:
+    """`sinkhorn_forward` of the logarithm of a positive matrix, without logarithms where there is a body for it.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (..., n, m)
+        float32 or float64.
+    least : float
+        Positive; smaller numbers are raised to it, before and after.
+    tol : float
+        Largest error of a row sum, as for `sinkhorn_forward`.
+    max_steps : int
+        Largest number of Newton steps.
+
+    Returns
+    -------
+    Tensor, shape (..., n, m)
+        Contiguous, with row sums 1 and column sums n / m.
+    """
+    return sinkhorn_forward(matrix.clamp_min(least).log(), None, None, tol, max_steps).clamp_min_(least)
+
+
 @primitive("sinkhorn_sweeps")
 def sinkhorn_sweeps(
     logits: Tensor, row_marginals: Tensor | None, column_marginals: Tensor | None, iterations: int
@@ -124,6 +147,9 @@ def sinkhorn_adjoint(matrix: Tensor, cotangent: Tensor) -> Tensor:
     Tensor, shape (..., n, m)
         ``P * (G - u 1^T - 1 v^T)``, whose rows and columns sum to zero.
     """
+    if matrix.shape[-2] > _ELIMINATED:
+        weighted = matrix * cotangent
+        return weighted.sub_(_dense_potentials(matrix, weighted).mul_(matrix))
     p, weighted = tokens_last(matrix), tokens_last(cotangent)
     weighted.mul_(p)
     potentials = _potentials(p, weighted)
@@ -155,6 +181,8 @@ def sinkhorn_potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
     last node grounded and every other node tied to the ground by one machine epsilon of its row sum, so that
     disconnected groups of rows get a finite answer.
     """
+    if matrix.shape[-2] > _ELIMINATED:
+        return _dense_potentials(matrix, imbalance)
     return tokens_first(_potentials(tokens_last(matrix), tokens_last(imbalance)), matrix.shape)
 
 
@@ -269,6 +297,37 @@ def _potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
     return torch.add(u, v, out=conditional)
 
 
+def _dense_potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
+    """`sinkhorn_potentials` by LAPACK, in the layout that it likes."""
+    column_sums = matrix.sum(-2)
+    conditional = matrix / column_sums.unsqueeze(-2)
+    wanted = imbalance.sum(-2)
+    right_side = imbalance.sum(-1).sub_((conditional @ wanted.unsqueeze(-1)).squeeze(-1))
+    u = _grounded(conditional @ matrix.mT, right_side.unsqueeze(-1), matrix.sum(-1))
+    v = wanted.div_(column_sums).sub_((u.mT @ conditional).squeeze(-2))
+    return torch.add(u, v.unsqueeze(-2), out=conditional)
+
+
+def _grounded(weights: Tensor, right_sides: Tensor, rows: Tensor | float) -> Tensor:
+    """Solve ``S u = right side`` as `_solve` does, batch first: (..., n, n), (..., n, k) to (..., n, k).
+
+    The diagonal is a sum of weights here too, but the elimination subtracts.
+    """
+    weights.diagonal(dim1=-2, dim2=-1).zero_()
+    degree = weights.sum(-1) + torch.finfo(weights.dtype).eps * rows
+    system = weights.neg_()
+    system.diagonal(dim1=-2, dim2=-1).copy_(degree)
+    solution = torch.zeros_like(right_sides)
+    system, wanted, target = system[..., :-1, :-1], right_sides[..., :-1, :], solution[..., :-1, :]
+    if system.device.type == "cpu":
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if not bool(failed.any()):
+            target.copy_(torch.cholesky_solve(wanted, factor))
+            return solution
+    target.copy_(torch.linalg.solve_ex(system, wanted).result)
+    return solution
+
+
 def _solve(matrix: Tensor, conditional: Tensor, right_sides: Tensor, rows: Tensor | float, ridge: float) -> Tensor:
     """Solve ``S u = right side``, S the Laplacian of the weights ``matrix conditional^T``, with the last of u zero.
 
@@ -278,7 +337,9 @@ def _solve(matrix: Tensor, conditional: Tensor, right_sides: Tensor, rows: Tenso
     """
     n, m, tokens = matrix.shape
     if n > _ELIMINATED:
-        return _solve_dense(matrix, conditional, right_sides, rows, ridge)
+        left, right, wanted = (value.permute(2, 0, 1) for value in (conditional, matrix, right_sides))
+        solution = _grounded(left @ right.mT, wanted, rows if isinstance(rows, float) else rows.t())
+        return solution.permute(1, 2, 0).contiguous()
     system = matrix.new_empty(n - 1, n + right_sides.shape[1], tokens)
     weights = system[:, :n]
     torch.mul(matrix[:-1, None, 0], conditional[None, :, 0], out=weights)
@@ -292,27 +353,6 @@ def _solve(matrix: Tensor, conditional: Tensor, right_sides: Tensor, rows: Tenso
             system[others, k + 1 :].addcmul_(system[others, k : k + 1], pivot_row)
     solution = matrix.new_zeros(right_sides.shape)
     solution[:-1] = system[:, n:]
-    return solution
-
-
-def _solve_dense(
-    matrix: Tensor, conditional: Tensor, right_sides: Tensor, rows: Tensor | float, ridge: float
-) -> Tensor:
-    """`_solve` by LAPACK: the diagonal is still a sum of weights, but the elimination subtracts."""
-    left, right, wanted = (value.permute(2, 0, 1) for value in (matrix, conditional, right_sides))
-    laplacian = left @ right.mT
-    laplacian.diagonal(dim1=-2, dim2=-1).zero_()
-    degree = laplacian.sum(-1) + ridge * (rows if isinstance(rows, float) else rows.t())
-    laplacian.neg_().diagonal(dim1=-2, dim2=-1).copy_(degree)
-    grounded, wanted = laplacian[:, :-1, :-1], wanted[:, :-1]
-    solution = matrix.new_zeros(right_sides.shape)
-    target = solution[:-1].permute(2, 0, 1)
-    if matrix.device.type == "cpu":
-        factor, failed = torch.linalg.cholesky_ex(grounded)
-        if not bool(failed.any()):
-            target.copy_(torch.cholesky_solve(wanted, factor))
-            return solution
-    target.copy_(torch.linalg.solve_ex(grounded, wanted).result)
     return solution
 
 

@@ -2,19 +2,27 @@
 
 import math
 from collections.abc import Sequence
-from functools import reduce
-from operator import add
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from jpmhc.autodiff.transforms import wants_derivative
 
 _EXPONENTIAL_DEGREE = 22  # round-off in float64 for a norm up to 2
 _EXPONENTIAL_DOUBLINGS = 6
 _TRIGONOMETRIC_DEGREE = 12  # round-off in float64 for an angle up to 2
 _TRIGONOMETRIC_DOUBLINGS = 6
 _ARC_DEGREE = 23  # the coefficients fall by 5.8 each
+
+
+def can_read(value: Tensor) -> bool:
+    """Whether a look at the numbers is possible here and waits for no device."""
+    if torch.compiler.is_compiling() or value.device.type != "cpu" or not value.numel():
+        return False
+    return not (isinstance(value, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(value))
 
 
 def symmetric(matrix: Tensor) -> Tensor:
@@ -59,11 +67,13 @@ def polynomial(coefficients: Sequence[float], matrix: Tensor) -> Tensor:
         powers.append(powers[-1] @ matrix)
     result: Tensor | None = None
     for start in reversed(range(0, len(coefficients), block)):
-        terms = [c * power for c, power in zip(coefficients[start : start + block], powers, strict=False)]
-        term = reduce(add, terms)
-        result = term if result is None else term + powers[block] @ result
+        first, *others = coefficients[start : start + block]
+        term = first * powers[0] if result is None else first * powers[0] + powers[block] @ result
+        for c, power in zip(others, powers[1:], strict=False):
+            term = torch.add(term, power, alpha=c)
+        result = term
     assert result is not None
-    return result
+    return result if result.shape == matrix.shape else result.expand_as(matrix)
 
 
 def divided_exponential(matrix: Tensor) -> Tensor:
@@ -84,9 +94,13 @@ def divided_exponential(matrix: Tensor) -> Tensor:
     ``phi(2 M) = phi(M) + phi(M) M phi(M) / 2``. Every order of derivative follows from the polynomial, and nothing
     waits for the device, as ``torch.linalg.matrix_exp`` does to sort its batch by norm.
     """
+    coefficients = [1 / math.factorial(k + 1) for k in range(_EXPONENTIAL_DEGREE + 1)]
+    terms = _enough_terms(matrix)
+    if terms is not None:
+        return polynomial(coefficients[:terms], matrix)
     halvings = _halvings(matrix, 2.0, _EXPONENTIAL_DOUBLINGS)
     m = matrix * torch.exp2(-halvings)
-    result = polynomial([1 / math.factorial(k + 1) for k in range(_EXPONENTIAL_DEGREE + 1)], m)
+    result = polynomial(coefficients, m)
     for k in range(_most(halvings, _EXPONENTIAL_DOUBLINGS)):
         double = halvings > k
         result = torch.where(double, result + result @ m @ result / 2, result)
@@ -179,10 +193,27 @@ def _halvings(matrix: Tensor, radius: float, most: int) -> Tensor:
 
 def _most(halvings: Tensor, limit: int) -> int:
     """How many doublings some matrix needs, or `limit` where looking would wait for a device or is not possible."""
-    hidden = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(halvings)
-    if hidden or halvings.device.type != "cpu" or not halvings.numel():
+    if not can_read(halvings):
         return limit
     return int(halvings.max().clamp(0, limit).nan_to_num(limit))
+
+
+def _enough_terms(matrix: Tensor) -> int | None:
+    """How many terms of the exponential series reach round-off without halving; None where that is not to be known.
+
+    Products of small powers are not only useless: numbers below the normal range make them thirty times slower. Where a
+    derivative may be asked for, its order is not known, and all terms are due.
+    """
+    if wants_derivative(matrix) or not can_read(matrix):
+        return None
+    size = matrix.flatten(-2).norm(dim=-1).amax().item()
+    if not size <= 2.0:
+        return None
+    terms, term = 1, size / 2
+    while terms <= _EXPONENTIAL_DEGREE and not term < torch.finfo(matrix.dtype).eps / 4:
+        terms += 1
+        term *= size / (terms + 1)
+    return terms
 
 
 def _where_in_range(halvings: Tensor, most: int, result: Tensor) -> Tensor:

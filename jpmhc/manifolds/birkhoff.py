@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from jpmhc import autodiff
-from jpmhc.manifolds.fisher import Fisher
+from jpmhc.manifolds.fisher import Fisher, least
 
 
 class Birkhoff(Fisher):
@@ -66,12 +66,14 @@ class Birkhoff(Fisher):
         """``(n - 1)^2``."""
         return (shape[-1] - 1) ** 2
 
+    def projx(self, x: Tensor) -> Tensor:
+        """Point of least Kullback-Leibler divergence from `x`, whose entries are first made positive."""
+        return autodiff.scaled(x, least(x), tol=4 * torch.finfo(x.dtype).eps)
+
     def scaled(self, logits: Tensor) -> Tensor:
         """Sinkhorn scaling, no entry below ``eps^2``."""
-        eps = torch.finfo(logits.dtype).eps
-        n = logits.shape[-1]
-        x = autodiff.sinkhorn(logits, tol=4 * eps)
-        return x * (1 - n * eps**2) + eps**2
+        x = autodiff.sinkhorn(logits, tol=4 * torch.finfo(logits.dtype).eps)
+        return x.clamp_min(least(x))  # sums change by less than round-off
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         """``u - x * (a 1^T + 1 b^T)``, with zero sums: the projection that is orthogonal under the metric.

@@ -38,7 +38,7 @@ class Fisher(Manifold):
 
     def projx(self, x: Tensor) -> Tensor:
         """Point of least Kullback-Leibler divergence from `x`, whose entries are first made positive."""
-        return self.scaled(torch.log(x.clamp_min(_least(x))))
+        return self.scaled(torch.log(x.clamp_min(least(x))))
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """Tangent part of ``x * u``: the gradient, since ``sum(x u v / x) = sum(u v)``."""
@@ -62,14 +62,15 @@ class Fisher(Manifold):
 
     def _along_root(self, x: Tensor, u: Tensor) -> Tensor:
         """Second-order retraction: the straight line in ``2 sqrt(x)``, bent before it crosses zero, then `scaled`."""
-        return self.scaled(torch.log(x.clamp_min(_least(x))) + 2 * _log_bent(1 + u / (2 * x)))
+        return self.scaled(torch.log(x.clamp_min(least(x))) + 2 * _log_bent(1 + u / (2 * x)))
 
     def _along_logarithm(self, x: Tensor, u: Tensor) -> Tensor:
         """First-order retraction: ``x exp(u / x)``, then `scaled`."""
-        return self.scaled(torch.log(x.clamp_min(_least(x))) + u / x)
+        return self.scaled(torch.addcdiv(torch.log(x.clamp_min(least(x))), u, x))
 
 
-def _least(x: Tensor) -> float:
+def least(x: Tensor) -> float:
+    """Smallest entry of a point, ``eps^2``."""
     return torch.finfo(x.dtype).eps ** 2
 
 

@@ -10,7 +10,6 @@ from jpmhc.manifolds import steps
 from jpmhc.manifolds.algebra import angle_over_sine, identity, polish, sine_and_versine, symmetric
 from jpmhc.manifolds.angles import angle_norm
 from jpmhc.manifolds.base import Manifold
-from jpmhc.manifolds.stiefel import orthonormalised
 
 
 class Grassmann(Manifold):
@@ -110,7 +109,7 @@ class Grassmann(Manifold):
         """Move from `x` along `u` by the retraction of this manifold."""
         if self.retraction == "exp":
             return self.expmap(x, u)
-        return polish(autodiff.polar(x + u) if self.retraction == "polar" else orthonormalised(x + u))
+        return autodiff.polar(x + u) if self.retraction == "polar" else steps.orthonormalised(x + u)
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """`retr` and `v` in parallel along the geodesic to it."""
@@ -162,7 +161,7 @@ class Grassmann(Manifold):
         return torch.atan2(sine, torch.linalg.svdvals(x.mT @ y))
 
     def _random(self, shape: tuple[int, ...], generator: torch.Generator | None, like: dict[str, Any]) -> Tensor:
-        return orthonormalised(torch.randn(shape, generator=generator, **like))
+        return steps.orthonormalised(torch.randn(shape, generator=generator, **like))
 
     def _origin(self, shape: tuple[int, ...], like: dict[str, Any]) -> Tensor:
         return torch.eye(*shape[-2:], **like).expand(shape).clone()

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from jpmhc import autodiff
 from jpmhc.manifolds import steps
-from jpmhc.manifolds.algebra import angle_over_sine, exponential, identity, polish, skew, symmetric
+from jpmhc.manifolds.algebra import angle_over_sine, can_read, exponential, identity, polish, skew, symmetric
 from jpmhc.manifolds.angles import angle_norm
 from jpmhc.manifolds.base import Manifold
-from jpmhc.manifolds.stiefel import orthonormalised
 
 
 class SpecialOrthogonal(Manifold):
@@ -61,7 +60,7 @@ class SpecialOrthogonal(Manifold):
     def point_error(self, x: Tensor) -> Tensor:
         """Largest entry of ``|x^T x - I|``, or the error of the determinant if that is larger."""
         defect = (x.mT @ x - identity(x)).abs().amax((-2, -1))
-        return torch.where(torch.linalg.det(x) < 0, 2.0, defect)
+        return torch.where(torch.linalg.slogdet(x).sign < 0, 2.0, defect)
 
     def tangent_error(self, x: Tensor, u: Tensor) -> Tensor:
         """Largest entry of the symmetric part of ``x^T u``."""
@@ -77,8 +76,9 @@ class SpecialOrthogonal(Manifold):
         NaN for singular matrices.
         """
         factor = autodiff.polar(x)
-        turned = torch.linalg.det(factor.detach()) < 0
-        turned = turned[..., None, None]
+        turned = (torch.linalg.slogdet(factor.detach()).sign < 0)[..., None, None]
+        if can_read(factor) and not turned.any():
+            return factor
         stretch = symmetric(factor.mT @ x)
         ramp = torch.diag(torch.arange(x.shape[-1], dtype=x.dtype, device=x.device))
         stretch = torch.where(turned & stretch.isfinite(), stretch, ramp)
@@ -137,8 +137,9 @@ class SpecialOrthogonal(Manifold):
         return y @ skew(x.mT @ v)
 
     def _random(self, shape: tuple[int, ...], generator: torch.Generator | None, like: dict[str, Any]) -> Tensor:
-        point = orthonormalised(torch.randn(shape, generator=generator, **like))
-        point[..., 0] *= torch.linalg.det(point).sign().unsqueeze(-1)
+        point = steps.orthonormalised(torch.randn(shape, generator=generator, **like))
+        # Not det: a product of 512 pivots underflows in float32.
+        point[..., 0] *= torch.linalg.slogdet(point).sign.unsqueeze(-1)
         return point
 
     def _origin(self, shape: tuple[int, ...], like: dict[str, Any]) -> Tensor:

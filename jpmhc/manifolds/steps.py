@@ -14,6 +14,12 @@ def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: f
     return result
 
 
+def orthonormalised(matrix: Tensor) -> Tensor:
+    """Orthonormalise columns in their order, the factor Q of ``matrix = Q R`` with a positive diagonal of R."""
+    result: Tensor = fused(kernels.orthonormalise, kernels.plain_orthonormalise, (matrix,))
+    return result
+
+
 def cayley_retraction(x: Tensor, u: Tensor) -> Tensor:
     """Retract by the Cayley transform (`jpmhc.kernels.cayley_retraction`)."""
     result: Tensor = fused(kernels.cayley_retraction, kernels.plain_cayley_retraction, (x, u))

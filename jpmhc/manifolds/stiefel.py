@@ -13,6 +13,8 @@ from jpmhc.manifolds.algebra import divided_exponential, exponential, identity, 
 from jpmhc.manifolds.base import Manifold
 
 _SHOTS = 60
+_Carry = Callable[[Tensor], Tensor]
+_LEAST_SCALE = 0.05  # of the part of a tangent vector that leaves the span of x
 
 
 class Stiefel(Manifold):
@@ -40,7 +42,7 @@ class Stiefel(Manifold):
 
     The Cayley retraction is ``(I - W/2)^-1 (I + W/2) x`` with the n x n skew W that has ``W x = u`` (Wen and Yin,
     2013). Eliminating one block of their 2p x 2p system leaves the p x p one above, whose symmetric part is at least
-    I, so it is never singular. All retractions end with `polish`: nothing drifts.
+    I, so it is never singular. Retractions end with a Newton-Schulz step or orthonormalise anew: nothing drifts.
 
     Cost: O(n p^2) for all maps. `logmap` has no formula; it shoots, until the geodesic hits `y`, with a fixed number of
     Anderson steps and the derivative of the equation. It converges for distances up to about 2 (canonical) or 1
@@ -137,7 +139,7 @@ class Stiefel(Manifold):
             return self.expmap(x, u)
         if self.retraction == "cayley":
             return steps.cayley_retraction(x, u)
-        return polish(autodiff.polar(x + u) if self.retraction == "polar" else orthonormalised(x + u))
+        return autodiff.polar(x + u) if self.retraction == "polar" else steps.orthonormalised(x + u)
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """`retr` and the vector `v` at `x` carried along, at little more than the cost of `retr` for Cayley.
@@ -158,14 +160,14 @@ class Stiefel(Manifold):
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         """Exponential map of the metric, a function of A and ``N^T N``, smooth where N has dependent columns."""
-        flow, back, _ = self._geodesic(x, u)
-        return polish(flow(x) @ back)
+        end, _, _ = self._geodesic(x, u)
+        return polish(end())
 
     def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """`expmap` and `v` carried along by the two rotations it is made of: an isometry of both metrics."""
-        flow, back, _ = self._geodesic(x, u)
-        y = polish(flow(x) @ back)
-        return y, self.proju(y, flow(v) @ back)
+        end, forth, _ = self._geodesic(x, u)
+        y = polish(end())
+        return y, self.proju(y, forth(v))
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
         """Shortest tangent vector with ``expmap(x, u) = y``, by shooting; NaN where that did not converge."""
@@ -173,8 +175,8 @@ class Stiefel(Manifold):
         x, y = x.expand(shape), y.expand(shape)
 
         def shoot(u: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            _, back, pull = self._geodesic(x, u)
-            return u + self.proju(x, pull(y @ back.mT) - x)
+            _, _, back = self._geodesic(x, u)
+            return u + self.proju(x, back(y) - x)
 
         tol = 20 * torch.finfo(x.dtype).eps
         if torch.compiler.is_compiling():
@@ -199,34 +201,51 @@ class Stiefel(Manifold):
         xu = x.mT @ u
         return skew(xu), u - x @ xu
 
-    def _geodesic(self, x: Tensor, u: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor, Callable[[Tensor], Tensor]]:
-        """``w -> e^W w``, ``e^((1 - 2 beta) A)`` and ``w -> e^-W w``; the geodesic is ``e^W x e^((1 - 2 beta) A)``.
+    def _geodesic(self, x: Tensor, u: Tensor) -> tuple[Callable[[], Tensor], _Carry, _Carry]:
+        """Return maps from nothing to the end of the geodesic, from w to ``e^W w r``, and back.
 
-        ``W = N x^T - x N^T + 2 beta x A x^T`` keeps the span of x and N, ``W [x, N] = [x, N] M`` with
-        ``M = [[2 beta A, -N^T N], [I, 0]]``, so that ``e^W = I + [x, N] phi(M) [2 beta A x^T - N^T, x^T]`` with
-        ``phi(M) = (e^M - I) / M``: no basis of the span is needed. The scale s of N balances M.
+        With ``r = e^((1 - 2 beta) A)`` the geodesic is ``e^W x r``. Here ``W = N x^T - x N^T + 2 beta x A x^T``
+        and ``W [x, N] = [x, N] M`` with ``M = [[2 beta A, -N^T N], [I, 0]]``, so that ``e^W = I + [x, N] phi(M)
+        [2 beta A x^T - N^T, x^T]`` with ``phi(M) = (e^M - I) / M``: no basis of the span is needed. The scale s of N
+        balances M. All is of size p but products with x, u and w, and N itself is never formed. Where x is square there
+        is no N, and ``e^W = x e^(2 beta A) x^T``.
         """
-        a, normal = self._split(x, u)
-        s = normal.detach().square().sum((-2, -1), keepdim=True).sqrt().clamp_min(1.0)
-        normal = normal / s
-        zero = torch.zeros_like(a)
-        scale = s * identity(a)
+        xu = x.mT @ u
+        a = skew(xu)
         turn = 2 * self.beta * a
-        m = torch.cat([torch.cat([turn, -s * (normal.mT @ normal)], -1), torch.cat([scale, zero], -1)], -2)
+        if x.shape[-2] == x.shape[-1]:
+            return lambda: x @ exponential(a), *_square_carries(x, turn, (1 - 2 * self.beta) * a)
+        r = exponential((1 - 2 * self.beta) * a)
+        square = u.mT @ u - xu.mT @ xu  # N^T N
+        mean = square.detach().diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).unsqueeze(-1)
+        s = mean.clamp_min(_LEAST_SCALE**2).sqrt()
+        scale = s * identity(a)
+        m = torch.cat([torch.cat([turn, square / -s], -1), torch.cat([scale, torch.zeros_like(a)], -1)], -2)
         phi = divided_exponential(m)
-        basis = torch.cat([x, normal], -1)
-        functional = torch.cat([turn @ x.mT - s * normal.mT, s * x.mT], -2)
 
-        def flow(w: Tensor) -> Tensor:
-            return w + basis @ (phi @ (functional @ w))
+        def end() -> Tensor:
+            first, second = (phi @ torch.cat([turn, scale], -2)).chunk(2, -2)
+            second = second / s
+            return x @ ((identity(a) + first - xu @ second) @ r) + u @ (second @ r)
 
-        def pull(w: Tensor) -> Tensor:
-            return w + functional.mT @ (phi.mT @ (basis.mT @ w))
+        def forth(w: Tensor) -> Tensor:
+            along = x.mT @ w
+            across = u.mT @ w - xu.mT @ along  # N^T w
+            first, second = (phi @ torch.cat([turn @ along - across, s * along], -2)).chunk(2, -2)
+            second = second / s
+            return w @ r + x @ ((first - xu @ second) @ r) + u @ (second @ r)
 
-        return flow, exponential((1 - 2 * self.beta) * a), pull
+        def back(w: Tensor) -> Tensor:
+            w = w @ r.mT
+            along = x.mT @ w
+            across = u.mT @ w - xu.mT @ along
+            first, second = (phi.mT @ torch.cat([along, across / s], -2)).chunk(2, -2)
+            return w + x @ (s * second - turn @ first + xu @ first) - u @ first
+
+        return end, forth, back
 
     def _random(self, shape: tuple[int, ...], generator: torch.Generator | None, like: dict[str, Any]) -> Tensor:
-        return orthonormalised(torch.randn(shape, generator=generator, **like))
+        return steps.orthonormalised(torch.randn(shape, generator=generator, **like))
 
     def _origin(self, shape: tuple[int, ...], like: dict[str, Any]) -> Tensor:
         return torch.eye(*shape[-2:], **like).expand(shape).clone()
@@ -239,13 +258,19 @@ class Stiefel(Manifold):
         return f"metric={self.metric!r}, retraction={self.retraction!r}"
 
 
+def _square_carries(x: Tensor, turn: Tensor, last: Tensor) -> tuple[_Carry, _Carry]:
+    """Return ``w -> e^W w e^last`` and its inverse, for square x with ``W = x turn x^T``."""
+
+    def forth(w: Tensor) -> Tensor:
+        return x @ (exponential(turn) @ (x.mT @ w) @ exponential(last))
+
+    def back(w: Tensor) -> Tensor:
+        return x @ (exponential(turn).mT @ (x.mT @ (w @ exponential(last).mT)))
+
+    return forth, back
+
+
 @primitive("stiefel_logarithm")
 def _logarithm(x: Tensor, y: Tensor, canonical: bool) -> Tensor:
     """`Stiefel.logmap` as one operation for tracing."""
     return Stiefel("canonical" if canonical else "euclidean").logmap(x, y).contiguous()
-
-
-def orthonormalised(matrix: Tensor) -> Tensor:
-    """Factor Q of ``matrix = Q R`` with a positive diagonal of R."""
-    q, r = torch.linalg.qr(matrix)
-    return q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype).unsqueeze(-2)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from jpmhc import kernels
+from jpmhc.kernels import polar
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 16])
@@ -56,3 +57,35 @@ def test_forward_of_a_matrix_with_nan_leaves_its_neighbours_alone():
     result = kernels.polar_forward(matrix)
     assert result[1].isnan().all()
     torch.testing.assert_close(result[[0, 2, 3]], expected[[0, 2, 3]], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_body_finds_the_factor_at_any_spectrum_and_of_every_matrix_alone(dtype):
+    generator = torch.Generator().manual_seed(0)
+    u, v = torch.linalg.qr(torch.randn(2, 40, 4, 4, dtype=torch.float64, generator=generator)).Q
+    exponents = torch.linspace(0, 3, 40, dtype=torch.float64)[:, None] * torch.tensor([0.0, -0.3, -1.0, -1.0])
+    values = 10**exponents * torch.logspace(-9, 9, 40, dtype=torch.float64)[:, None]
+    matrix = ((u * values.unsqueeze(-2)) @ v.mT).to(dtype)
+    with kernels.backend("numba"):
+        result = kernels.polar_forward(matrix)
+        alone = torch.cat([kernels.polar_forward(one) for one in matrix.split(1)])
+    assert torch.equal(result, alone)
+    strided = matrix.movedim(0, -1).contiguous().movedim(-1, 0)
+    with kernels.backend("numba"):
+        assert torch.equal(kernels.polar_forward(strided), result)
+        assert kernels.polar_forward(matrix[:0]).shape == (0, 4, 4)
+    eps = torch.finfo(dtype).eps
+    error = (result.double() - u @ v.mT).abs().amax((-2, -1))
+    assert (error <= 20 * eps * 10 ** torch.linspace(0, 3, 40, dtype=torch.float64)).all()
+    assert (result.mT @ result - torch.eye(4, dtype=dtype)).abs().max() <= 8 * eps
+
+
+def test_large_matrices_are_near_where_no_direction_is_far_though_many_are_a_little():
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 1, 128, 128, dtype=torch.float64, generator=generator)
+    matrix = torch.linalg.qr(x).Q + 0.1 * noise / 128**0.5
+    assert torch.linalg.matrix_norm(matrix.mT @ matrix - torch.eye(128)) > 0.9
+    u, _, vh = torch.linalg.svd(matrix)
+    near = polar._near(matrix)
+    assert near is not None
+    torch.testing.assert_close(near, u @ vh, rtol=0, atol=1e-13)

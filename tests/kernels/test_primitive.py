@@ -10,6 +10,8 @@ CALLS = {
     "sinkhorn_forward": lambda x: kernels.sinkhorn_forward(x, None, None, 1e-14, 64),
     "sinkhorn_sweeps": lambda x: kernels.sinkhorn_sweeps(x, None, None, 3),
     "sinkhorn_adjoint": lambda x: kernels.sinkhorn_adjoint(x, x),
+    "sinkhorn_scaled": lambda x: kernels.sinkhorn_scaled(x, 1e-30, 1e-14, 64),
+    "orthonormalise": kernels.orthonormalise,
     "sinkhorn_potentials": lambda x: kernels.sinkhorn_potentials(x, x),
     "sinkhorn_inverse": kernels.sinkhorn_inverse,
     "cayley_forward": lambda x: kernels.cayley_forward(x, 1.0),

@@ -134,3 +134,40 @@ def test_large_matrices_are_scaled_by_sweeps_or_where_those_are_slow_by_newton(s
     change = (torch.where(result > 1e-30, result, torch.nan).log() - logits.double()).diff(dim=-1).diff(dim=-2)
     assert change[change.isfinite()].abs().max() < 100 * scale * eps
     assert change.isfinite().double().mean() > 0.5
+
+
+@pytest.mark.parametrize("name", ["numba", "reference"])
+@pytest.mark.parametrize("shape", [(3, 20, 24), (2, 40, 17), (0, 20, 20), (5, 4, 4)])
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_scaling_a_positive_matrix_is_scaling_its_logarithm(name, shape, dtype, tol):
+    matrix = positive(*shape).to(dtype)
+    eps = torch.finfo(dtype).eps
+    with kernels.backend(name):
+        result = kernels.sinkhorn_scaled(matrix, eps**2, 4 * eps, 128)
+    expected = kernels.sinkhorn_forward(matrix.double().log(), None, None, 1e-15, 128)
+    assert (result.dtype, result.is_contiguous()) == (dtype, True)
+    torch.testing.assert_close(result.double(), expected, rtol=10 * tol, atol=tol)
+    torch.testing.assert_close(result.sum(-1), torch.ones(shape[:-1], dtype=dtype), rtol=0, atol=tol)
+
+
+@pytest.mark.parametrize("name", ["numba", "reference"])
+def test_what_no_sweep_finishes_is_finished_by_newton_and_nan_stays_in_its_matrix(name):
+    matrix = 1e-6 * positive(4, 20, 20) / 20
+    matrix[1] += torch.eye(20, dtype=torch.float64)  # next to a permutation: sweeps are slow
+    matrix[2, 3, 3] = float("nan")
+    matrix[3, 0, 0] = -1.0  # raised to the least number there is
+    with kernels.backend(name):
+        result = kernels.sinkhorn_scaled(matrix, 1e-30, 1e-15, 128)
+    assert result[2].isnan().any()
+    assert result[3, 0, 0] == 1e-30
+    for k in (0, 1, 3):
+        torch.testing.assert_close(result[k].sum(0), torch.ones(20, dtype=torch.float64), rtol=0, atol=1e-13)
+        torch.testing.assert_close(result[k].sum(1), torch.ones(20, dtype=torch.float64), rtol=0, atol=1e-13)
+
+
+def test_a_large_matrix_does_not_depend_on_its_neighbours():
+    logits = torch.randn(6, 32, 32, generator=torch.Generator().manual_seed(0)) * torch.arange(6.0)[:, None, None]
+    with kernels.backend("numba"):
+        together = kernels.sinkhorn_forward(logits, None, None, 5e-7, 128)
+        alone = torch.cat([kernels.sinkhorn_forward(one, None, None, 5e-7, 128) for one in logits.split(1)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)

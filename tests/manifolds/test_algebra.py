@@ -16,6 +16,17 @@ def test_exponential_of_a_skew_matrix(length):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("length", [0.0, 1e-20, 1e-3, 0.3, 1.9])
+def test_terms_that_are_left_out_where_no_derivative_is_asked_for_are_round_off(length, dtype):
+    w = torch.randn(4, 5, 5, generator=torch.Generator().manual_seed(0), **D)
+    w = (length * w / torch.linalg.matrix_norm(w, keepdim=True)).to(dtype)
+    assert algebra._enough_terms(w) <= (14 if length < 1 else algebra._EXPONENTIAL_DEGREE)
+    with_derivative = algebra.divided_exponential(w.clone().requires_grad_())
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(algebra.divided_exponential(w), with_derivative.detach(), rtol=0, atol=4 * eps)
+
+
 def test_what_is_out_of_range_is_nan():
     assert algebra.exponential(1e3 * torch.eye(2)).isnan().all()
     assert algebra.sine_and_versine(1e6 * torch.eye(2))[0].isnan().all()

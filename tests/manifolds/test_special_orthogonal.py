@@ -56,3 +56,13 @@ def test_average_of_two_rotations_is_half_way():
     y = SO.expmap(x, u)
     middle = SO.expmap(x, u / 2)
     torch.testing.assert_close(SO.logmap(middle, x), -SO.logmap(middle, y), rtol=0, atol=1e-13)
+
+
+def test_large_rotations_in_float32_are_rotations_though_their_pivots_multiply_to_zero():
+    point = SO.random(512, 512, generator=torch.Generator().manual_seed(0))
+    assert torch.linalg.slogdet(point).sign == 1
+    assert SO.point_error(point) < 2e-6
+    reflected = point.clone()
+    reflected[:, 0] *= -1
+    assert SO.point_error(reflected) == 2
+    assert torch.linalg.slogdet(SO.projx(1.5 * reflected)).sign == 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,18 +10,13 @@ from jpmhc.kernels import orthogonal as reference
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled
-from jpmhc.kernels.cpu.products import combine, combine_transposed, gram, invert, polish, product
-from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, numbers, store
+from jpmhc.kernels.cpu.products import combine, combine_transposed, gram, invert, invert_one_minus_skew, polish, product
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, narrow, numbers, store
 
 _STEEP = 1e3  # elimination without pivots loses the square of this; the polish makes good what is left
 
 
-def _small(x: Tensor, *_: Any) -> str | None:
-    n, p = x.shape[-2:]
-    return None if 1 <= p <= 8 and n <= 16 else f"no body for matrices of {n} x {p}, only up to 16 x 8"
-
-
-@body(DTYPES, _small, few)
+@body(DTYPES, narrow, few)
 def cayley_retraction(x: Tensor, u: Tensor) -> Tensor:
     """Run `_cayley` over all tokens, and the reference where the step is steep."""
     y = torch.empty(x.shape, dtype=x.dtype)
@@ -33,7 +26,7 @@ def cayley_retraction(x: Tensor, u: Tensor) -> Tensor:
     return y
 
 
-@body(DTYPES, _small, few)
+@body(DTYPES, narrow, few)
 def cayley_transport(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Run `_cayley` over all tokens, and the reference where the step is steep."""
     y, moved = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
@@ -44,7 +37,11 @@ def cayley_transport(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return y, moved
 
 
-@body(DTYPES, _small, few)
+def _few_or_wide(x: Tensor, *_: object) -> str | None:
+    return few(x) or ("products of whole batches are as fast" if x.shape[-1] > 6 else None)
+
+
+@body(DTYPES, narrow, _few_or_wide)
 def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: float) -> Tensor:
     """Run `_tangent` over all tokens."""
     n, p = x.shape[-2:]
@@ -61,6 +58,9 @@ def _run(x: Tensor, u: Tensor, v: Tensor, y: Tensor, moved: Tensor, transport: b
     arrays = [numbers(tensor, n * p) for tensor in (x, u, v, y, moved)]
     steep = torch.zeros(x.shape[:-2], dtype=torch.bool)
     ranges = pool.split(len(arrays[0]), GRAIN)
+    if n == p <= 4:
+        pool.run(_turn, ranges, *arrays, extent(n), transport)
+        return None
     pool.run(_cayley, ranges, *arrays, steep.view(-1).numpy(), extent(n), extent(p), transport)
     return steep if bool(steep.any()) else None
 
@@ -119,6 +119,35 @@ def _cayley(x, u, v, y, moved, steep, rows, columns, transport, start, stop):  #
             if tall:
                 combine(one, spare, one, vector, spare)
             store(moved, spare, base, stop)
+
+
+@compiled
+def _turn(x, u, v, y, moved, size, transport, start, stop):  # type: ignore[no-untyped-def]
+    """Compute ``y = x (2 (I - A/2)^-1 - I)`` polished and ``y C``, of square matrices up to 4 x 4, in closed form."""
+    n = len(size)
+    point, vector = np.empty((n * n, LANES), x.dtype), np.empty((n * n, LANES), x.dtype)
+    square, half = np.empty((n * n, LANES), x.dtype), np.empty((n * n, LANES), x.dtype)
+    one = x.dtype.type(1)
+    quarter = one / 4
+    for base in range(start, stop, LANES):
+        load(x, point, base, stop)
+        load(u, vector, base, stop)
+        gram(point, vector, square, size, size, size)
+        combine_transposed(quarter, square, -quarter, half, size)
+        invert_one_minus_skew(half, square, size)
+        for i in range(n):
+            for j in range(n):
+                for t in range(LANES):
+                    square[i * n + j, t] = 2 * square[i * n + j, t] - (one if i == j else one - one)
+        product(point, square, vector, size, size, size)
+        polish(vector, square, half, size, size)
+        store(y, half, base, stop)
+        if transport:
+            load(v, vector, base, stop)
+            gram(point, vector, square, size, size, size)
+            combine_transposed(one / 2, square, -one / 2, vector, size)
+            product(half, vector, square, size, size, size)
+            store(moved, square, base, stop)
 
 
 @compiled

@@ -72,6 +72,36 @@ def invert(m, size):  # type: ignore[no-untyped-def]
 
 
 @part
+def invert_one_minus_skew(b, result, size):  # type: ignore[no-untyped-def]
+    """``(I - B)^-1 = ((1 + s) I + B + B^2 + pf D) / (1 + s + pf^2)`` of a skew B up to 4 x 4, with its dual D.
+
+    Here s is the sum of squares above the diagonal and pf the Pfaffian, 0 below 4 x 4.
+    """
+    n = len(size)
+    one = b.dtype.type(1)
+    product(b, b, result, size, size, size)
+    for t in range(LANES):
+        s = one
+        for i in range(n):
+            for j in range(i + 1, n):
+                s += b[i * n + j, t] * b[i * n + j, t]
+        for k in range(n * n):
+            result[k, t] += b[k, t]
+        for i in range(n):
+            result[i * n + i, t] += s
+        if n == 4:
+            pf = b[1, t] * b[11, t] - b[2, t] * b[7, t] + b[3, t] * b[6, t]
+            s += pf * pf
+            for i, j, k, turns in ((0, 1, 11, 0), (0, 2, 7, 1), (0, 3, 6, 0), (1, 2, 3, 0), (1, 3, 2, 1), (2, 3, 1, 0)):
+                value = -pf * b[k, t] if turns else pf * b[k, t]
+                result[i * n + j, t] += value
+                result[j * n + i, t] -= value
+        s = one / s
+        for k in range(n * n):
+            result[k, t] *= s
+
+
+@part
 def polish(y, square, result, rows, columns):  # type: ignore[no-untyped-def]
     """``y (3 I - y^T y) / 2``; `square` is scratch."""
     p = len(columns)

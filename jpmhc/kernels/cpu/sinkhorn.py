@@ -9,9 +9,24 @@ from torch import Tensor
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled, part
-from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, exp, extent, few, load, log1p_ratio, numbers, small, store
+from jpmhc.kernels.cpu.sweeps import swept
+from jpmhc.kernels.cpu.tiles import (
+    DTYPES,
+    GRAIN,
+    LANES,
+    LARGEST,
+    exp,
+    extent,
+    few,
+    load,
+    log1p_ratio,
+    numbers,
+    small,
+    store,
+)
 from jpmhc.kernels.sinkhorn import FIRST_SWEEPS
 from jpmhc.kernels.sinkhorn import sinkhorn_forward as primitive_forward
+from jpmhc.kernels.sinkhorn import sinkhorn_scaled as primitive_scaled
 
 
 def _uniform(
@@ -22,20 +37,70 @@ def _uniform(
     return small(logits)
 
 
-@body(DTYPES, _uniform, few)
+def _uniform_of_any_size(
+    logits: Tensor, row_marginals: Tensor | None, column_marginals: Tensor | None, *_options: object
+) -> str | None:
+    if max(logits.shape[-2:]) <= LARGEST or row_marginals is not None or column_marginals is not None:
+        return _uniform(logits, row_marginals, column_marginals)
+    return _large(logits)
+
+
+def _large(matrix: Tensor, *_options: object) -> str | None:
+    if max(matrix.shape[-2:]) <= LARGEST or 0 in matrix.shape[-2:]:
+        return f"no body for {' x '.join(map(str, matrix.shape[-2:]))}, where logarithms are no price"
+    return None
+
+
+def _few_numbers(matrix: Tensor, *_options: object) -> str | None:
+    """Tell why a batch is not worth compiling for; larger matrices share one version, so a single one may be."""
+    if max(matrix.shape[-2:]) <= LARGEST:
+        return few(matrix)
+    return "fewer than 16384 numbers" if matrix.numel() < 16384 else None
+
+
+@body(DTYPES, _uniform_of_any_size, _few_numbers)
 def sinkhorn_forward(logits: Tensor, _rows: None, _columns: None, tol: float, max_steps: int) -> Tensor:
-    """Run `_forward` over all tokens, and the reference over those near to underflow, which need logarithms."""
+    """Run `_forward` or, over larger matrices, `swept`; the reference where logarithms or more steps are needed."""
     *_, n, m = logits.shape
-    result = torch.empty(logits.shape, dtype=logits.dtype)
-    source, target = numbers(logits, n * m), numbers(result, n * m)
-    again = np.empty(len(source), np.bool_)
-    pool.run(_forward, pool.split(len(source), GRAIN), source, target, again, extent(n), extent(m), tol, max_steps)
-    if again.any():
+    if max(n, m) > LARGEST:
+        kernel = (logits.detach() - logits.detach().amax(-1, keepdim=True)).exp_()
+        result, finished = _swept(kernel, 0.0, tol)
+        finished &= kernel.amin((-2, -1)).view(-1) > torch.finfo(kernel.dtype).tiny ** 0.5
+        chosen = (~finished).nonzero().squeeze(-1)
+    else:
+        result = torch.empty(logits.shape, dtype=logits.dtype)
+        source, target = numbers(logits, n * m), numbers(result, n * m)
+        again = np.empty(len(source), np.bool_)
+        pool.run(_forward, pool.split(len(source), GRAIN), source, target, again, extent(n), extent(m), tol, max_steps)
         chosen = torch.from_numpy(again.nonzero()[0])
+    if len(chosen):
         some = logits.detach().reshape(-1, n, m)[chosen]
         reference = primitive_forward.__wrapped__  # type: ignore[attr-defined]
         result.view(-1, n, m)[chosen] = reference(some, None, None, tol, max_steps)
     return result
+
+
+@body(DTYPES, _large, _few_numbers)
+def sinkhorn_scaled(matrix: Tensor, least: float, tol: float, max_steps: int) -> Tensor:
+    """Run `swept` over all tokens, and the reference over those that it did not finish."""
+    *_, n, m = matrix.shape
+    result, finished = _swept(matrix, least, tol)
+    if not finished.all():
+        chosen = (~finished).nonzero().squeeze(-1)
+        some = matrix.detach().reshape(-1, n, m)[chosen]
+        result.view(-1, n, m)[chosen] = primitive_scaled.__wrapped__(some, least, tol, max_steps)  # type: ignore[attr-defined]
+    return result
+
+
+def _swept(matrix: Tensor, least: float, tol: float) -> tuple[Tensor, Tensor]:
+    """Scaled matrices, and which of them are finished."""
+    n, m = matrix.shape[-2:]
+    result = torch.empty(matrix.shape, dtype=matrix.dtype)
+    source, target = (numbers(tensor, n * m).reshape(-1, n, m) for tensor in (matrix, result))
+    finished = torch.empty(len(source), dtype=torch.bool)
+    dtype = source.dtype.type
+    pool.run(swept, pool.split(len(source)), source, target, finished.numpy(), dtype(least), dtype(tol))
+    return result, finished
 
 
 @body(DTYPES, _uniform, few)

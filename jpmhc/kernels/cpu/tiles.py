@@ -44,6 +44,12 @@ def small(matrix: Tensor, *_args: object) -> str | None:
     return None
 
 
+def narrow(matrix: Tensor, *_args: object) -> str | None:
+    """Tell why columns, of the first argument of an operation, do not fit a tile with their products."""
+    n, p = matrix.shape[-2:]
+    return None if 1 <= p <= 8 and n <= 16 else f"no body for matrices of {n} x {p}, only up to 16 x 8"
+
+
 def extent(n: int) -> tuple[int, ...]:
     """Return n in the form that a compiled function knows at compile time: ``len`` gives it back."""
     return (0,) * n

@@ -1,0 +1,72 @@
+"""Orthonormal columns on a CPU: Gram and Schmidt's projections, each made twice, in a tile."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jpmhc.kernels import pool
+from jpmhc.kernels.bodies import body
+from jpmhc.kernels.cpu.compile import compiled
+from jpmhc.kernels.cpu.products import polish
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, narrow, numbers, store
+from jpmhc.kernels.orthonormal import plain_orthonormalise
+
+_KEPT = 1e4  # of a squared column, in squared machine epsilons: less is round-off of what was taken off
+
+
+@body(DTYPES, narrow, few)
+def orthonormalise(matrix: Tensor) -> Tensor:
+    """Run `_gram_schmidt` over all tokens, and the reference where columns are dependent or squares leave the range."""
+    n, p = matrix.shape[-2:]
+    result = torch.empty(matrix.shape, dtype=matrix.dtype)
+    hard = torch.zeros(matrix.shape[:-2], dtype=torch.bool)
+    arrays = [numbers(tensor, n * p) for tensor in (matrix, result)]
+    least = arrays[0].dtype.type(_KEPT * torch.finfo(matrix.dtype).eps ** 2)
+    ranges = pool.split(len(arrays[0]), GRAIN)
+    pool.run(_gram_schmidt, ranges, *arrays, hard.view(-1).numpy(), extent(n), extent(p), least)
+    if bool(hard.any()):
+        result[hard] = plain_orthonormalise(matrix.detach()[hard])
+    return result
+
+
+@compiled
+def _gram_schmidt(matrix, result, hard, rows, columns, least, start, stop):  # type: ignore[no-untyped-def]
+    n, p = len(rows), len(columns)
+    x, spare = np.empty((n * p, LANES), matrix.dtype), np.empty((n * p, LANES), matrix.dtype)
+    column = np.empty((n, LANES), matrix.dtype)
+    square = np.empty((p * p, LANES), matrix.dtype)
+    before, bad = np.empty(LANES, matrix.dtype), np.empty(LANES, np.bool_)
+    zero, one = matrix.dtype.type(0), matrix.dtype.type(1)
+    for base in range(start, stop, LANES):
+        load(matrix, x, base, stop)
+        bad[:] = False
+        for j in range(p):
+            for t in range(LANES):
+                total = zero
+                for k in range(n):
+                    column[k, t] = x[k * p + j, t]
+                    total += x[k * p + j, t] * x[k * p + j, t]
+                before[t] = total
+            for _ in range(2):
+                for i in range(j):
+                    for t in range(LANES):
+                        total = zero
+                        for k in range(n):
+                            total += x[k * p + i, t] * column[k, t]
+                        for k in range(n):
+                            column[k, t] -= total * x[k * p + i, t]
+            for t in range(LANES):
+                total = zero
+                for k in range(n):
+                    total += column[k, t] * column[k, t]
+                bad[t] |= not total > least * before[t]
+                total = one / np.sqrt(total)
+                bad[t] |= not total < np.inf
+                for k in range(n):
+                    x[k * p + j, t] = column[k, t] * total
+        polish(x, square, spare, rows, columns)
+        store(result, spare, base, stop)
+        for t in range(min(LANES, stop - base)):
+            hard[base + t] = bad[t]

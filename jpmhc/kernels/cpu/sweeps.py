@@ -1,0 +1,62 @@
+"""Sinkhorn sweeps of one larger matrix at a time, which stays in the processor's cache from first to last."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jpmhc.kernels.cpu.compile import summing
+
+SWEEPS = 16  # a matrix that needs more is close to a permutation, and Newton's method is faster
+_ROWS = 32  # column sums are summed in parts of so many rows, or 512 of them would lose a digit of float32
+
+
+@summing
+def swept(matrix, result, finished, least, tol, start, stop):  # type: ignore[no-untyped-def]
+    """Scale positive matrices by two vectors until their row sums are 1 to `tol`; column sums are exact to round-off.
+
+    Numbers below `least` are raised to it, before and after. A sweep reads the matrix once: the scale of a row is known
+    when the row has been summed, and while it is at hand it goes into the column sums.
+
+    After a sweep that changed the columns' scales by d, relative to them, the row sums are off by averages of d: less
+    than d by the second singular value of the result, whose square is the factor between the changes of two sweeps.
+    """
+    _, n, m = matrix.shape
+    dtype = matrix.dtype.type
+    left, right = np.empty(n, matrix.dtype), np.empty(m, matrix.dtype)
+    sums, part = np.empty(m, matrix.dtype), np.empty(m, matrix.dtype)
+    zero, one = dtype(0), dtype(1)
+    wanted = dtype(n / m)
+    for token in range(start, stop):
+        right[:] = one
+        finished[token] = False
+        before = one
+        for _ in range(SWEEPS):
+            sums[:] = zero
+            part[:] = zero
+            for i in range(n):
+                row = matrix[token, i]
+                total = zero
+                for j in range(m):
+                    total += (least if row[j] < least else row[j]) * right[j]
+                scale = one / total
+                left[i] = scale
+                for j in range(m):
+                    part[j] += scale * (least if row[j] < least else row[j])
+                if i % _ROWS == _ROWS - 1 or i == n - 1:
+                    for j in range(m):
+                        sums[j] += part[j]
+                        part[j] = zero
+            change = zero
+            for j in range(m):
+                value = wanted / sums[j]
+                change = max(change, abs(value / right[j] - one))
+                right[j] = value
+            if change <= tol or change * np.sqrt(min(change / before, one)) <= tol:
+                finished[token] = True
+                break
+            before = change
+        for i in range(n):
+            row, target, scale = matrix[token, i], result[token, i], left[i]
+            for j in range(m):
+                value = scale * (least if row[j] < least else row[j]) * right[j]
+                target[j] = least if value < least else value
