@@ -76,7 +76,9 @@ def sinkhorn_forward(logits: Tensor, _rows: None, _columns: None, tol: float, ma
     if len(chosen):
         some = logits.detach().reshape(-1, n, m)[chosen]
         reference = primitive_forward.__wrapped__  # type: ignore[attr-defined]
-        result.view(-1, n, m)[chosen] = reference(some, None, None, tol, max_steps)
+        # The reference stops larger matrices together: alone, none depends on its neighbours.
+        apart = some.split(1) if max(n, m) > LARGEST else (some,)
+        result.view(-1, n, m)[chosen] = torch.cat([reference(one, None, None, tol, max_steps) for one in apart])
     return result
 
 
@@ -87,8 +89,9 @@ def sinkhorn_scaled(matrix: Tensor, least: float, tol: float, max_steps: int) ->
     result, finished = _swept(matrix, least, tol)
     if not finished.all():
         chosen = (~finished).nonzero().squeeze(-1)
-        some = matrix.detach().reshape(-1, n, m)[chosen]
-        result.view(-1, n, m)[chosen] = primitive_scaled.__wrapped__(some, least, tol, max_steps)  # type: ignore[attr-defined]
+        reference = primitive_scaled.__wrapped__  # type: ignore[attr-defined]
+        some = matrix.detach().reshape(-1, n, m)[chosen].split(1)
+        result.view(-1, n, m)[chosen] = torch.cat([reference(one, least, tol, max_steps) for one in some])
     return result
 
 
