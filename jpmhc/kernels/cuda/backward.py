@@ -6,148 +6,102 @@ import triton
 import triton.language as tl
 
 from jpmhc.kernels.cuda.blocks import token_block
-from jpmhc.kernels.cuda.streams import fetch, move, streams_of, tanh, tile, zeros
+from jpmhc.kernels.cuda.streams import fetch, move, pick, put, streams_of, tanh, tile, zeros
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def backward(
     grad_streams, grad_u, grad_z, x, matrix, post, y, weight, scale, streams, z, pre, rms, post_rms,
     grad_x, grad_matrix, grad_post, grad_y, slope, grad_raw, tokens, GATE: tl.constexpr, PRECISION: tl.constexpr,
-    N: tl.constexpr, D: tl.constexpr, M: tl.constexpr, M2: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, M: tl.constexpr, M2: tl.constexpr, N2: tl.constexpr, BT: tl.constexpr,
+    BD: tl.constexpr,
 ):  # fmt: skip
     """Gradients of everything that belongs to a token."""
     t, inside = token_block(tl.program_id(0), tokens, BT)
+    column = tl.arange(0, N2)[None, :]
+    there = inside[:, None] & (column < N)
     raw = tl.zeros([BT, M2], tl.float32)
     radial = tl.zeros([BT], tl.float32)
     if pre is not None:
-        slopes = zeros(N, BT)
+        slopes = tl.zeros([BT, M2], tl.float32)
+        numbers = tl.arange(0, M2)[None, :]
         if grad_u is not None:
             for start in range(0, D, BD):
                 arriving = fetch(grad_u, t, inside, start, D, BD)
                 offsets, mask = tile(t, inside, start, N, D, BD)
-                added = ()
-                for i in tl.static_range(N):
+                for i in range(N):
                     value = tl.load(streams + offsets + i * D, mask=mask, other=0.0).to(tl.float32)
-                    added = added + (slopes[i] + tl.sum(arriving * value, axis=1),)
-                slopes = added
+                    slopes = put(slopes, numbers, i, tl.sum(arriving * value, axis=1))
         if weight is None:
-            for i in tl.static_range(N):
-                tl.store(slope + t * N + i, slopes[i], mask=inside)
+            tl.store(slope + t[:, None] * N + numbers, slopes, mask=inside[:, None] & (numbers < N))
         else:
             raw, radial = _close(slopes, grad_z, scale, z, pre, rms, slope, grad_raw, t, inside, GATE, N, D, M, M2, BT)
-    inner = zeros(N, BT)
+    inner = tl.zeros([BT, N2], tl.float32)
     if post_rms is not None:
         for start in range(0, D, BD):
-            totals = _totals(
-                grad_streams,
-                grad_u,
-                pre,
-                weight,
-                raw,
-                radial,
-                rms,
-                streams,
-                t,
-                inside,
-                start,
-                PRECISION,
-                N,
-                D,
-                M,
-                M2,
-                BT,
-                BD,
-            )
             offsets, mask = tile(t, inside, start, N, D, BD)
-            added = ()
-            for i in tl.static_range(N):
+            for i in range(N):
+                total = _total(
+                    grad_streams, grad_u, pre, weight, raw, radial, rms, streams, t, inside, start, i, PRECISION,
+                    N, D, M, M2, BT, BD,
+                )  # fmt: skip
                 value = tl.load(streams + offsets + i * D, mask=mask, other=0.0).to(tl.float32)
-                added = added + (inner[i] + tl.sum(totals[i] * value, axis=1) / D,)
-            inner = added
-    post_sums = zeros(N, BT)
-    matrix_sums = zeros(N * N if N <= 8 else 0, BT)
+                inner = put(inner, column, i, tl.sum(total * value, axis=1) / D)
+    post_sums = tl.zeros([BT, N2], tl.float32)
     for start in range(0, D, BD):
         offsets, mask = tile(t, inside, start, N, D, BD)
-        totals = _totals(
-            grad_streams,
-            grad_u,
-            pre,
-            weight,
-            raw,
-            radial,
-            rms,
-            streams,
-            t,
-            inside,
-            start,
-            PRECISION,
-            N,
-            D,
-            M,
-            M2,
-            BT,
-            BD,
-        )
-        if post_rms is not None:
-            moved = ()
-            for i in tl.static_range(N):
-                value = tl.load(streams + offsets + i * D, mask=mask, other=0.0).to(tl.float32)
-                factor = tl.load(post_rms + t * N + i, mask=inside, other=0.0)
-                moved = moved + ((totals[i] - inner[i][:, None] * value) * factor[:, None],)
-            totals = moved
+        result = tl.zeros([BT, BD], tl.float32)
+        grad_result = tl.zeros([BT, BD], tl.float32)
+        loaded, moved = (), ()
         if post is not None:
             result = fetch(y, t, inside, start, D, BD)
-            added = ()
-            grad_result = tl.zeros([BT, BD], tl.float32)
-            for j in tl.static_range(N):
-                added = added + (post_sums[j] + tl.sum(totals[j] * result, axis=1),)
-                grad_result += tl.load(post + t * N + j, mask=inside, other=0.0)[:, None] * totals[j]
-            post_sums = added
-            move(grad_y, grad_result, t, inside, start, D, BD)
         if matrix is not None:
             loaded = streams_of(x, t, inside, start, N, D, BD)
-            sums = ()
-            for j in tl.static_range(N):
+            moved = zeros(N, BT, BD)
+        for j in range(N):
+            total = _total(
+                grad_streams, grad_u, pre, weight, raw, radial, rms, streams, t, inside, start, j, PRECISION,
+                N, D, M, M2, BT, BD,
+            )  # fmt: skip
+            if post_rms is not None:
+                value = tl.load(streams + offsets + j * D, mask=mask, other=0.0).to(tl.float32)
+                factor = tl.load(post_rms + t * N + j, mask=inside, other=0.0)
+                total = (total - pick(inner, column, j)[:, None] * value) * factor[:, None]
+            if post is not None:
+                post_sums = put(post_sums, column, j, tl.sum(total * result, axis=1))
+                grad_result += tl.load(post + t * N + j, mask=inside, other=0.0)[:, None] * total
+            if matrix is None:
+                tl.store(grad_x + offsets + j * D, total.to(grad_x.dtype.element_ty), mask=mask)
+            else:
+                # The sums of a token's n^2 entries stand in memory between chunks: they are more than registers.
+                place = grad_matrix + t[:, None] * (N * N) + (j * N + column)
+                sums = tl.load(place, mask=there & (start > 0), other=0.0)
+                added = ()
                 for i in tl.static_range(N):
-                    part = tl.sum(totals[j] * loaded[i], axis=1)
-                    if N <= 8:
-                        sums = sums + (matrix_sums[j * N + i] + part,)
-                    else:  # more vectors than registers: the sum stands in memory
-                        place = grad_matrix + t * (N * N) + (j * N + i)
-                        before = tl.load(place, mask=inside & (start > 0), other=0.0)
-                        tl.debug_barrier()
-                        tl.store(place, before + part, mask=inside)
-            matrix_sums = sums
-            moved = ()
-            for i in tl.static_range(N):
-                value = tl.zeros([BT, BD], tl.float32)
-                for j in tl.static_range(N):
+                    sums = put(sums, column, i, tl.sum(total * loaded[i], axis=1))
                     entry = tl.load(matrix + t * (N * N) + (j * N + i), mask=inside, other=0.0)
-                    value += entry[:, None] * totals[j]
-                moved = moved + (value,)
-            totals = moved
-        for i in tl.static_range(N):
-            tl.store(grad_x + offsets + i * D, totals[i].to(grad_x.dtype.element_ty), mask=mask)
+                    added = added + (moved[i] + entry[:, None] * total,)
+                moved = added
+                tl.debug_barrier()  # all threads have loaded what some of them overwrite
+                tl.store(place, sums, mask=there)
+        if post is not None:
+            move(grad_y, grad_result, t, inside, start, D, BD)
+        if matrix is not None:
+            for i in tl.static_range(N):
+                tl.store(grad_x + offsets + i * D, moved[i].to(grad_x.dtype.element_ty), mask=mask)
+            tl.debug_barrier()  # and the sums are there when the next chunk loads them
     if post is not None:
-        for j in tl.static_range(N):
-            tl.store(grad_post + t * N + j, post_sums[j], mask=inside)
-    if matrix is not None:
-        if N <= 8:
-            for k in tl.static_range(N * N):
-                tl.store(grad_matrix + t * (N * N) + k, matrix_sums[k], mask=inside)
+        tl.store(grad_post + t[:, None] * N + column, post_sums, mask=there)
 
 
 @triton.jit
 def _close(
-    slopes, grad_z, scale, z, pre, rms, slope, grad_raw, t, inside, GATE: tl.constexpr,
+    s, grad_z, scale, z, pre, rms, slope, grad_raw, t, inside, GATE: tl.constexpr,
     N: tl.constexpr, D: tl.constexpr, M: tl.constexpr, M2: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """Pull gradients of the read weights back to the raw numbers (BT, M2); return also the factor of the norm."""
+    """Pull gradients s of the read weights back to the raw numbers (BT, M2); return also the factor of the norm."""
     column = tl.arange(0, M2)[None, :]
     there, whole = inside[:, None] & (column < N), inside[:, None] & (column < M)
-    s = tl.zeros([BT, M2], tl.float32)
-    for i in tl.static_range(N):
-        s += tl.where(column == i, slopes[i][:, None], 0.0)
     numbers = tl.load(z + t[:, None] * M + column, mask=whole, other=0.0)
     weights = tl.load(pre + t[:, None] * N + column, mask=there, other=0.0)
     if GATE == "softmax":
@@ -171,29 +125,25 @@ def _close(
 
 
 @triton.jit
-def _totals(
-    grad_streams, grad_u, pre, weight, raw, radial, rms, streams, t, inside, start, PRECISION: tl.constexpr,
+def _total(
+    grad_streams, grad_u, pre, weight, raw, radial, rms, streams, t, inside, start, i, PRECISION: tl.constexpr,
     N: tl.constexpr, D: tl.constexpr, M: tl.constexpr, M2: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Return a chunk of the gradient of x', before the norm after the write is pulled back."""
+    """Return a chunk of the gradient of stream i of x', before the norm after the write is pulled back."""
     offsets, mask = tile(t, inside, start, N, D, BD)
-    row, c = tl.arange(0, M2)[:, None], start + tl.arange(0, BD)[None, :]
-    totals = ()
-    for i in tl.static_range(N):
-        total = tl.zeros([BT, BD], tl.float32)
-        if grad_streams is not None:
-            total += tl.load(grad_streams + offsets + i * D, mask=mask, other=0.0).to(tl.float32)
-        if pre is not None:
-            if grad_u is not None:
-                weights = tl.load(pre + t * N + i, mask=inside, other=0.0)
-                total += weights[:, None] * fetch(grad_u, t, inside, start, D, BD)
-        if rms is not None:
-            total += radial[:, None] * tl.load(streams + offsets + i * D, mask=mask, other=0.0).to(tl.float32)
-        if weight is not None:
-            w = tl.load(weight + row * (N * D) + (i * D + c), mask=(row < M) & (c < D), other=0.0)
-            total = tl.dot(raw, w, total, input_precision=PRECISION)
-        totals = totals + (total,)
-    return totals
+    total = tl.zeros([BT, BD], tl.float32)
+    if grad_streams is not None:
+        total += tl.load(grad_streams + offsets + i * D, mask=mask, other=0.0).to(tl.float32)
+    if pre is not None and grad_u is not None:
+        weights = tl.load(pre + t * N + i, mask=inside, other=0.0)
+        total += weights[:, None] * fetch(grad_u, t, inside, start, D, BD)
+    if rms is not None:
+        total += radial[:, None] * tl.load(streams + offsets + i * D, mask=mask, other=0.0).to(tl.float32)
+    if weight is not None:
+        row, c = tl.arange(0, M2)[:, None], start + tl.arange(0, BD)[None, :]
+        w = tl.load(weight + row * (N * D) + (i * D + c), mask=(row < M) & (c < D), other=0.0)
+        total = tl.dot(raw, w, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit(do_not_specialize=["tokens", "length"])

@@ -18,13 +18,15 @@ from jpmhc.kernels.bodies import body, interpreted
 from jpmhc.kernels.boundary import Boundary, Pullback
 from jpmhc.kernels.cuda.backward import backward, weight_gradient
 from jpmhc.kernels.cuda.blocks import LARGEST, token_block
-from jpmhc.kernels.cuda.streams import gate_of, mixed, move, project, tile, vectors, zeros
+from jpmhc.kernels.cuda.streams import fetch, gate_of, mixed, move, pick, project, put, streams_of, tile
 
 # Tokens of a block, the fewest that a tensor core takes.
 _TOKENS = 16
 # Ranges of tokens whose parts of the projection's gradient are summed one after the other, whatever the number of
 # tokens.
 _RANGES = 8
+# The projections of all streams would stand in shared memory at once if loads were made ahead: 520 KiB at n = 8.
+_STAGES = 1
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -47,7 +49,18 @@ def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
     targets = _wanted(out, u, z, pre, rms, post_rms)
     with torch.cuda.device_of(x):
         _forward[(triton.cdiv(tokens, _TOKENS),)](
-            *arrays, *targets, tokens, eps, post_eps, gate, _precision(x), n, d, rows, *_blocks(n, d, rows)
+            *arrays,
+            *targets,
+            tokens,
+            eps,
+            post_eps,
+            gate,
+            _precision(x),
+            n,
+            d,
+            rows,
+            *_blocks(n, d, rows),
+            **_options(n),
         )
     return results
 
@@ -69,7 +82,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
     targets = _wanted(grad_x, grad_matrix, grad_post, grad_y, slope, grad_raw)
     with torch.cuda.device_of(x):
         backward[(triton.cdiv(tokens, _TOKENS),)](
-            *arrays, *targets, tokens, pullback.gate, _precision(x), n, d, rows, *_blocks(n, d, rows)
+            *arrays, *targets, tokens, pullback.gate, _precision(x), n, d, rows, *_blocks(n, d, rows), **_options(n)
         )
         if weight is not None:
             grad_weight = _weight_gradient(grad_raw, streams.contiguous())
@@ -121,82 +134,87 @@ def _wanted(*tensors: Tensor) -> list[Tensor | None]:
     return [tensor if tensor.numel() else None for tensor in tensors]
 
 
-def _blocks(n: int, d: int, rows: int) -> tuple[int, int, int]:
-    """Return the padded number of raw numbers, and tokens and width of a block."""
-    return max(16, triton.next_power_of_2(rows)), _TOKENS, min(64 if n <= 8 else 32, max(16, triton.next_power_of_2(d)))
+def _options(n: int) -> dict[str, int]:
+    return {"num_stages": _STAGES, "num_warps": 4 if n <= 4 else 8}
 
 
+def _blocks(n: int, d: int, rows: int) -> tuple[int, int, int, int]:
+    """Return the padded numbers of raw numbers and streams, and tokens and width of a block."""
+    width = min(64 if n <= 8 else 32, max(16, triton.next_power_of_2(d)))
+    return max(16, triton.next_power_of_2(rows)), triton.next_power_of_2(n), _TOKENS, width
+
+
+# Loops over the streams that are read are unrolled, those over the streams that are made are not: code of n^2 parts
+# would compile for minutes.
 @triton.jit(do_not_specialize=["tokens"])
 def _forward(
     x, matrix, post, y, weight, bias, scale, out, u, z, pre, rms, post_rms, tokens,
-    eps: tl.constexpr, post_eps: tl.constexpr, GATE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    N: tl.constexpr, D: tl.constexpr, M: tl.constexpr, M2: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    eps: tl.constexpr, post_eps: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, M: tl.constexpr, M2: tl.constexpr, N2: tl.constexpr, BT: tl.constexpr,
+    BD: tl.constexpr,
 ):  # fmt: skip
     t, inside = token_block(tl.program_id(0), tokens, BT)
-    factors = ()
+    column = tl.arange(0, N2)[None, :]
+    there = inside[:, None] & (column < N)
+    factors = tl.zeros([BT, N2], tl.float32)
     if post_rms is not None:
-        squares = zeros(N, BT)
         for start in range(0, D, BD):
-            fresh = mixed(x, matrix, post, y, t, inside, start, N, D, BD)
-            added = ()
-            for j in tl.static_range(N):
-                added = added + (squares[j] + tl.sum(fresh[j] * fresh[j], axis=1),)
-            squares = added
-        for j in tl.static_range(N):
-            factors = factors + (1.0 / tl.sqrt(squares[j] / D + post_eps),)
-            tl.store(post_rms + t * N + j, factors[j], mask=inside)
-    given = ()
+            loaded = streams_of(x, t, inside, start, N, D, BD)
+            result = fetch(y, t, inside, start, D, BD)
+            for j in range(N):
+                fresh = mixed(loaded, result, matrix, post, t, inside, j, N)
+                factors = put(factors, column, j, tl.sum(fresh * fresh, axis=1))
+        factors = 1.0 / tl.sqrt(factors / D + post_eps)
+        tl.store(post_rms + t[:, None] * N + column, factors, mask=there)
+    given = tl.zeros([BT, N2], tl.float32)
     if bias is not None and weight is None:
-        given = vectors(bias, t, inside, N)
-        for j in tl.static_range(N):
-            tl.store(pre + t * N + j, given[j], mask=inside)
+        given = tl.load(bias + t[:, None] * N + column, mask=there, other=0.0)
+        tl.store(pre + t[:, None] * N + column, given, mask=there)
     raw = tl.zeros([BT, M2], tl.float32)
     square = tl.zeros([BT], tl.float32)
-    if post is not None or weight is not None or bias is not None:
-        for start in range(0, D, BD):
-            offsets, mask = tile(t, inside, start, N, D, BD)
-            if post is not None:
-                fresh = mixed(x, matrix, post, y, t, inside, start, N, D, BD)
-            read = tl.zeros([BT, BD], tl.float32)
-            for j in tl.static_range(N):
-                if post is None:
-                    value = tl.load(x + offsets + j * D, mask=mask, other=0.0)
-                else:
-                    value = fresh[j]
-                    if post_rms is not None:
-                        value = value * factors[j][:, None]
-                    value = value.to(out.dtype.element_ty)
-                    tl.store(out + offsets + j * D, value, mask=mask)
-                if weight is not None:
-                    raw = project(value, weight, raw, j * D + start, D - start, PRECISION, N * D, M, M2, BD)
-                wide = value.to(tl.float32)
-                if rms is not None:
-                    square += tl.sum(wide * wide, axis=1)
-                if bias is not None and weight is None:
-                    read += given[j][:, None] * wide
+    for start in range(0, D, BD):
+        offsets, mask = tile(t, inside, start, N, D, BD)
+        loaded = ()
+        result = tl.zeros([BT, BD], tl.float32)
+        if post is not None:
+            loaded = streams_of(x, t, inside, start, N, D, BD)
+            result = fetch(y, t, inside, start, D, BD)
+        read = tl.zeros([BT, BD], tl.float32)
+        for j in range(N):
+            if post is None:
+                value = tl.load(x + offsets + j * D, mask=mask, other=0.0)
+            else:
+                fresh = mixed(loaded, result, matrix, post, t, inside, j, N)
+                if post_rms is not None:
+                    fresh = fresh * pick(factors, column, j)[:, None]
+                value = fresh.to(out.dtype.element_ty)
+                tl.store(out + offsets + j * D, value, mask=mask)
+            if weight is not None:
+                raw = project(value, weight, raw, j * D + start, D - start, PRECISION, N * D, M, M2, BD)
+            wide = value.to(tl.float32)
+            if rms is not None:
+                square += tl.sum(wide * wide, axis=1)
             if bias is not None and weight is None:
-                move(u, read, t, inside, start, D, BD)
+                read += pick(given, column, j)[:, None] * wide
+        if bias is not None and weight is None:
+            move(u, read, t, inside, start, D, BD)
     if bias is not None and weight is not None:
-        column = tl.arange(0, M2)[None, :]
+        numbers = tl.arange(0, M2)[None, :]
         if rms is not None:
             factor = 1.0 / tl.sqrt(square / (N * D) + eps)
             tl.store(rms + t, factor, mask=inside)
             raw = raw * factor[:, None]
-        tl.store(z + t[:, None] * M + column, raw, mask=inside[:, None] & (column < M))
-        weights = gate_of(raw, bias, tl.load(scale), column, GATE, N)
-        tl.store(pre + t[:, None] * N + column, weights, mask=inside[:, None] & (column < N))
+        tl.store(z + t[:, None] * M + numbers, raw, mask=inside[:, None] & (numbers < M))
+        weights = gate_of(raw, bias, tl.load(scale), numbers, GATE, N)
+        tl.store(pre + t[:, None] * N + numbers, weights, mask=inside[:, None] & (numbers < N))
         tl.debug_barrier()  # what other threads of the block wrote is read
-        given = ()
-        for j in tl.static_range(N):
-            given = given + (tl.sum(tl.where(column == j, weights, 0.0), axis=1),)
         for start in range(0, D, BD):
             offsets, mask = tile(t, inside, start, N, D, BD)
             read = tl.zeros([BT, BD], tl.float32)
-            for j in tl.static_range(N):
+            for j in range(N):
                 if post is None:
                     value = tl.load(x + offsets + j * D, mask=mask, other=0.0)
                 else:
                     value = tl.load(out + offsets + j * D, mask=mask, other=0.0)
-                read += given[j][:, None] * value.to(tl.float32)
+                read += pick(weights, numbers, j)[:, None] * value.to(tl.float32)
             move(u, read, t, inside, start, D, BD)

@@ -38,38 +38,36 @@ def streams_of(source, t, inside, start, N: tl.constexpr, D: tl.constexpr, BD: t
 
 
 @triton.jit
-def vectors(source, t, inside, COUNT: tl.constexpr):
-    """Load so many numbers a token, each as a vector (BT,)."""
-    loaded = ()
-    for k in tl.static_range(COUNT):
-        loaded = loaded + (tl.load(source + t * COUNT + k, mask=inside, other=0.0),)
-    return loaded
-
-
-@triton.jit
-def zeros(COUNT: tl.constexpr, BT: tl.constexpr):
-    """So many vectors (BT,) of zeros."""
+def zeros(COUNT: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):
+    """So many tiles (BT, BD) of zeros."""
     made = ()
     for _ in tl.static_range(COUNT):
-        made = made + (tl.zeros([BT], tl.float32),)
+        made = made + (tl.zeros([BT, BD], tl.float32),)
     return made
 
 
 @triton.jit
-def mixed(x, matrix, post, y, t, inside, start, N: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    """Return a chunk of ``M x + post y^T``, one tile a stream."""
-    loaded = streams_of(x, t, inside, start, N, D, BD)
-    result = fetch(y, t, inside, start, D, BD)
-    fresh = ()
-    for j in tl.static_range(N):
-        value = tl.load(post + t * N + j, mask=inside, other=0.0)[:, None] * result
+def pick(numbers, column, j):
+    """Return column j of (BT, columns) as a vector (BT,)."""
+    return tl.sum(tl.where(column == j, numbers, 0.0), axis=1)
+
+
+@triton.jit
+def put(numbers, column, j, value):
+    """Add a vector (BT,) to column j."""
+    return numbers + tl.where(column == j, value[:, None], 0.0)
+
+
+@triton.jit
+def mixed(loaded, result, matrix, post, t, inside, j, N: tl.constexpr):
+    """Return a chunk of row j of ``M x + post y^T``, from chunks of the streams and of y."""
+    value = tl.load(post + t * N + j, mask=inside, other=0.0)[:, None] * result
+    for i in tl.static_range(N):
         if matrix is None:
-            value += loaded[j]
+            value += tl.where(i == j, loaded[i], 0.0)
         else:
-            for i in tl.static_range(N):
-                value += tl.load(matrix + t * (N * N) + (j * N + i), mask=inside, other=0.0)[:, None] * loaded[i]
-        fresh = fresh + (value,)
-    return fresh
+            value += tl.load(matrix + t * (N * N) + (j * N + i), mask=inside, other=0.0)[:, None] * loaded[i]
+    return value
 
 
 @triton.jit
