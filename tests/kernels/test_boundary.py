@@ -38,7 +38,7 @@ def test_every_body_agrees_with_float64(form, backend, dtype):
 def test_sizes_are_any(sizes, backend, dtype):
     tokens, n, d, m = sizes
     forms = ["write post-norm, read softmax norm", "read sigmoid norm", "write"]
-    for form in forms if dtype != torch.float16 else forms[:1]:
+    for form in forms[:1] if interpreted() and dtype != torch.float32 else forms:
         assert deviation(form, backend, dtype, tokens=tokens, n=n, d=d, m=m) < TOLERANCE[dtype]
 
 

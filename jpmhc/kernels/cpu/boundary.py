@@ -13,7 +13,7 @@ from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.boundary import Boundary, Pullback
 from jpmhc.kernels.cpu.compile import summing
-from jpmhc.kernels.cpu.rows import add, add_scaled, combine, dot, dots, gram, scaled, summed
+from jpmhc.kernels.cpu.rows import add, add_scaled, combine, dot, dots, gram, mixed, scaled, summed
 
 # Tokens between two matrix products: their streams stay in the cache (2 MiB at n = 4, d = 512), and the products are
 # large enough for the library that makes them. Fixed, so that sums over tokens do not depend on the number of threads.
@@ -92,14 +92,15 @@ def _arrays(*tensors: Tensor | None) -> list[np.ndarray | None]:
 @summing
 def _write(x, matrix, post, y, out, post_rms, post_eps, start, stop):  # type: ignore[no-untyped-def]
     n, d = x.shape[1], x.shape[2]
+    a, b, c, e = np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(d, x.dtype)
     for t in range(start, stop):
+        if matrix is not None:
+            mixed(out[t], x[t], matrix[t], y[t], post[t], a, b, c, e)
         for j in range(n):
             row = out[t, j]
             if matrix is None:
                 row[:] = x[t, j]
-            else:
-                combine(row, x[t], matrix[t, j])
-            add_scaled(row, y[t], post[t, j])
+                add_scaled(row, y[t], post[t, j])
             if post_rms is not None:
                 factor = 1 / math.sqrt(dot(row, row) / d + post_eps)
                 post_rms[t, j] = factor
@@ -208,7 +209,7 @@ def _write_backward(  # type: ignore[no-untyped-def]
 ):
     n, d = x.shape[1], x.shape[2]
     total = np.empty((n, d), x.dtype)
-    column = np.empty(n, x.dtype)
+    a, b, c, e = np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(d, x.dtype)
     for t in range(start, stop):
         for i in range(n):
             row = total[i]
@@ -227,8 +228,8 @@ def _write_backward(  # type: ignore[no-untyped-def]
                 if projected is not None:
                     add(row, projected[t - first, i * d : (i + 1) * d])
             if post_rms is not None:
-                column[0] = -dot(row, streams[t, i]) / d
-                add_scaled(row, streams[t, i], column[0])
+                post_sum = -dot(row, streams[t, i]) / d
+                add_scaled(row, streams[t, i], x.dtype.type(post_sum))
                 scaled(row, row, post_rms[t, i])
         if post is None:
             for i in range(n):
@@ -241,7 +242,4 @@ def _write_backward(  # type: ignore[no-untyped-def]
                 grad_x[t, i] = total[i]
         else:
             gram(grad_matrix[t], total, x[t])
-            for i in range(n):
-                for j in range(n):
-                    column[j] = matrix[t, j, i]
-                combine(grad_x[t, i], total, column)
+            mixed(grad_x[t], total, matrix[t].T, None, None, a, b, c, e)

@@ -1,4 +1,4 @@
-"""Cayley transform on a CPU: closed form and polish, or two products of the adjoint, in a tile."""
+"""Cayley transform on a CPU: a product of two quaternions or an inverse, and the products of the adjoint, in a tile."""
 
 from __future__ import annotations
 
@@ -6,24 +6,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jpmhc.kernels import cayley as reference
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled, part
+from jpmhc.kernels.cpu.products import combine_transposed, gram, invert, polish, product_transposed
+from jpmhc.kernels.cpu.quaternion import turn
 from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, numbers, small, store
 
-
-def _closed(raw: Tensor, _step: float) -> str | None:
-    n = raw.shape[-1]
-    return None if 1 <= n <= 4 else f"no body for n = {n}, only closed forms up to 4"
+# Entries from which on elimination without pivots, which loses their square, is left to the reference.
+_STEEP = {torch.float32: 3e4, torch.float64: 1e3}
 
 
-@body(DTYPES, _closed, few)
+@body(DTYPES, small, few)
 def cayley_forward(raw: Tensor, step: float) -> Tensor:
-    """Run `_forward` over all tokens."""
+    """Run `_turned` or `_inverted` over all tokens, and from n = 5 on the reference where entries are large."""
     n = raw.shape[-1]
     result = torch.empty(raw.shape, dtype=raw.dtype)
     source, target = numbers(raw, n * n), numbers(result, n * n)
-    pool.run(_forward, pool.split(len(source), GRAIN), source, target, extent(n), source.dtype.type(step / 2))
+    ranges, half_step = pool.split(len(source), GRAIN), source.dtype.type(step / 2)
+    if n <= 4:
+        pool.run(_turned, ranges, source, target, extent(n), half_step)
+        return result
+    steep = torch.zeros(raw.shape[:-2], dtype=torch.bool)
+    limit = _STEEP[raw.dtype]
+    pool.run(_inverted, ranges, source, target, steep.view(-1).numpy(), limit, extent(n), half_step)
+    if steep.any():
+        result[steep] = reference.cayley_forward.__wrapped__(raw.detach()[steep], step)  # type: ignore[attr-defined]
     return result
 
 
@@ -33,87 +42,71 @@ def cayley_adjoint(rotation: Tensor, cotangent: Tensor, step: float) -> Tensor:
     n = rotation.shape[-1]
     result = torch.empty(rotation.shape, dtype=rotation.dtype)
     arrays = [numbers(tensor, n * n) for tensor in (rotation, cotangent, result)]
-    pool.run(_adjoint, pool.split(len(arrays[0]), GRAIN), *arrays, extent(n), arrays[0].dtype.type(step / 4))
+    function = _adjoint4 if n == 4 else _adjoint
+    pool.run(function, pool.split(len(arrays[0]), GRAIN), *arrays, extent(n), arrays[0].dtype.type(step / 4))
     return result
 
 
-@compiled
-def _forward(raw, result, size, half_step, start, stop):  # type: ignore[no-untyped-def]
-    n = len(size)
-    p = np.empty((n * n, LANES), raw.dtype)
-    b = np.empty((n * n, LANES), raw.dtype)
-    c = np.empty((n * n, LANES), raw.dtype)
-    one = raw.dtype.type(1)
-    two = raw.dtype.type(2)
-    for base in range(start, stop, LANES):
-        load(raw, p, base, stop)
-        for i in range(n):
-            for j in range(n):
-                for t in range(LANES):
-                    b[i * n + j, t] = (p[i * n + j, t] - p[j * n + i, t]) * half_step
-        for t in range(LANES):
-            s = one - one
-            for i in range(n):
-                for j in range(i + 1, n):
-                    s += b[i * n + j, t] * b[i * n + j, t]
-            c[0, t] = s
-        # With the dual D of b and its Pfaffian: (I - B)^-1 = ((1 + s) I + B + B^2 + pf D) / (1 + s + pf^2).
-        for i in range(n):
-            for j in range(n):
-                for t in range(LANES):
-                    value = b[i * n + j, t]
-                    for k in range(n):
-                        value += b[i * n + k, t] * b[k * n + j, t]
-                    p[i * n + j, t] = value + (one + c[0, t] if i == j else one - one)
-        for t in range(LANES):
-            denominator = one + c[0, t]
-            if n == 4:
-                pf = b[1, t] * b[11, t] - b[2, t] * b[7, t] + b[3, t] * b[6, t]
-                denominator += pf * pf
-                p[1, t] += pf * b[11, t]
-                p[4, t] -= pf * b[11, t]
-                p[2, t] -= pf * b[7, t]
-                p[8, t] += pf * b[7, t]
-                p[3, t] += pf * b[6, t]
-                p[12, t] -= pf * b[6, t]
-                p[6, t] += pf * b[3, t]
-                p[9, t] -= pf * b[3, t]
-                p[7, t] -= pf * b[2, t]
-                p[13, t] += pf * b[2, t]
-                p[11, t] += pf * b[1, t]
-                p[14, t] -= pf * b[1, t]
-            scale = two / denominator
-            for k in range(n * n):
-                p[k, t] *= scale
-            for i in range(n):
-                p[i * n + i, t] -= one
-        if n > 2:
-            _polish(p, b, c, size)
-        store(result, p, base, stop)
-
-
 @part
-def _polish(p, out, c, size):  # type: ignore[no-untyped-def]
-    """Replace p by ``p (3 I - p^T p) / 2``."""
+def _skew(raw, i, j, size, t):  # type: ignore[no-untyped-def]
     n = len(size)
-    half = p.dtype.type(0.5)
-    for i in range(n):
-        for j in range(n):
-            for t in range(LANES):
-                total = half - half
-                for k in range(n):
-                    total += p[k * n + i, t] * p[k * n + j, t]
-                c[i * n + j, t] = (half + half + half if i == j else half - half) - half * total
-    for i in range(n):
-        for j in range(n):
-            for t in range(LANES):
-                total = half - half
-                for k in range(n):
-                    total += p[i * n + k, t] * c[k * n + j, t]
-                out[i * n + j, t] = total
-    for k in range(n * n):
+    return raw[i * n + j, t] - raw[j * n + i, t] if j < n else raw[0, t] - raw[0, t]
+
+
+# A skew matrix of four dimensions acts like x -> a x + x c with pure quaternions a and c, whose squares differ by its
+# Pfaffian pf. The two parts commute, so the Cayley transform is x -> p x q with p along (1 - pf) + 2 a and q along
+# (1 + pf) + 2 c. Made of two unit quaternions it is orthogonal to round-off; fewer dimensions are its leading block.
+@compiled
+def _turned(raw, result, size, half_step, start, stop):  # type: ignore[no-untyped-def]
+    n = len(size)
+    m = np.empty((n * n, LANES), raw.dtype)
+    one = raw.dtype.type(1)
+    for base in range(start, stop, LANES):
+        load(raw, m, base, stop)
         for t in range(LANES):
-            p[k, t] = out[k, t]
+            b01, b23 = half_step * _skew(m, 0, 1, size, t), half_step * _skew(m, 2, 3, size, t)
+            b02, b13 = half_step * _skew(m, 0, 2, size, t), half_step * _skew(m, 1, 3, size, t)
+            b03, b12 = half_step * _skew(m, 0, 3, size, t), half_step * _skew(m, 1, 2, size, t)
+            pf = b01 * b23 - b02 * b13 + b03 * b12
+            p0, p1, p2, p3 = one - pf, -b01 - b23, b13 - b02, -b03 - b12
+            q0, q1, q2, q3 = one + pf, b23 - b01, -b02 - b13, b12 - b03
+            p_square = p0 * p0 + p1 * p1 + p2 * p2 + p3 * p3
+            q_square = q0 * q0 + q1 * q1 + q2 * q2 + q3 * q3
+            scale = one / (np.sqrt(p_square) * np.sqrt(q_square))
+            turn(p0 * scale, p1 * scale, p2 * scale, p3 * scale, q0, q1, q2, q3, m, size, t)
+        store(result, m, base, stop)
+
+
+@compiled
+def _inverted(raw, result, steep, limit, size, half_step, start, stop):  # type: ignore[no-untyped-def]
+    """``2 (I - B)^-1 - I``, the inverse in float64, and then polished where that is not more than was asked for."""
+    n = len(size)
+    m = np.empty((n * n, LANES), raw.dtype)
+    system = np.empty((n * n, LANES), np.float64)
+    square, spare = np.empty((n * n, LANES), raw.dtype), np.empty((n * n, LANES), raw.dtype)
+    largest = np.empty(LANES, np.float64)
+    half_step = np.float64(half_step)
+    for base in range(start, stop, LANES):
+        load(raw, m, base, stop)
+        largest[:] = 0
+        for i in range(n):
+            for j in range(n):
+                for t in range(LANES):
+                    value = half_step * (np.float64(m[j * n + i, t]) - np.float64(m[i * n + j, t]))
+                    largest[t] = max(largest[t], abs(value))
+                    system[i * n + j, t] = value + (1.0 if i == j else 0.0)
+        for t in range(min(LANES, stop - base)):
+            steep[base + t] = not largest[t] <= limit
+        invert(system, size)
+        for i in range(n):
+            for j in range(n):
+                for t in range(LANES):
+                    m[i * n + j, t] = 2.0 * system[i * n + j, t] - (1.0 if i == j else 0.0)
+        if raw.itemsize == 8:
+            polish(m, square, spare, size, size)
+            store(result, spare, base, stop)
+        else:
+            store(result, m, base, stop)
 
 
 @compiled
@@ -130,22 +123,51 @@ def _adjoint(rotation, cotangent, result, size, quarter_step, start, stop):  # t
         for i in range(n):
             for t in range(LANES):
                 q[i * n + i, t] += one
-        for i in range(n):
-            for j in range(n):
-                for t in range(LANES):
-                    total = one - one
-                    for k in range(n):
-                        total += q[k * n + i, t] * g[k * n + j, t]
-                    h[i * n + j, t] = total * quarter_step
-        for i in range(n):
-            for j in range(n):
-                for t in range(LANES):
-                    total = one - one
-                    for k in range(n):
-                        total += h[i * n + k, t] * q[j * n + k, t]
-                    g[i * n + j, t] = total
-        for i in range(n):
-            for j in range(n):
-                for t in range(LANES):
-                    h[i * n + j, t] = g[i * n + j, t] - g[j * n + i, t]
+        gram(q, g, h, size, size, size)
+        product_transposed(h, q, g, size, size, size)
+        combine_transposed(quarter_step, g, -quarter_step, h, size)
         store(result, h, base, stop)
+
+
+@part
+def _row(a, b, c, d, g, t):  # type: ignore[no-untyped-def]
+    """Return a row of four numbers times a matrix."""
+    return (
+        a * g[0, t] + b * g[4, t] + c * g[8, t] + d * g[12, t],
+        a * g[1, t] + b * g[5, t] + c * g[9, t] + d * g[13, t],
+        a * g[2, t] + b * g[6, t] + c * g[10, t] + d * g[14, t],
+        a * g[3, t] + b * g[7, t] + c * g[11, t] + d * g[15, t],
+    )
+
+
+@part
+def _entry(h, q, k, t):  # type: ignore[no-untyped-def]
+    """Return the product of a row with row k of Q + I."""
+    i = 4 * k
+    return h[0] * q[i, t] + h[1] * q[i + 1, t] + h[2] * q[i + 2, t] + h[3] * q[i + 3, t] + h[k]
+
+
+@compiled
+def _adjoint4(rotation, cotangent, result, _size, quarter_step, start, stop):  # type: ignore[no-untyped-def]
+    """`_adjoint` of a 4 x 4 matrix in registers: the entries of E G E that count are twelve."""
+    q = np.empty((16, LANES), rotation.dtype)
+    g = np.empty((16, LANES), rotation.dtype)
+    r = np.zeros((16, LANES), rotation.dtype)
+    one = rotation.dtype.type(1)
+    for base in range(start, stop, LANES):
+        load(rotation, q, base, stop)
+        load(cotangent, g, base, stop)
+        for t in range(LANES):
+            h0 = _row(q[0, t] + one, q[4, t], q[8, t], q[12, t], g, t)
+            h1 = _row(q[1, t], q[5, t] + one, q[9, t], q[13, t], g, t)
+            h2 = _row(q[2, t], q[6, t], q[10, t] + one, q[14, t], g, t)
+            h3 = _row(q[3, t], q[7, t], q[11, t], q[15, t] + one, g, t)
+            r[1, t] = quarter_step * (_entry(h0, q, 1, t) - _entry(h1, q, 0, t))
+            r[2, t] = quarter_step * (_entry(h0, q, 2, t) - _entry(h2, q, 0, t))
+            r[3, t] = quarter_step * (_entry(h0, q, 3, t) - _entry(h3, q, 0, t))
+            r[6, t] = quarter_step * (_entry(h1, q, 2, t) - _entry(h2, q, 1, t))
+            r[7, t] = quarter_step * (_entry(h1, q, 3, t) - _entry(h3, q, 1, t))
+            r[11, t] = quarter_step * (_entry(h2, q, 3, t) - _entry(h3, q, 2, t))
+            r[4, t], r[8, t], r[9, t] = -r[1, t], -r[2, t], -r[6, t]
+            r[12, t], r[13, t], r[14, t] = -r[3, t], -r[7, t], -r[11, t]
+        store(result, r, base, stop)

@@ -13,6 +13,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # The error model of NumPy divides without a branch, which a loop needs to use the processor's vectors.
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
 
+_SUMMING: dict[str, Any] = {**_OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}}
+
 
 def compiled(function: Function) -> Function:
     """Compile a function at its first call for each dtype and keep the result on disk.
@@ -30,7 +32,12 @@ def summing(function: Function) -> Function:
 
     NaN and infinities are kept.
     """
-    return _kept(function, {**_OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}})
+    return _kept(function, _SUMMING)
+
+
+def summing_part(function: Function) -> Function:
+    """Make a function part of those that call it, like `part`, with sums that may be reordered."""
+    return numba.njit(forceinline=True, **_SUMMING)(function)
 
 
 def _kept(function: Function, options: dict[str, Any]) -> Function:

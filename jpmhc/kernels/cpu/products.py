@@ -33,6 +33,19 @@ def gram(a, b, c, inner, rows, columns):  # type: ignore[no-untyped-def]
 
 
 @part
+def product_transposed(a, b, c, rows, inner, columns):  # type: ignore[no-untyped-def]
+    """``c = a b^T``."""
+    n, q, m = len(rows), len(inner), len(columns)
+    for i in range(n):
+        for j in range(m):
+            for t in range(LANES):
+                total = a[i * q, t] * b[j * q, t]
+                for k in range(1, q):
+                    total += a[i * q + k, t] * b[j * q + k, t]
+                c[i * m + j, t] = total
+
+
+@part
 def combine(alpha, a, beta, b, c):  # type: ignore[no-untyped-def]
     """``c = alpha a + beta b``."""
     for k in range(a.shape[0]):

@@ -5,7 +5,7 @@ Whoever changes this file must remove ``__pycache__``: Numba looks at the file o
 
 from __future__ import annotations
 
-from jpmhc.kernels.cpu.compile import summing
+from jpmhc.kernels.cpu.compile import summing, summing_part
 
 
 @summing
@@ -168,3 +168,72 @@ def _dot4(a, b, c, e, f):  # type: ignore[no-untyped-def]
         te += value * e[k]
         tf += value * f[k]
     return tb, tc, te, tf
+
+
+# The next two write to four arrays that their caller has made: after they have become part of it the compiler knows
+# that those are apart from each other and from what is read. It would compare every pair of pointers otherwise, and
+# gives up on the processor's vectors where there are many.
+@summing_part
+def start4(a, b, c, e, rows, i, weights, j, y, post):  # type: ignore[no-untyped-def]
+    """Four rows from the j-th on of ``weights rows + post y^T``, as far as the rows i to i + 3 make them."""
+    u, v, w, x = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+    au, av, aw, ax = weights[j, i], weights[j, i + 1], weights[j, i + 2], weights[j, i + 3]
+    bu, bv, bw, bx = weights[j + 1, i], weights[j + 1, i + 1], weights[j + 1, i + 2], weights[j + 1, i + 3]
+    cu, cv, cw, cx = weights[j + 2, i], weights[j + 2, i + 1], weights[j + 2, i + 2], weights[j + 2, i + 3]
+    eu, ev, ew, ex = weights[j + 3, i], weights[j + 3, i + 1], weights[j + 3, i + 2], weights[j + 3, i + 3]
+    if y is None:
+        for k in range(a.shape[0]):
+            a[k] = (au * u[k] + av * v[k]) + (aw * w[k] + ax * x[k])
+            b[k] = (bu * u[k] + bv * v[k]) + (bw * w[k] + bx * x[k])
+            c[k] = (cu * u[k] + cv * v[k]) + (cw * w[k] + cx * x[k])
+            e[k] = (eu * u[k] + ev * v[k]) + (ew * w[k] + ex * x[k])
+    else:
+        ay, by, cy, ey = post[j], post[j + 1], post[j + 2], post[j + 3]
+        for k in range(a.shape[0]):
+            a[k] = (au * u[k] + av * v[k]) + (aw * w[k] + ax * x[k]) + ay * y[k]
+            b[k] = (bu * u[k] + bv * v[k]) + (bw * w[k] + bx * x[k]) + by * y[k]
+            c[k] = (cu * u[k] + cv * v[k]) + (cw * w[k] + cx * x[k]) + cy * y[k]
+            e[k] = (eu * u[k] + ev * v[k]) + (ew * w[k] + ex * x[k]) + ey * y[k]
+
+
+@summing_part
+def more4(a, b, c, e, rows, i, weights, j):  # type: ignore[no-untyped-def]
+    """Add what four further rows contribute."""
+    u, v, w, x = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+    au, av, aw, ax = weights[j, i], weights[j, i + 1], weights[j, i + 2], weights[j, i + 3]
+    bu, bv, bw, bx = weights[j + 1, i], weights[j + 1, i + 1], weights[j + 1, i + 2], weights[j + 1, i + 3]
+    cu, cv, cw, cx = weights[j + 2, i], weights[j + 2, i + 1], weights[j + 2, i + 2], weights[j + 2, i + 3]
+    eu, ev, ew, ex = weights[j + 3, i], weights[j + 3, i + 1], weights[j + 3, i + 2], weights[j + 3, i + 3]
+    for k in range(a.shape[0]):
+        a[k] += (au * u[k] + av * v[k]) + (aw * w[k] + ax * x[k])
+        b[k] += (bu * u[k] + bv * v[k]) + (bw * w[k] + bx * x[k])
+        c[k] += (cu * u[k] + cv * v[k]) + (cw * w[k] + cx * x[k])
+        e[k] += (eu * u[k] + ev * v[k]) + (ew * w[k] + ex * x[k])
+
+
+@summing_part
+def mixed(out, rows, weights, y, post, a, b, c, e):  # type: ignore[no-untyped-def]
+    """``out = weights rows + post y^T``, y None for zero; a, b, c and e are scratch of the width."""
+    n, j = rows.shape[0], 0
+    while j + 4 <= n:
+        start4(a, b, c, e, rows, 0, weights, j, y, post)
+        i = 4
+        while i + 4 <= n:
+            more4(a, b, c, e, rows, i, weights, j)
+            i += 4
+        out[j, :] = a
+        out[j + 1, :] = b
+        out[j + 2, :] = c
+        out[j + 3, :] = e
+        while i < n:
+            for r in range(4):
+                add_scaled(out[j + r], rows[i], weights[j + r, i])
+            i += 1
+        j += 4
+    while j < n:
+        scaled(out[j], rows[0], weights[j, 0])
+        for i in range(1, n):
+            add_scaled(out[j], rows[i], weights[j, i])
+        if y is not None:
+            add_scaled(out[j], y, post[j])
+        j += 1
