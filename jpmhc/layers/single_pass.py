@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from jpmhc.kernels.crossing import Reading, cross
 from jpmhc.layers.hyper_connection import HyperConnection
 from jpmhc.layers.outputs import split_first_tensor, with_rests
+from jpmhc.layers.stack import connected
 
 
 class SinglePass(nn.Module):
@@ -48,20 +49,12 @@ class SinglePass(nn.Module):
 
     def __init__(self, connections: Iterable[HyperConnection]) -> None:
         super().__init__()
-        self.connections = nn.ModuleList(connections)
-        if not self.connections:
-            raise ValueError("connections: expected at least one HyperConnection")
-        shapes = set()
+        self.connections = connected(connections)
         for layer in self.connections:
-            if not isinstance(layer, HyperConnection):
-                raise TypeError(f"connections: expected HyperConnection, got {type(layer).__name__}")
             if layer.branch is None:
                 raise ValueError("connections: expected layers around a branch, one wraps none")
-            shapes.add((layer.streams, layer.dim))
-            if layer.reads > 1 or layer.fractions > 1:
+            if layer.reads > 1 or layer.fractions > 1:  # type: ignore[operator]
                 raise ValueError(f"connections: expected one read of whole streams, got {layer.reads=}")
-        if len(shapes) > 1:
-            raise ValueError(f"connections: expected one number of streams and width, got {sorted(shapes)}")
         self.streams: int = self.connections[0].streams  # type: ignore[assignment]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from jpmhc.kernels.crossing import Writing, cross
 from jpmhc.layers.arguments import check_number
 from jpmhc.layers.hyper_connection import HyperConnection
 from jpmhc.layers.outputs import check_result, split_first_tensor, with_rests
+from jpmhc.layers.recompute import reads_recomputed
 
 
 class HyperStack(nn.Module):
@@ -30,6 +33,11 @@ class HyperStack(nn.Module):
         Recursive Model does.
     post_norm_eps : float
         Added to the mean square under the root.
+    recompute_reads : bool
+        Whether the branches' inputs are read from the streams again in the backward pass instead of being kept. It
+        saves d numbers a token and layer, and costs a read of the streams for every tensor that a branch would have
+        kept of its input. Leave it off under ``torch.utils.checkpoint`` around the stack, which would keep what the
+        branches keep. Compiled stacks leave the choice to the compiler.
 
     Raises
     ------
@@ -42,7 +50,8 @@ class HyperStack(nn.Module):
     -----
     Per token and layer ``(2n + 2) d`` numbers are moved forward and ``(4n + 3) d`` backward where a kernel runs
     (`jpmhc.kernels.choice`), against ``(9n + 2) d`` and ``(9n + 3) d`` one operation at a time. Kept for backward are
-    the streams between layers, u and y of width d, and the coefficients.
+    the streams between layers, y and, if the branch needs it and it is not recomputed, u of width d, and the
+    coefficients. y is needed for the gradient of the write weights, and nothing that is kept determines it.
 
     Examples
     --------
@@ -59,25 +68,21 @@ class HyperStack(nn.Module):
     """
 
     def __init__(
-        self, connections: Iterable[HyperConnection], *, post_norm: str | None = None, post_norm_eps: float = 1e-5
+        self,
+        connections: Iterable[HyperConnection],
+        *,
+        post_norm: str | None = None,
+        post_norm_eps: float = 1e-5,
+        recompute_reads: bool = False,
     ) -> None:
         super().__init__()
-        self.connections = nn.ModuleList(connections)
-        if not self.connections:
-            raise ValueError("connections: expected at least one HyperConnection")
-        shapes = set()
-        for layer in self.connections:
-            if not isinstance(layer, HyperConnection):
-                raise TypeError(f"connections: expected HyperConnection, got {type(layer).__name__}")
-            if layer.branch is None:
-                raise TypeError("connections: expected layers with a branch")
-            shapes.add((layer.streams, layer.dim))
-        if len(shapes) > 1:
-            raise ValueError(f"connections: expected one number of streams and width, got {sorted(shapes)}")
+        self.connections = connected(connections)
+        if any(layer.branch is None for layer in self.connections):
+            raise TypeError("connections: expected layers with a branch")
         if post_norm not in (None, "rms"):
             raise ValueError(f"post_norm: expected 'rms' or None, got {post_norm!r}")
         check_number("post_norm_eps", post_norm_eps, least=0.0)
-        self.post_norm, self.post_norm_eps = post_norm, post_norm_eps
+        self.post_norm, self.post_norm_eps, self.recompute_reads = post_norm, post_norm_eps, recompute_reads
 
     def forward(
         self, x: Tensor, *args: Any, arguments: Sequence[Mapping[str, Any] | None] | None = None, **kwargs: Any
@@ -125,15 +130,36 @@ class HyperStack(nn.Module):
                 continue
             layer._check_streams(x)  # type: ignore[operator]
             u, x, writing = layer.enter(x, before)  # type: ignore[operator]
-            y, rest = split_first_tensor(layer.branch(u, *args, **options))  # type: ignore[operator]
+            with self._keeping(layer, u, x):
+                y, rest = split_first_tensor(layer.branch(u, *args, **options))  # type: ignore[operator]
             rests.append(rest)
             check_result(y, x)
             before = writing(y, eps)
         return with_rests(x if before is None else cross(x, before).streams, rests)
 
+    def _keeping(self, layer: nn.Module, u: Tensor, x: Tensor) -> AbstractContextManager[None]:
+        last: tuple[Tensor, Tensor, Tensor] | None = layer.last  # type: ignore[assignment]
+        if not self.recompute_reads or last is None or torch.compiler.is_compiling() or is_functorch_wrapped_tensor(u):
+            return nullcontext()
+        return reads_recomputed(u, x, last[0])
+
     def extra_repr(self) -> str:
-        """Show the norm."""
-        return f"post_norm={self.post_norm!r}"
+        """Show the norm, and whether reads are recomputed."""
+        return f"post_norm={self.post_norm!r}, recompute_reads={self.recompute_reads}"
+
+
+def connected(connections: Iterable[HyperConnection]) -> nn.ModuleList:
+    """Return layers of one number of streams and width, at least one; see the errors of `HyperStack`."""
+    made = nn.ModuleList(connections)
+    if not made:
+        raise ValueError("connections: expected at least one HyperConnection")
+    for layer in made:
+        if not isinstance(layer, HyperConnection):
+            raise TypeError(f"connections: expected HyperConnection, got {type(layer).__name__}")
+    shapes = {(layer.streams, layer.dim) for layer in made}
+    if len(shapes) > 1:
+        raise ValueError(f"connections: expected one number of streams and width, got {sorted(shapes)}")
+    return made
 
 
 def _stands_alone(layer: nn.Module) -> bool:

@@ -1,0 +1,95 @@
+"""Reads that are recomputed give the same gradients and are not kept."""
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.memory import saved_mib
+from jpmhc import kernels, layers
+
+
+class Gated(nn.Module):
+    """Keeps its input more than once, as views, one of them transposed."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.up, self.out = nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+
+    def forward(self, u):
+        a, b = self.up(u).chunk(2, -1)
+        attention = (u @ u.mT).softmax(-1) @ u
+        return self.out(a.sigmoid() * b) + u * u[..., :1] + attention
+
+
+class InPlace(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, u):
+        return self.out(u.mul_(2)).sin()
+
+
+def stacks(branch, dim=8, dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    made = [layers.HyperConnection(dim, branch(dim), layer_index=i, **options) for i in range(3)]
+    for layer in made:
+        for parameter in layers.mixing_parameters(layer):
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    made = nn.ModuleList(made).to(dtype)
+    return made, layers.HyperStack(made), layers.HyperStack(made, recompute_reads=True)
+
+
+def gradients(stack, parameters, x):
+    result = stack(x)
+    return [result, *torch.autograd.grad(result.sin().sum(), [x, *parameters], allow_unused=True)]
+
+
+@pytest.mark.parametrize(
+    ("options", "backend"),
+    [({}, "reference"), ({}, "numba"), ({"dynamic": False}, "reference"), ({"gate": "sigmoid"}, "reference")],
+    ids=str,
+)
+@pytest.mark.parametrize("branch", [Gated, InPlace])
+def test_the_gradients_are_the_same(branch, options, backend):
+    made, kept, recomputed = stacks(branch, **options)
+    x = torch.randn(2, 5, 4, 8, dtype=torch.float64).requires_grad_()
+    with kernels.backend(backend):
+        exact, found = (gradients(stack, [*made.parameters()], x) for stack in (kept, recomputed))
+    for a, b in zip(exact, found, strict=True):
+        assert a is b is None or torch.allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_second_derivatives():
+    *_, recomputed = stacks(Gated, 4)
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradgradcheck(recomputed, x, fast_mode=True)
+
+
+def test_u_is_not_kept():
+    torch.manual_seed(0)
+    layer = layers.HyperConnection(512, nn.Linear(512, 512, bias=False), mixer="sinkhorn")
+    x = torch.randn(256, 4, 512).requires_grad_()
+    size = x.numel() * 4 / 2**20
+    kept, recomputed = (
+        saved_mib(layers.HyperStack([layer], recompute_reads=r), x, *layer.parameters()) / size for r in (False, True)
+    )
+    assert kept - recomputed == pytest.approx(0.25)
+    assert recomputed < 0.3
+
+
+def test_bfloat16_and_autocast():
+    made, kept, recomputed = stacks(Gated, dtype=torch.float32)
+    x = torch.randn(2, 5, 4, 8).bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        exact, found = (gradients(stack, [*made.parameters()], x) for stack in (kept, recomputed))
+    for a, b in zip(exact, found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_compiled_it_is_left_to_the_compiler():
+    torch._dynamo.reset()
+    _, kept, recomputed = stacks(Gated)
+    x = torch.randn(2, 5, 4, 8, dtype=torch.float64).requires_grad_()
+    compiled = torch.compile(recomputed, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradients(compiled, [x], x)[:2], gradients(kept, [x], x)[:2])
