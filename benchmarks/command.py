@@ -51,14 +51,17 @@ def main(name: str, parts: Mapping[str, Part], arguments: list[str]) -> int:
     if options.out is not None and not options.out.parent.is_dir():
         print(f"error: --out: the folder {options.out.parent} does not exist", file=sys.stderr)
         return 1
-    results = {}
+    aside = None if options.out is None else options.out.with_suffix(".partial")
+    results: dict[str, Any] = {}
     for title, part in parts.items():
         results[title] = part(options.quick)
+        if aside is not None:  # what is done survives an interruption
+            written = {"benchmark": name, "quick": options.quick, **environment.describe(), "parts": results}
+            aside.write_text(json.dumps(written, indent=1) + os.linesep)
         show(title, results[title]["rows"])
-    if options.out is not None:
-        written = {"benchmark": name, "quick": options.quick, **environment.describe(), "parts": results}
-        aside = options.out.with_suffix(".partial")
-        aside.write_text(json.dumps(written, indent=1) + os.linesep)
+        if "note" in results[title]:
+            print(results[title]["note"])
+    if aside is not None and options.out is not None:
         aside.replace(options.out)
         print(f"wrote {options.out}")
     return 0

@@ -43,7 +43,13 @@ sphinx_gallery_conf = {
 
 
 def setup(app):
-    """Draw the mixers for their pages."""
+    """Draw the mixers and the kernels for their pages."""
     import pictures
 
-    app.connect("builder-inited", lambda app: pictures.draw_all(Path(app.srcdir) / "mixers" / "pictures"))
+    def draw(app):
+        source = Path(app.srcdir)
+        pictures.draw_all(source / "mixers" / "pictures")
+        results = source.parent / "benchmarks" / "results" / "kernels-cpu.json"
+        pictures.draw_roofline(results, source / "mixers" / "pictures" / "roofline.png")
+
+    app.connect("builder-inited", draw)

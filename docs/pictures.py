@@ -1,7 +1,11 @@
-"""Pictures of the mixers for their pages: the start, a typical matrix, and what is left of differences over depth."""
+"""Pictures of the mixers for their pages: the start, a typical matrix, and what is left of differences over depth.
+
+And the kernels' times beside their floors, from the committed results.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -57,3 +61,26 @@ def draw_all(folder: Path) -> None:
         file = folder / f"{info.name}.png"
         if not file.exists():
             draw(info.name, file)
+
+
+def draw_roofline(results: Path, file: Path) -> None:
+    """Draw every kernel's time and floor, the time that moving its bytes once takes, from a result of the benchmark."""
+    part = json.loads(results.read_text())["parts"]["roofline"]
+    rows = part["rows"]
+    figure, axis = plt.subplots(figsize=(8, 0.9 + 0.34 * len(rows)), layout="constrained")
+    for place, row in enumerate(rows):
+        axis.plot([row["floor_ms"], row["ms"]], [place, place], color="0.75", linewidth=2, zorder=1)
+        axis.text(row["ms"] * 1.15, place, f"{row['reached']:.0%}", va="center", fontsize=8)
+    places = range(len(rows))
+    axis.scatter([row["floor_ms"] for row in rows], places, marker="|", s=120, color="k", label="floor", zorder=2)
+    axis.scatter([row["ms"] for row in rows], places, color="tab:blue", label="measured", zorder=2)
+    names = [f"{row['kernel']}  {' x '.join(map(str, row['shape']))}" for row in rows]
+    axis.set_yticks(places, names, fontsize=8)
+    axis.set(xscale="log", xlabel="milliseconds", ylim=(len(rows) - 0.5, -0.5))
+    axis.set_xlim(right=3 * max(row["ms"] for row in rows))
+    where = f"{part['device']}, {rows[0]['dtype']}, {part['threads']} thread"
+    axis.set_title(f"{where}: time, and the share of it that the floor is", fontsize=9)
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(fontsize=8, loc="lower left")
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,220 @@
+"""On a GPU: a layer's boundary beside Liger's and compiled code, a recursive model's step beside the plain residual.
+
+Everything here runs on a CPU too, small, which is how it is tested; a result it is on a GPU alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.arc.model import Attention, SwiGLU, rms_norm, rotary_table
+from benchmarks.kernels.roofline import STREAMS, TOKENS, WIDTHS
+from benchmarks.kernels.systems import UnrolledSinkhorn
+from benchmarks.timing import replayed
+from jpmhc import kernels, layers
+from jpmhc.kernels.crossing import Writing
+
+SWEEPS = 20
+# How many times faster than these ours is to be.
+TARGETS = {"Liger": 2.0, "torch.compile of the reference": 1.5}
+# How much of the plain residual's time a recursive model's step may take.
+TRM_TARGET = 1.25
+# Compiling one size takes a while, and all is to be done in five minutes.
+COMPILED_WIDTHS = (512, 4096)
+TRM_WIDTH, TRM_STREAMS, TRM_HEADS, TRM_INNER, TRM_BLOCKS, TRM_POSITIONS = 512, 4, 8, 1536, 2, 916
+
+Boundary = Callable[..., tuple[Tensor, ...]]
+
+
+def layer(quick: bool) -> dict[str, Any]:
+    """Time what stands between two branches, forward and backward: write, projection, 20 sweeps, gates and read.
+
+    Parameters
+    ----------
+    quick : bool
+        The smallest width alone, fewer rounds.
+
+    Returns
+    -------
+    dict
+        JSON-able: ``rows``, each with name, streams, width, ms, ratio (to ours) and target, or ``error``; no rows
+        without a GPU.
+    """
+    if not torch.cuda.is_available():
+        return {"name": "GPU layer", "note": _NO_GPU, "rows": []}
+    widths = WIDTHS["cuda"][:1] if quick else WIDTHS["cuda"]
+    rows = [row for n in STREAMS for d in widths for row in layer_rows("cuda", TOKENS["cuda"], n, d, 3 if quick else 9)]
+    return {"name": "GPU layer", "tokens": TOKENS["cuda"], "dtype": "bfloat16", "sweeps": SWEEPS, "rows": rows}
+
+
+def step(quick: bool) -> dict[str, Any]:
+    """Time a step (forward and backward) of a Tiny Recursive Model's net with four streams and with one.
+
+    Returns
+    -------
+    dict
+        JSON-able: ``rows`` with name, ms, ratio (to the plain residual's), target, and floor: the ratio if the streams
+        cost what moving their bytes costs at the measured speed of copying; no rows without a GPU.
+    """
+    if not torch.cuda.is_available():
+        return {"name": "GPU step", "note": _NO_GPU, "rows": []}
+    return {"name": "GPU step", "rows": step_rows("cuda", 16, TRM_POSITIONS, TRM_WIDTH, 3 if quick else 9)}
+
+
+_NO_GPU = "no GPU here: nothing was measured"
+
+
+def layer_rows(device: str, tokens: int, n: int, width: int, rounds: int) -> list[dict[str, Any]]:
+    """Time all contenders for one size."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    x = torch.randn(tokens, n, width, device=device, dtype=dtype).requires_grad_()
+    y = torch.randn(tokens, width, device=device, dtype=dtype).requires_grad_()
+    matrix = torch.rand(tokens, n, n, device=device).div_(n).requires_grad_()
+    post = torch.rand(tokens, n, device=device).requires_grad_()
+    made = {
+        "jpmhc": partial(_ours, n, width, device),
+        "Liger": partial(_liger, n, width, device),
+        "torch.compile of the reference": partial(_compiled, n, width, device),
+    }
+    if device == "cuda" and width not in COMPILED_WIDTHS:
+        made.pop("torch.compile of the reference")
+    rows, calls = [], {}
+    for name, make in made.items():
+        rows.append({"name": name, "streams": n, "width": width, "target": TARGETS.get(name)})
+        try:
+            with kernels.backend("reference" if "reference" in name else "auto"):
+                call = _pass(make(), x, matrix, post, y)
+                call()
+        except Exception as error:  # a peer's fault is a result here, whatever it raises
+            rows[-1]["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        calls[name] = call
+    times = replayed(calls, rounds, device)
+    for row in rows:
+        if row["name"] in times:
+            row |= {"ms": times[row["name"]], "ratio": times[row["name"]] / times["jpmhc"]}
+    return rows
+
+
+def _pass(boundary: Boundary, *given: Tensor) -> Callable[[], Any]:
+    results = boundary(*given)
+    cotangents = [torch.randn_like(result) for result in results]
+    return lambda: torch.autograd.grad(boundary(*given), given, cotangents, allow_unused=True)
+
+
+def _connection(n: int, width: int, device: str, mixer: type[layers.Sinkhorn]) -> layers.HyperConnection:
+    made = mixer(n, iterations=SWEEPS)
+    return layers.HyperConnection(width, nn.Identity(), streams=n, mixer=made, gate="sigmoid").to(device)
+
+
+def _entered(connection: layers.HyperConnection) -> Boundary:
+    def boundary(x: Tensor, matrix: Tensor, post: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        u, streams, writing = connection.enter(x, Writing(matrix, post, y))
+        after = writing(u)
+        return u, streams, after.matrix, after.post
+
+    return boundary
+
+
+def _ours(n: int, width: int, device: str) -> Boundary:
+    return _entered(_connection(n, width, device, layers.Sinkhorn))
+
+
+def _compiled(n: int, width: int, device: str) -> Boundary:
+    torch._dynamo.reset()
+    entered = _entered(_connection(n, width, device, UnrolledSinkhorn))
+    compiled: Boundary = torch.compile(entered, fullgraph=True, dynamic=False)
+    return compiled
+
+
+def _liger(n: int, width: int, device: str) -> Boundary:
+    from liger_kernel.transformers import functional
+
+    rows = n * n + 2 * n
+    phi = (0.02 * torch.randn(n * width, rows, device=device)).to(torch.float16).requires_grad_()
+    bias = torch.zeros(rows, device=device, requires_grad=True)
+    alphas = [torch.ones((), device=device, requires_grad=True) for _ in range(3)]
+
+    def boundary(x: Tensor, matrix: Tensor, post: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        streams = functional.liger_mhc_post_res(x, y, post, matrix)
+        pre, after_post, after_matrix = functional.liger_mhc_coeffs(streams, phi, bias, *alphas, tmax=SWEEPS)
+        return functional.liger_mhc_pre(streams, pre), streams, after_matrix, after_post
+
+    return boundary
+
+
+class _Plain(nn.Module):
+    """The net with one stream: residual and norm after it, as the model has it."""
+
+    def __init__(self, branches: list[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, T, d)."""
+        for branch in self.branches:
+            x = rms_norm(x + branch(x))
+        return x
+
+
+class _Attending(nn.Module):
+    def __init__(self, width: int, heads: int, positions: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, generator)
+        self.rotary = rotary_table(positions, width // heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend."""
+        self.rotary = (self.rotary[0].to(x.device), self.rotary[1].to(x.device))
+        return self.attention(x, self.rotary)
+
+
+def _branches(width: int, positions: int) -> list[nn.Module]:
+    draw = torch.Generator().manual_seed(0)
+    heads, inner = TRM_HEADS, TRM_INNER * width // TRM_WIDTH
+    pairs = ((_Attending(width, heads, positions, draw), SwiGLU(width, inner, draw)) for _ in range(TRM_BLOCKS))
+    return [branch for pair in pairs for branch in pair]
+
+
+def step_rows(device: str, batch: int, positions: int, width: int, rounds: int) -> list[dict[str, Any]]:
+    """Time the net of two blocks with four streams beside the same with one."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    n, depth = TRM_STREAMS, 2 * TRM_BLOCKS
+    plain = _Plain(_branches(width, positions)).to(device, dtype)
+    branches = [branch.to(device, dtype) for branch in _branches(width, positions)]
+    connections = [layers.HyperConnection(width, b, streams=n, layer_index=i) for i, b in enumerate(branches)]
+    stack = layers.HyperStack(connections, post_norm="rms").to(device)
+    x = torch.randn(batch, positions, width, device=device, dtype=dtype)
+    calls = {}
+    for name, net, given in (("plain residual", plain, x), ("jpmhc, 4 streams", stack, layers.expand_streams(x, n))):
+        leaf = given.clone().requires_grad_()
+        calls[name] = _training_pass(net, leaf)
+    source = torch.zeros(batch * positions * n * width, device=device, dtype=dtype)
+    target = torch.empty_like(source)
+    times = replayed({**calls, "copy": lambda: target.copy_(source)}, rounds, device)
+    # Per sublayer (2n + 2) + (4n + 3) passes over d numbers a token, where the plain residual and norm have 4 + 4.
+    passes = depth * (6 * n + 5 - 8)
+    floor = passes * times["copy"] / (2 * n)
+    base = times["plain residual"]
+    return [
+        {"name": "plain residual", "ms": base, "ratio": 1.0, "floor": 1.0, "target": None},
+        {
+            "name": "jpmhc, 4 streams",
+            "ms": times["jpmhc, 4 streams"],
+            "ratio": times["jpmhc, 4 streams"] / base,
+            "floor": 1 + floor / base,
+            "target": TRM_TARGET,
+        },
+    ]
+
+
+def _training_pass(net: nn.Module, leaf: Tensor) -> Callable[[], Any]:
+    wanted = [leaf, *(p for p in net.parameters() if p.requires_grad)]
+    cotangent = torch.randn_like(leaf)
+    return lambda: torch.autograd.grad(net(leaf), wanted, cotangent, allow_unused=True)
