@@ -81,6 +81,6 @@ def draw_roofline(results: Path, file: Path) -> None:
     where = f"{part['device']}, {rows[0]['dtype']}, {part['threads']} thread"
     axis.set_title(f"{where}: time, and the share of it that the floor is", fontsize=9)
     axis.grid(axis="x", alpha=0.3)
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="upper right")
     figure.savefig(file, dpi=110)
     plt.close(figure)
