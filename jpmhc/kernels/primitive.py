@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from jpmhc.kernels.bodies import Choice, choose
 from jpmhc.kernels.transforms import transform_depth
@@ -113,7 +114,12 @@ def _nobody_listens(args: tuple[Any, ...]) -> bool:
     tensors = [value for value in args if isinstance(value, Tensor)]
     graph = torch.is_grad_enabled()
     return bool(tensors) and all(
-        type(value) is Tensor and not value.is_meta and not (graph and value.requires_grad) for value in tensors
+        type(value) is Tensor
+        and not value.is_meta
+        and not (graph and value.requires_grad)
+        # Of ``torch.autograd.grad(is_grads_batched=True)``, whose batch no transform's stack shows.
+        and not is_legacy_batchedtensor(value)
+        for value in tensors
     )
 
 

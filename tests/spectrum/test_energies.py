@@ -16,9 +16,10 @@ def setting():
     return mixers("free", LAYERS, STREAMS), read, 0.3 * write
 
 
-def mean_of_draws(*args):
+def mean_of_draws(*args, width=WIDTH):
     """Energies of the branches and Gram matrices of random networks, from the definition."""
-    return (torch.stack(values).mean(0) for values in zip(*(run(*args, seed) for seed in range(DRAWS)), strict=True))
+    draws = (run(*args, seed, width) for seed in range(DRAWS))
+    return (torch.stack(values).mean(0) for values in zip(*draws, strict=True))
 
 
 def run(M, read, write, phi, first, second, norm, seed, width=WIDTH):
@@ -61,7 +62,8 @@ def run(M, read, write, phi, first, second, norm, seed, width=WIDTH):
 def test_energies_and_grams_are_those_of_a_wide_random_network(name, phi, second, norm):
     M, read, write = setting()
     found = spectrum.propagate(M, read, write, activation=name, weight_variance=1.7, output_variance=second, norm=norm)
-    energies, grams = mean_of_draws(M, read, write, phi, 1.7, second, norm)
+    # Energies behind a norm scatter by 3 % over draws of width 100.
+    energies, grams = mean_of_draws(M, read, write, phi, 1.7, second, norm, width=400)
     assert torch.allclose(found.energy, energies, rtol=0.03)
     assert float((found.gram - grams).abs().max()) < 0.04 * float(grams.abs().max())
 
