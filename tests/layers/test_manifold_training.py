@@ -33,7 +33,7 @@ class Network(nn.Module):
         return layers.reduce_streams(x)
 
 
-def train(optimiser_of, steps):
+def train(optimiser_of, steps, share):
     """Points that a static layer would have, and numbers of the token as tangent vectors at them."""
     torch.manual_seed(0)
     model = Network([layers.Manifold(4, manifold, tangent=True) for manifold in SETS.values()])
@@ -48,7 +48,7 @@ def train(optimiser_of, steps):
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+    assert sum(losses[-20:]) < share * sum(losses[:20])
     for layer, before, name in zip(model.layers, start, SETS, strict=True):
         base, manifold = layer.mixer.base.detach(), layer.mixer.manifold
         assert isinstance(layer.mixer.base, manifolds.Parameter)
@@ -67,10 +67,10 @@ def geoopts(model):
 
 @pytest.mark.parametrize("optimiser", [ours, geoopts])
 def test_base_points_move_and_stay_on_their_manifolds(optimiser):
-    train(optimiser, 100)
+    train(optimiser, 100, 0.8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimiser", [ours, geoopts])
 def test_base_points_stay_on_their_manifolds_for_two_thousand_steps(optimiser):
-    train(optimiser, 2000)
+    train(optimiser, 2000, 0.7)

@@ -15,8 +15,10 @@ from jpmhc.kernels.boundary import Boundary, Pullback
 from jpmhc.kernels.cpu.compile import summing
 from jpmhc.kernels.cpu.rows import add, add_scaled, combine, dot, dots, gram, mixed, scaled, summed
 
-# Tokens between two matrix products: their streams stay in the cache (2 MiB at n = 4, d = 512), and the products are
-# large enough for the library that makes them. Fixed, so that sums over tokens do not depend on the number of threads.
+# Streams between two matrix products stay in the cache: so many bytes of them or, where tokens are wide, so many
+# tokens, with which the products are large enough for the library that makes them. Narrow tokens in short chunks would
+# spend their time on starting threads. Sizes alone decide, so that sums over tokens do not depend on the threads.
+_CACHE = 2 * 2**20
 _CHUNK = 256
 _GRAIN = 16
 _WORTH = 128
@@ -26,6 +28,11 @@ _CODES = {"given": 0, "softmax": 1, "sigmoid": 2, "tanh": 3}
 def _few(*args: Any) -> str | None:
     streams = next(value for value in args if isinstance(value, Tensor) and value.ndim == 3)
     return f"fewer than {_WORTH} tokens" if streams.shape[0] < _WORTH else None
+
+
+def _chunk(x: Tensor) -> int:
+    """Return how many tokens of x (N, n, d) make a chunk."""
+    return max(_CHUNK, _CACHE // max(1, x[:1].numel() * x.element_size()))
 
 
 @body((torch.float32, torch.float64), spares=_few)
@@ -39,8 +46,9 @@ def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
     columns = None if weight is None else weight.t()
     write = _arrays(x, matrix, post, y, out, post_rms)
     read = _arrays(after, z, bias, scale, rms, u, pre)
-    for start in range(0, len(x), _CHUNK):
-        stop = min(start + _CHUNK, len(x))
+    length = _chunk(x)
+    for start in range(0, len(x), length):
+        stop = min(start + length, len(x))
         ranges = [(start + a, start + b) for a, b in pool.split(stop - start, _GRAIN)]
         if post is not None:
             pool.run(_write, ranges, *write, post_eps)
@@ -58,17 +66,18 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
     grad_x, grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale = pullback.results()
     tokens, n, d = x.shape
     x, streams = x.contiguous(), streams.contiguous()
+    length = _chunk(x)
     slope = x.new_empty(0 if pre is None else (tokens, n))
     grad_raw = x.new_empty(0 if z is None else z.shape)
     radial = x.new_empty(0 if rms is None else tokens)
-    projected = x.new_empty(0 if weight is None else (min(tokens, _CHUNK), n * d))
+    projected = x.new_empty(0 if weight is None else (min(tokens, length), n * d))
     gated = _arrays(streams, grad_u, grad_z, scale, z, pre, rms, slope, grad_raw, radial)
     terms = _arrays(grad_streams, grad_u, pre, projected, radial, streams, post_rms, x, matrix, post, y)
     written = _arrays(grad_x, grad_matrix, grad_post, grad_y)
     flat = streams.flatten(1)
     grad_weight.zero_()
-    for start in range(0, tokens, _CHUNK):
-        stop = min(start + _CHUNK, tokens)
+    for start in range(0, tokens, length):
+        stop = min(start + length, tokens)
         ranges = [(start + a, start + b) for a, b in pool.split(stop - start, _GRAIN)]
         if pre is not None:
             pool.run(_read_backward, ranges, *gated, _CODES[gate])
