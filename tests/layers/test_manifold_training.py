@@ -33,13 +33,13 @@ class Network(nn.Module):
         return layers.reduce_streams(x)
 
 
-def train(optimiser_of, steps, share):
+def train(optimiser_of, steps, share, end):
     """Points that a static layer would have, and numbers of the token as tangent vectors at them."""
     torch.manual_seed(0)
     model = Network([layers.Manifold(4, manifold, tangent=True) for manifold in SETS.values()])
     start = [layer.mixer.base.detach().clone() for layer in model.layers]
     optimiser = optimiser_of(model)
-    losses = []
+    losses, farthest = [], [0.0] * len(start)
     for _ in range(steps):
         x = torch.randn(32, 8)
         target = torch.sin(3 * x.roll(1, -1))
@@ -48,11 +48,17 @@ def train(optimiser_of, steps, share):
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
+        moved = [
+            (layer.mixer.base.detach() - x).abs().max().item() for layer, x in zip(model.layers, start, strict=True)
+        ]
+        farthest = list(map(max, farthest, moved))
     assert sum(losses[-20:]) < share * sum(losses[:20])
-    for layer, before, name in zip(model.layers, start, SETS, strict=True):
+    # A point may come back near its start: it does on the Stiefel manifold, 0.007 after two thousand steps of geoopt's.
+    assert min(farthest) > 1e-2
+    assert min(moved) > end
+    for layer, name in zip(model.layers, SETS, strict=True):
         base, manifold = layer.mixer.base.detach(), layer.mixer.manifold
         assert isinstance(layer.mixer.base, manifolds.Parameter)
-        assert (base - before).abs().max() > 1e-2, name
         assert manifold.point_error(base).max() < 1e-5, name
         assert layer.mixer.residual(layer.coefficients(torch.randn(4, 4, 8))[2]).max() < 1e-5, name
 
@@ -67,10 +73,10 @@ def geoopts(model):
 
 @pytest.mark.parametrize("optimiser", [ours, geoopts])
 def test_base_points_move_and_stay_on_their_manifolds(optimiser):
-    train(optimiser, 100, 0.8)
+    train(optimiser, 100, share=0.8, end=1e-2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimiser", [ours, geoopts])
 def test_base_points_stay_on_their_manifolds_for_two_thousand_steps(optimiser):
-    train(optimiser, 2000, 0.7)
+    train(optimiser, 2000, share=0.7, end=1e-3)
