@@ -84,7 +84,7 @@ def run(operations: Operations, shapes: Iterable[tuple[int, ...]], quick: bool) 
         clone of the batch) and, where the result is a point, ``off`` and ``geoopt_off``, the distances of ours and of
         geoopt's from the manifold.
     """
-    rounds = 2 if quick else 3
+    rounds = 2 if quick else 9
     shapes = tuple(shapes)[: 1 if quick else None]
     with one_thread(), torch.no_grad():
         rows = [

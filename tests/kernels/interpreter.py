@@ -5,6 +5,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from jpmhc.kernels.bodies import interpreted
+
+
+def bodies(*others):
+    """Names and devices of the bodies under test: Triton's where the interpreter or a GPU runs them, and others."""
+    if interpreted():
+        return [("triton", "cpu")]
+    return [*((name, "cpu") for name in others), *([("triton", "cuda")] if torch.cuda.is_available() else [])]
 
 
 def run_again(file, *selection):

@@ -10,13 +10,14 @@ from jpmhc.kernels.bodies import interpreted
 from jpmhc.kernels.boundary import Boundary, Pullback, boundary_backward, boundary_forward
 from jpmhc.kernels.crossing import Reading, Writing, cross
 from tests.kernels.boundaries import FORMS, TOLERANCE, boundary, deviation, function, results, tensors, truth
-from tests.kernels.interpreter import run_again
+from tests.kernels.interpreter import bodies, run_again
 
-if interpreted():
-    BODIES = [("triton", torch.float32), ("triton", torch.bfloat16), ("triton", torch.float16)]
-else:
-    BODIES = [("reference", torch.float64), ("reference", torch.float32), ("reference", torch.bfloat16)]
-    BODIES += [("numba", torch.float64), ("numba", torch.float32)]
+DTYPES = {
+    "reference": (torch.float64, torch.float32, torch.bfloat16),
+    "numba": (torch.float64, torch.float32),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+}
+BODIES = [(*body, dtype) for body in bodies("reference", "numba") for dtype in DTYPES[body[0]]]
 # Tokens, streams, width, raw numbers. The interpreter takes long for many streams.
 SIZES = [(0, 4, 6, 14), (1, 1, 9, 3), (7, 3, 5, 12), (17, 8, 31, 44), (5, 2, 150, 8)]
 SIZES += [(3, 9, 37, 11), (2, 16, 3, 18)] if interpreted() else [(67, 16, 3, 32)]
@@ -27,41 +28,44 @@ def test_triton_bodies_in_the_interpreter():
     run_again(__file__, "-k", "every_body or sizes or strides or do_not_come or again")
 
 
-@pytest.mark.parametrize(("backend", "dtype"), BODIES)
+@pytest.mark.parametrize(("backend", "device", "dtype"), BODIES)
 @pytest.mark.parametrize("form", FORMS)
-def test_every_body_agrees_with_float64(form, backend, dtype):
-    assert deviation(form, backend, dtype) < TOLERANCE[dtype]
+def test_every_body_agrees_with_float64(form, backend, device, dtype):
+    assert deviation(form, backend, dtype, device) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize(("backend", "dtype"), BODIES)
+@pytest.mark.parametrize(("backend", "device", "dtype"), BODIES)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_sizes_are_any(sizes, backend, dtype):
+def test_sizes_are_any(sizes, backend, device, dtype):
     tokens, n, d, m = sizes
     forms = ["write post-norm, read softmax norm", "read sigmoid norm", "write"]
     for form in forms[:1] if interpreted() and dtype != torch.float32 else forms:
-        assert deviation(form, backend, dtype, tokens=tokens, n=n, d=d, m=m) < TOLERANCE[dtype]
+        assert deviation(form, backend, dtype, device, tokens=tokens, n=n, d=d, m=m) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize(("backend", "dtype"), BODIES)
-def test_strides_are_any(backend, dtype):
+@pytest.mark.parametrize(("backend", "device", "dtype"), BODIES)
+def test_strides_are_any(backend, device, dtype):
     def scattered(arguments):
-        spread = [torch.empty(*a.shape, 2, dtype=a.dtype)[..., 1].copy_(a) for a in (t.detach() for t in arguments)]
-        return [s.requires_grad_() for s in spread]
+        spread = [
+            torch.empty(*a.shape, 2, dtype=a.dtype, device=a.device)[..., 1].copy_(a)
+            for a in (t.detach() for t in arguments)
+        ]
+        return [s.detach().requires_grad_() for s in spread]
 
     def transposed(arguments):
         turned = [a.detach().transpose(0, -1).contiguous().transpose(0, -1) for a in arguments]
         return [t.requires_grad_() for t in turned]
 
     for form in ("write, read sigmoid norm", "read softmax norm", "read given"):
-        assert deviation(form, backend, dtype, change=transposed) < TOLERANCE[dtype]
+        assert deviation(form, backend, dtype, device, change=transposed) < TOLERANCE[dtype]
     for form in ("write, read sigmoid norm", "read given"):
-        assert deviation(form, backend, dtype, change=scattered) < TOLERANCE[dtype]
+        assert deviation(form, backend, dtype, device, change=scattered) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize(("backend", "dtype"), BODIES)
-def test_again_it_gives_the_same_bits(backend, dtype):
+@pytest.mark.parametrize(("backend", "device", "dtype"), BODIES)
+def test_again_it_gives_the_same_bits(backend, device, dtype):
     halves = boundary("write post-norm, read softmax norm", tokens=19, dtype=dtype)
-    call, arguments = function(*halves[1:]), tensors(*halves)
+    call, arguments = function(*halves[1:]), [a.detach().to(device).requires_grad_() for a in tensors(*halves)]
     cotangents = [torch.randn_like(o) for o in call(*arguments)]
     with kernels.backend(backend):
         first, again = (results(call, arguments, cotangents) for _ in range(2))

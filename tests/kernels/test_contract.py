@@ -5,7 +5,7 @@ import torch
 
 from jpmhc import kernels
 from jpmhc.kernels.bodies import interpreted
-from tests.kernels.interpreter import run_again
+from tests.kernels.interpreter import bodies, run_again
 
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13}
 SHAPES = [(37, 4, 4), (2, 3, 3, 2), (0, 4, 4), (1, 1, 1), (4, 4)]
@@ -36,7 +36,7 @@ CALLS = {
     "quaternion_forward": lambda s, d: (normal((*s[:-2], 2, 4), d),),
     "quaternion_adjoint": lambda s, d: (normal((*s[:-2], 2, 4), d), normal((*s[:-2], 4, 4), d, 1)),
 }
-BODIES = ["triton" if interpreted() else "numba"]
+BODIES = bodies("numba")
 
 
 def truth(operation, args):
@@ -47,10 +47,16 @@ def truth(operation, args):
         return getattr(kernels, operation)(*wide)
 
 
-def agree(backend, operation, args):
+def run(body, operation, *args):
+    backend, device = body
+    args = [value.to(device) if isinstance(value, torch.Tensor) else value for value in args]
     with kernels.backend(backend):
         assert kernels.choice(operation, *args).backend == backend
-        result = getattr(kernels, operation)(*args)
+        return getattr(kernels, operation)(*args).cpu()
+
+
+def agree(body, operation, args):
+    result = run(body, operation, *args)
     expected = truth(operation, args)
     dtype = args[0].dtype
     assert (result.dtype, result.shape, result.is_contiguous()) == (dtype, expected.shape, True)
@@ -58,24 +64,24 @@ def agree(backend, operation, args):
     torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-@pytest.mark.parametrize("backend", BODIES)
+@pytest.mark.parametrize("body", BODIES, ids="-".join)
 @pytest.mark.parametrize("operation", CALLS)
 @pytest.mark.parametrize(
     ("shape", "dtype"), [*((shape, torch.float32) for shape in SHAPES), ((37, 4, 4), torch.float64)], ids=str
 )
-def test_agrees_with_the_reference_in_float64(backend, operation, shape, dtype):
+def test_agrees_with_the_reference_in_float64(body, operation, shape, dtype):
     if shape[-1] != shape[-2] and not operation.startswith("sinkhorn"):
         shape = (*shape[:-1], shape[-2])
-    agree(backend, operation, CALLS[operation](shape, dtype))
+    agree(body, operation, CALLS[operation](shape, dtype))
 
 
-@pytest.mark.parametrize("backend", BODIES)
+@pytest.mark.parametrize("body", BODIES, ids="-".join)
 @pytest.mark.parametrize("operation", CALLS)
-def test_any_strides(backend, operation):
+def test_any_strides(body, operation):
     args = CALLS[operation]((6, 4, 4), torch.float32)
     strided = [value.movedim(0, -1).contiguous().movedim(-1, 0) if torch.is_tensor(value) else value for value in args]
     assert not strided[0].is_contiguous()
-    agree(backend, operation, strided)
+    agree(body, operation, strided)
 
 
 EXTREMES = {
@@ -87,45 +93,40 @@ EXTREMES = {
 }
 
 
-@pytest.mark.parametrize("backend", BODIES)
+@pytest.mark.parametrize("body", BODIES, ids="-".join)
 @pytest.mark.parametrize("operation", ["sinkhorn_forward", "sinkhorn_sweeps"])
 @pytest.mark.parametrize("logits", EXTREMES.values(), ids=EXTREMES)
-def test_extreme_logits(backend, operation, logits):
+def test_extreme_logits(body, operation, logits):
     options = (None, None, 3e-6, 200) if operation == "sinkhorn_forward" else (None, None, 5)
     args = (logits.float(), *options)
-    with kernels.backend(backend):
-        result = getattr(kernels, operation)(*args)
+    result = run(body, operation, *args)
     expected = truth(operation, args)
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=3e-5, equal_nan=True)
     assert (result[logits == -torch.inf] == 0).all()
 
 
-@pytest.mark.parametrize("backend", BODIES)
-def test_a_matrix_does_not_depend_on_its_neighbours(backend):
+@pytest.mark.parametrize("body", BODIES, ids="-".join)
+def test_a_matrix_does_not_depend_on_its_neighbours(body):
     logits = normal((50, 4, 4), torch.float32, scale=2.0)
-    with kernels.backend(backend):
-        together = kernels.sinkhorn_forward(logits, None, None, 2e-6, 64)
-        alone = torch.cat([kernels.sinkhorn_forward(one, None, None, 2e-6, 64) for one in logits.split(1)])
-    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+    together, *alone = (
+        run(body, "sinkhorn_forward", some, None, None, 2e-6, 64) for some in (logits, *logits.split(1))
+    )
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("backend", BODIES)
-def test_large_skew_matrices_stay_rotations(backend):
+@pytest.mark.parametrize("body", BODIES, ids="-".join)
+def test_large_skew_matrices_stay_rotations(body):
     raw = normal((20, 4, 4), torch.float32, scale=1e3)
-    with kernels.backend(backend):
-        q = kernels.cayley_forward(raw, 1.0).double()
+    q = run(body, "cayley_forward", raw, 1.0).double()
     torch.testing.assert_close(q.mT @ q, torch.eye(4).double().expand(20, 4, 4), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", BODIES)
-def test_quaternions_of_any_length_and_of_none(backend):
+@pytest.mark.parametrize("body", BODIES, ids="-".join)
+def test_quaternions_of_any_length_and_of_none(body):
     pair = normal((6, 2, 4), torch.float32)
     pair *= torch.tensor([1e-30, 1e-37, 1.0, 1e30, 1e38, 0.0])[:, None, None]
-    with kernels.backend(backend):
-        q, slope = (
-            kernels.quaternion_forward(pair),
-            kernels.quaternion_adjoint(pair[2:], normal((4, 4, 4), torch.float32)),
-        )
+    q = run(body, "quaternion_forward", pair)
+    slope = run(body, "quaternion_adjoint", pair[2:], normal((4, 4, 4), torch.float32))
     torch.testing.assert_close(q.mT @ q, torch.eye(4).expand(6, 4, 4), rtol=0, atol=1e-6)
     torch.testing.assert_close(q.double(), truth("quaternion_forward", (pair,)), rtol=0, atol=1e-6)
     assert torch.equal(q[-1], torch.eye(4))
@@ -133,13 +134,12 @@ def test_quaternions_of_any_length_and_of_none(backend):
     assert slope.isfinite().all()
 
 
-@pytest.mark.parametrize("backend", BODIES)
+@pytest.mark.parametrize("body", BODIES, ids="-".join)
 @pytest.mark.parametrize("n", [5, 8])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_cayley_by_elimination(n, scale, backend):
+def test_cayley_by_elimination(n, scale, body):
     args = normal((5, n, n), torch.float32, scale=scale), 1.0
-    with kernels.backend(backend):
-        q = kernels.cayley_forward(*args).double()
+    q = run(body, "cayley_forward", *args).double()
     torch.testing.assert_close(q, truth("cayley_forward", args), rtol=0, atol=2e-6 * scale)
     torch.testing.assert_close(q.mT @ q, torch.eye(n).double().expand(5, n, n), rtol=0, atol=2e-6)
 
@@ -167,7 +167,7 @@ def test_triton_bodies_in_the_interpreter():
 @pytest.mark.parametrize("operation", CALLS)
 def test_torch_accepts_the_registration(operation):
     args = CALLS[operation]((3, 4, 4), torch.float32)
-    with kernels.backend(BODIES[0]):
+    with kernels.backend(BODIES[0][0]):
         torch.library.opcheck(getattr(torch.ops.jpmhc, operation).default, args)
 
 

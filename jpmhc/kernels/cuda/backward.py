@@ -1,4 +1,4 @@
-"""Kernels of the boundary's backward pass; `boundary` launches them."""
+"""Kernels of the boundary's backward pass, in the order in which `boundary` launches them."""
 
 from __future__ import annotations
 
@@ -6,144 +6,368 @@ import triton
 import triton.language as tl
 
 from jpmhc.kernels.cuda.blocks import token_block
-from jpmhc.kernels.cuda.streams import fetch, move, pick, put, streams_of, tanh, tile, zeros
+from jpmhc.kernels.cuda.streams import (
+    UNROLLED,
+    fetch,
+    mixed,
+    move,
+    numbers_of,
+    put,
+    row_of,
+    streams_of,
+    tanh,
+    tile,
+    zeros,
+)
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def backward(
-    grad_streams, grad_u, grad_z, x, matrix, post, y, weight, scale, streams, z, pre, rms, post_rms,
-    grad_x, grad_matrix, grad_post, grad_y, slope, grad_raw, tokens, GATE: tl.constexpr, PRECISION: tl.constexpr,
+def close(
+    grad_streams, grad_u, grad_z, weight, scale, streams, z, pre, rms, post_rms,
+    slope, grad_raw, radials, inner, bias_sums, scale_sums, tokens, GATE: tl.constexpr, PRECISION: tl.constexpr,
     N: tl.constexpr, D: tl.constexpr, M: tl.constexpr, M2: tl.constexpr, N2: tl.constexpr, BT: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of everything that belongs to a token."""
+    """Make what a token's gradients need of all its columns: gradients of its raw numbers, and of its norms."""
     t, inside = token_block(tl.program_id(0), tokens, BT)
     column = tl.arange(0, N2)[None, :]
-    there = inside[:, None] & (column < N)
     raw = tl.zeros([BT, M2], tl.float32)
     radial = tl.zeros([BT], tl.float32)
     if pre is not None:
         slopes = tl.zeros([BT, M2], tl.float32)
         numbers = tl.arange(0, M2)[None, :]
         if grad_u is not None:
+            products = zeros(N, BT, BD)
             for start in range(0, D, BD):
                 arriving = fetch(grad_u, t, inside, start, D, BD)
                 offsets, mask = tile(t, inside, start, N, D, BD)
-                for i in range(N):
+                added = ()
+                for i in tl.static_range(N):
                     value = tl.load(streams + offsets + i * D, mask=mask, other=0.0).to(tl.float32)
-                    slopes = put(slopes, numbers, i, tl.sum(arriving * value, axis=1))
+                    added = added + (products[i] + arriving * value,)
+                products = added
+            for i in tl.static_range(N):
+                slopes = put(slopes, numbers, i, tl.sum(products[i], axis=1))
         if weight is None:
             tl.store(slope + t[:, None] * N + numbers, slopes, mask=inside[:, None] & (numbers < N))
         else:
-            raw, radial = _close(slopes, grad_z, scale, z, pre, rms, slope, grad_raw, t, inside, GATE, N, D, M, M2, BT)
-    inner = tl.zeros([BT, N2], tl.float32)
+            raw, radial = _close(
+                slopes, grad_z, scale, z, pre, rms, bias_sums, scale_sums, grad_raw, t, inside, GATE, N, D, M, M2, BT
+            )
+            if rms is not None:
+                tl.store(radials + t, radial, mask=inside)
     if post_rms is not None:
+        found = tl.zeros([BT, N2], tl.float32)
         for start in range(0, D, BD):
+            arriving = tl.zeros([BT, BD], tl.float32)
+            if grad_u is not None:
+                arriving = fetch(grad_u, t, inside, start, D, BD)
             offsets, mask = tile(t, inside, start, N, D, BD)
-            for i in range(N):
-                total = _total(
-                    grad_streams, grad_u, pre, weight, raw, radial, rms, streams, t, inside, start, i, PRECISION,
-                    N, D, M, M2, BT, BD,
-                )  # fmt: skip
-                value = tl.load(streams + offsets + i * D, mask=mask, other=0.0).to(tl.float32)
-                inner = put(inner, column, i, tl.sum(total * value, axis=1) / D)
-    post_sums = tl.zeros([BT, N2], tl.float32)
-    for start in range(0, D, BD):
-        offsets, mask = tile(t, inside, start, N, D, BD)
-        result = tl.zeros([BT, BD], tl.float32)
-        grad_result = tl.zeros([BT, BD], tl.float32)
-        loaded, moved = (), ()
-        if post is not None:
-            result = fetch(y, t, inside, start, D, BD)
-        if matrix is not None:
-            loaded = streams_of(x, t, inside, start, N, D, BD)
-            moved = zeros(N, BT, BD)
-        for j in range(N):
-            total = _total(
-                grad_streams, grad_u, pre, weight, raw, radial, rms, streams, t, inside, start, j, PRECISION,
-                N, D, M, M2, BT, BD,
-            )  # fmt: skip
-            if post_rms is not None:
+            for j in range(N):
                 value = tl.load(streams + offsets + j * D, mask=mask, other=0.0).to(tl.float32)
-                factor = tl.load(post_rms + t * N + j, mask=inside, other=0.0)
-                total = (total - pick(inner, column, j)[:, None] * value) * factor[:, None]
-            if post is not None:
-                post_sums = put(post_sums, column, j, tl.sum(total * result, axis=1))
-                grad_result += tl.load(post + t * N + j, mask=inside, other=0.0)[:, None] * total
-            if matrix is None:
-                tl.store(grad_x + offsets + j * D, total.to(grad_x.dtype.element_ty), mask=mask)
-            else:
-                # The sums of a token's n^2 entries stand in memory between chunks: they are more than registers.
-                place = grad_matrix + t[:, None] * (N * N) + (j * N + column)
-                sums = tl.load(place, mask=there & (start > 0), other=0.0)
-                added = ()
-                for i in tl.static_range(N):
-                    sums = put(sums, column, i, tl.sum(total * loaded[i], axis=1))
-                    entry = tl.load(matrix + t * (N * N) + (j * N + i), mask=inside, other=0.0)
-                    added = added + (moved[i] + entry[:, None] * total,)
-                moved = added
-                tl.debug_barrier()  # all threads have loaded what some of them overwrite
-                tl.store(place, sums, mask=there)
-        if post is not None:
-            move(grad_y, grad_result, t, inside, start, D, BD)
-        if matrix is not None:
-            for i in tl.static_range(N):
-                tl.store(grad_x + offsets + i * D, moved[i].to(grad_x.dtype.element_ty), mask=mask)
-            tl.debug_barrier()  # and the sums are there when the next chunk loads them
-    if post is not None:
-        tl.store(grad_post + t[:, None] * N + column, post_sums, mask=there)
+                total = tl.zeros([BT, BD], tl.float32)
+                if grad_streams is not None:
+                    total = tl.load(grad_streams + offsets + j * D, mask=mask, other=0.0).to(tl.float32)
+                total = _total(
+                    total, arriving, pre, weight, raw, radial, rms, value, t, inside, start, j, PRECISION,
+                    N, D, M, M2, BD,
+                )  # fmt: skip
+                found = put(found, column, j, tl.sum(total * value, axis=1) / D)
+        tl.store(inner + t[:, None] * N + column, found, mask=inside[:, None] & (column < N))
 
 
 @triton.jit
 def _close(
-    s, grad_z, scale, z, pre, rms, slope, grad_raw, t, inside, GATE: tl.constexpr,
+    s, grad_z, scale, z, pre, rms, bias_sums, scale_sums, grad_raw, t, inside, GATE: tl.constexpr,
     N: tl.constexpr, D: tl.constexpr, M: tl.constexpr, M2: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """Pull gradients s of the read weights back to the raw numbers (BT, M2); return also the factor of the norm."""
     column = tl.arange(0, M2)[None, :]
-    there, whole = inside[:, None] & (column < N), inside[:, None] & (column < M)
-    numbers = tl.load(z + t[:, None] * M + column, mask=whole, other=0.0)
+    there, full = inside[:, None] & (column < N), inside[:, None] & (column < M)
+    numbers = tl.load(z + t[:, None] * M + column, mask=full, other=0.0)
     weights = tl.load(pre + t[:, None] * N + column, mask=there, other=0.0)
+    factor = tl.load(scale)
+    scaled = numbers
     if GATE == "softmax":
         s = weights * (s - tl.sum(weights * s, axis=1, keep_dims=True))
     elif GATE == "sigmoid":
         s = weights * (1.0 - weights) * s
-    tl.store(slope + t[:, None] * N + column, s, mask=there)
-    raw = s * tl.load(scale)
+    else:
+        scaled = tanh(numbers)
+    s = tl.where(there, s, 0.0)
+    block = tl.program_id(0)
+    tl.store(bias_sums + block * N + tl.arange(0, M2), tl.sum(s, axis=0), mask=tl.arange(0, M2) < N)
+    tl.store(scale_sums + block, tl.sum(s * scaled))
+    raw = s * factor
     if GATE == "tanh":
-        squashed = tanh(numbers)
-        raw = raw * (1.0 - squashed * squashed)
+        raw = raw * (1.0 - scaled * scaled)
     if grad_z is not None:
-        raw += tl.load(grad_z + t[:, None] * M + column, mask=whole, other=0.0)
+        raw += tl.load(grad_z + t[:, None] * M + column, mask=full, other=0.0)
     radial = tl.zeros([BT], tl.float32)
     if rms is not None:
         factor = tl.load(rms + t, mask=inside, other=0.0)
         radial = -tl.sum(raw * numbers, axis=1) * factor * factor / (N * D)
         raw = raw * factor[:, None]
-    tl.store(grad_raw + t[:, None] * M + column, raw, mask=whole)
+    tl.store(grad_raw + t[:, None] * M + column, raw, mask=full)
     return raw, radial
 
 
 @triton.jit
 def _total(
-    grad_streams, grad_u, pre, weight, raw, radial, rms, streams, t, inside, start, i, PRECISION: tl.constexpr,
-    N: tl.constexpr, D: tl.constexpr, M: tl.constexpr, M2: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    total, arriving, pre, weight, raw, radial, rms, value, t, inside, start, i, PRECISION: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, M: tl.constexpr, M2: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Return a chunk of the gradient of stream i of x', before the norm after the write is pulled back."""
+    """Add to a chunk of the gradient of stream i of x' what comes from the read, the norm and the projection."""
+    if pre is not None:
+        total += tl.load(pre + t * N + i, mask=inside, other=0.0)[:, None] * arriving
+    if rms is not None:
+        total += radial[:, None] * value
+    if weight is not None:
+        total = _projected(total, weight, raw, start, i, PRECISION, N, D, M, M2, BD)
+    return total
+
+
+@triton.jit
+def _projected(
+    total, weight, raw, start, i, PRECISION: tl.constexpr, N: tl.constexpr, D: tl.constexpr, M: tl.constexpr,
+    M2: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Add a chunk of stream i of ``raw W``."""
+    row, c = tl.arange(0, M2)[:, None], start + tl.arange(0, BD)[None, :]
+    w = tl.load(weight + row * (N * D) + (i * D + c), mask=(row < M) & (c < D), other=0.0)
+    if PRECISION == "halves":  # the gradient of bfloat16 streams is rounded as much as these factors are
+        return tl.dot(raw.to(tl.bfloat16), w, total)
+    else:
+        return tl.dot(raw, w, total, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def pull_few(
+    grad_streams, grad_u, x, matrix, post, y, weight, streams, pre, rms, post_rms, grad_raw, radials, inner,
+    grad_x, grad_y, grad_matrix, grad_post, tokens, PRECISION: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    M: tl.constexpr, M2: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of x, y, M and post for a block of tokens, of few streams: coefficients and sums stay in registers.
+
+    x' is made again of what is loaded anyhow.
+    """
+    t, inside = token_block(tl.program_id(0), tokens, BT)
+    row = tl.arange(0, M2)
+    raw = tl.zeros([BT, M2], tl.float32)
+    radial = tl.zeros([BT], tl.float32)
+    if weight is not None:
+        raw = tl.load(grad_raw + t[:, None] * M + row[None, :], mask=inside[:, None] & (row < M)[None, :], other=0.0)
+    if rms is not None:
+        radial = tl.load(radials + t, mask=inside, other=0.0)
+    entries, posts, reads, factors, along = (), (), (), (), ()
+    if matrix is not None:
+        entries = numbers_of(matrix, t, inside, N * N)
+    if post is not None:
+        posts = numbers_of(post, t, inside, N)
+    if pre is not None:
+        reads = numbers_of(pre, t, inside, N)
+    if post_rms is not None:
+        factors = numbers_of(post_rms, t, inside, N)
+        along = numbers_of(inner, t, inside, N)
+    entry_sums, post_sums = zeros(N * N, BT, 4), zeros(N, BT, 4)
+    for start in tl.range(0, D, BD, num_stages=STAGES):
+        offsets, mask = tile(t, inside, start, N, D, BD)
+        arriving = tl.zeros([BT, BD], tl.float32)
+        result = tl.zeros([BT, BD], tl.float32)
+        grad_result = tl.zeros([BT, BD], tl.float32)
+        loaded, coming, moved = (), (), zeros(N, BT, BD)
+        if matrix is not None:
+            loaded = streams_of(x, t, inside, start, N, D, BD)
+        elif rms is not None or post_rms is not None:
+            loaded = streams_of(streams, t, inside, start, N, D, BD)
+        if grad_streams is not None:
+            coming = streams_of(grad_streams, t, inside, start, N, D, BD)
+        if post is not None:
+            result = fetch(y, t, inside, start, D, BD)
+        if grad_u is not None:
+            arriving = fetch(grad_u, t, inside, start, D, BD)
+        added_entries, added_posts = (), ()
+        for j in tl.static_range(N):
+            value = tl.zeros([BT, BD], tl.float32)
+            if rms is not None or post_rms is not None:
+                if matrix is None:
+                    value = loaded[j].to(tl.float32)
+                else:
+                    value = row_of(loaded, result, matrix, entries, posts, j, N)
+                    if post_rms is not None:
+                        value = value * factors[j][:, None]
+            total = tl.zeros([BT, BD], tl.float32)
+            if weight is not None:
+                total = _projected(total, weight, raw, start, j, PRECISION, N, D, M, M2, BD)
+            if grad_streams is not None:
+                total += coming[j].to(tl.float32)
+            if pre is not None:
+                total += reads[j][:, None] * arriving
+            if rms is not None:
+                total += radial[:, None] * value
+            if post_rms is not None:
+                total = (total - along[j][:, None] * value) * factors[j][:, None]
+            if post is not None:
+                added_posts = added_posts + (post_sums[j] + _by_lane(total * result, BT, BD),)
+                grad_result += posts[j][:, None] * total
+            if matrix is None:
+                tl.store(grad_x + offsets + j * D, total.to(grad_x.dtype.element_ty), mask=mask)
+            else:
+                going = ()
+                for i in tl.static_range(N):
+                    product = _by_lane(total * loaded[i].to(tl.float32), BT, BD)
+                    added_entries = added_entries + (entry_sums[j * N + i] + product,)
+                    going = going + (moved[i] + entries[j * N + i][:, None] * total,)
+                moved = going
+        if post is not None:
+            post_sums = added_posts
+            move(grad_y, grad_result, t, inside, start, D, BD)
+        if matrix is not None:
+            entry_sums = added_entries
+            for i in tl.static_range(N):
+                tl.store(grad_x + offsets + i * D, moved[i].to(grad_x.dtype.element_ty), mask=mask)
+    for j in tl.static_range(N):
+        if post is not None:
+            tl.store(grad_post + t * N + j, tl.sum(post_sums[j], axis=1), mask=inside)
+        if matrix is not None:
+            for i in tl.static_range(N):
+                tl.store(grad_matrix + t * (N * N) + (j * N + i), tl.sum(entry_sums[j * N + i], axis=1), mask=inside)
+
+
+@triton.jit
+def _by_lane(product, BT: tl.constexpr, BD: tl.constexpr):
+    """Sum a chunk over the columns that stand in one thread of a product of the tensor cores, (BT, 4)."""
+    return tl.sum(tl.sum(tl.reshape(product, (BT, BD // 8, 4, 2)), axis=3), axis=1)
+
+
+@triton.jit(do_not_specialize=["tokens", "length"])
+def pull(
+    grad_streams, grad_u, x, matrix, post, y, weight, streams, pre, rms, post_rms, grad_raw, radials, inner,
+    grad_x, grad_y, sums, tokens, length, PRECISION: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    M: tl.constexpr, M2: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of some columns of x and y in a range of tokens, and these columns' share of those of M and post.
+
+    A program keeps to its columns, so that the projection's stay in the cache. x' is made again of what is loaded
+    anyhow.
+    """
+    start = tl.program_id(0) * BD
+    first = tl.program_id(1).to(tl.int64) * length
+    many = tokens.to(tl.int64)
+    row = tl.arange(0, M2)
+    for step in tl.range(0, length, BT, num_stages=STAGES):
+        t = first + step + tl.arange(0, BT)
+        inside = t < tokens
+        offsets, mask = tile(t, inside, start, N, D, BD)
+        share = sums + tl.program_id(0) * K * many + t
+        arriving = tl.zeros([BT, BD], tl.float32)
+        result = tl.zeros([BT, BD], tl.float32)
+        grad_result = tl.zeros([BT, BD], tl.float32)
+        raw = tl.zeros([BT, M2], tl.float32)
+        radial = tl.zeros([BT], tl.float32)
+        loaded, moved = (), ()
+        coming = ()
+        if grad_streams is not None and N <= UNROLLED:
+            coming = streams_of(grad_streams, t, inside, start, N, D, BD)
+        if matrix is not None:
+            loaded = streams_of(x, t, inside, start, N, D, BD)
+            moved = zeros(N, BT, BD)
+        if post is not None:
+            result = fetch(y, t, inside, start, D, BD)
+        if grad_u is not None:
+            arriving = fetch(grad_u, t, inside, start, D, BD)
+        if weight is not None:
+            there = inside[:, None] & (row < M)[None, :]
+            raw = tl.load(grad_raw + t[:, None] * M + row[None, :], mask=there, other=0.0)
+        if rms is not None:
+            radial = tl.load(radials + t, mask=inside, other=0.0)
+        if N <= UNROLLED:
+            for j in tl.static_range(N):
+                moved, grad_result = _stream(
+                    coming, grad_streams, arriving, result, raw, radial, loaded, moved, grad_result, matrix, post,
+                    weight, streams, pre, rms, post_rms, inner, grad_x, share, many, t, inside, start, j, PRECISION,
+                    N, D, M, M2, K, BT, BD,
+                )  # fmt: skip
+        else:
+            for j in range(N):
+                moved, grad_result = _stream(
+                    None, grad_streams, arriving, result, raw, radial, loaded, moved, grad_result, matrix, post,
+                    weight, streams, pre, rms, post_rms, inner, grad_x, share, many, t, inside, start, j, PRECISION,
+                    N, D, M, M2, K, BT, BD,
+                )  # fmt: skip
+        if post is not None:
+            move(grad_y, grad_result, t, inside, start, D, BD)
+        if matrix is not None:
+            for i in tl.static_range(N):
+                tl.store(grad_x + offsets + i * D, moved[i].to(grad_x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _stream(
+    coming, grad_streams, arriving, result, raw, radial, loaded, moved, grad_result, matrix, post, weight, streams,
+    pre, rms, post_rms, inner, grad_x, share, many, t, inside, start, j, PRECISION: tl.constexpr, N: tl.constexpr,
+    D: tl.constexpr, M: tl.constexpr, M2: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Pull the gradient of a chunk of stream j of x' back; return what was added to."""
     offsets, mask = tile(t, inside, start, N, D, BD)
+    value = tl.zeros([BT, BD], tl.float32)
+    factor = tl.zeros([BT], tl.float32)
+    if post_rms is not None:
+        factor = tl.load(post_rms + t * N + j, mask=inside, other=0.0)
+    if rms is not None or post_rms is not None:
+        if matrix is None:
+            value = tl.load(streams + offsets + j * D, mask=mask, other=0.0).to(tl.float32)
+        else:
+            value = mixed(loaded, result, matrix, post, t, inside, j, N)
+            if post_rms is not None:
+                value = value * factor[:, None]
     total = tl.zeros([BT, BD], tl.float32)
     if grad_streams is not None:
-        total += tl.load(grad_streams + offsets + i * D, mask=mask, other=0.0).to(tl.float32)
-    if pre is not None and grad_u is not None:
-        weights = tl.load(pre + t * N + i, mask=inside, other=0.0)
-        total += weights[:, None] * fetch(grad_u, t, inside, start, D, BD)
-    if rms is not None:
-        total += radial[:, None] * tl.load(streams + offsets + i * D, mask=mask, other=0.0).to(tl.float32)
-    if weight is not None:
-        row, c = tl.arange(0, M2)[:, None], start + tl.arange(0, BD)[None, :]
-        w = tl.load(weight + row * (N * D) + (i * D + c), mask=(row < M) & (c < D), other=0.0)
-        total = tl.dot(raw, w, total, input_precision=PRECISION)
-    return total
+        if coming is None:
+            total = tl.load(grad_streams + offsets + j * D, mask=mask, other=0.0).to(tl.float32)
+        else:
+            total = coming[j].to(tl.float32)
+    total = _total(
+        total, arriving, pre, weight, raw, radial, rms, value, t, inside, start, j, PRECISION, N, D, M, M2, BD
+    )
+    if post_rms is not None:
+        along = tl.load(inner + t * N + j, mask=inside, other=0.0)
+        total = (total - along[:, None] * value) * factor[:, None]
+    if post is not None:
+        tl.store(share + (K - N + j) * many, tl.sum(total * result, axis=1), mask=inside)
+        grad_result += tl.load(post + t * N + j, mask=inside, other=0.0)[:, None] * total
+    added = ()
+    if matrix is None:
+        tl.store(grad_x + offsets + j * D, total.to(grad_x.dtype.element_ty), mask=mask)
+    else:
+        for i in tl.static_range(N):
+            tl.store(share + (j * N + i) * many, tl.sum(total * loaded[i].to(tl.float32), axis=1), mask=inside)
+            entry = tl.load(matrix + t * (N * N) + (j * N + i), mask=inside, other=0.0)
+            added = added + (moved[i] + entry[:, None] * total,)
+    return added, grad_result
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def gather(
+    sums, grad_matrix, grad_post, tokens, CHUNKS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, K2: tl.constexpr,
+    BT: tl.constexpr,
+):  # fmt: skip
+    """Sum the columns' shares of the gradients of M and of the write weights."""
+    t, inside = token_block(tl.program_id(0), tokens, BT)
+    k = tl.arange(0, K2)
+    share = tl.arange(0, 8)[:, None, None]
+    total = tl.zeros([8, K2, BT], tl.float32)
+    for start in range(0, CHUNKS, 8):
+        chunk = (start + share).to(tl.int64)
+        mask = (chunk < CHUNKS) & (k < K)[None, :, None] & inside[None, None, :]
+        total += tl.load(sums + (chunk * K + k[None, :, None]) * tokens + t[None, None, :], mask=mask, other=0.0)
+    result = tl.trans(tl.sum(total, axis=0))
+    k = k[None, :]
+    if grad_matrix is not None:
+        tl.store(grad_matrix + t[:, None] * (N * N) + k, result, mask=inside[:, None] & (k < N * N))
+    k -= K - N
+    tl.store(grad_post + t[:, None] * N + k, result, mask=inside[:, None] & (k >= 0) & (k < N))
 
 
 @triton.jit(do_not_specialize=["tokens", "length"])
@@ -167,6 +391,11 @@ def weight_gradient(
             mask=(t < tokens)[:, None] & (column < COLUMNS)[None, :],
             other=0.0,
         )
-        total = tl.dot(raw, value.to(tl.float32), total, input_precision=PRECISION)
+        if PRECISION == "halves":
+            upper = raw.to(tl.bfloat16)
+            total = tl.dot((raw - upper.to(tl.float32)).to(tl.bfloat16), value, total)
+            total = tl.dot(upper, value, total)
+        else:
+            total = tl.dot(raw, value.to(tl.float32), total, input_precision=PRECISION)
     place = parts + (part.to(tl.int64) * M + row[:, None]) * COLUMNS + column[None, :]
     tl.store(place, total, mask=(row < M)[:, None] & (column < COLUMNS)[None, :])

@@ -1,33 +1,34 @@
-"""Triton body of the boundary: a block of tokens goes over its streams in chunks of their width.
+"""Triton body of the boundary: which kernels run, with blocks of what size.
 
-Where something is needed of all chunks before the next can be done (the raw numbers before the read, the gradient of
-the read weights before that of the streams) the block goes over them again, and finds them in the cache. Every program
-writes to its own tokens alone and every sum has one order, so that results are the same at every run.
+Every sum has one order, so that results are the same at every run.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from jpmhc.kernels.bodies import body, interpreted
 from jpmhc.kernels.boundary import Boundary, Pullback
-from jpmhc.kernels.cuda.backward import backward, weight_gradient
-from jpmhc.kernels.cuda.blocks import LARGEST, token_block
-from jpmhc.kernels.cuda.streams import fetch, gate_of, mixed, move, pick, project, put, streams_of, tile
+from jpmhc.kernels.cuda import backward, forward
+from jpmhc.kernels.cuda.blocks import LARGEST
+from jpmhc.kernels.cuda.streams import halve
 
-# Tokens of a block, the fewest that a tensor core takes.
-_TOKENS = 16
-# Ranges of tokens whose parts of the projection's gradient are summed one after the other, whatever the number of
-# tokens.
-_RANGES = 8
-# The projections of all streams would stand in shared memory at once if loads were made ahead: 520 KiB at n = 8.
-_STAGES = 1
 _HALF = (torch.bfloat16, torch.float16)
+
+
+class Blocks(NamedTuple):
+    """Sizes of a kernel's blocks."""
+
+    tokens: int
+    width: int
+    warps: int
+    stages: int = 1
+    """Chunks that are loaded ahead, and this one."""
 
 
 def _refuses(*args: Any) -> str | None:
@@ -45,23 +46,15 @@ def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
     if not tokens:
         return results
     rows = 0 if weight is None else weight.shape[0]
-    arrays = _given(x, matrix, post, y, weight, bias, scale)
+    precision = _precision(x)
     targets = _wanted(out, u, z, pre, rms, post_rms)
     with torch.cuda.device_of(x):
-        _forward[(triton.cdiv(tokens, _TOKENS),)](
-            *arrays,
-            *targets,
-            tokens,
-            eps,
-            post_eps,
-            gate,
-            _precision(x),
-            n,
-            d,
-            rows,
-            *_blocks(n, d, rows),
-            **_options(n),
-        )
+        arrays = _given(x, matrix, post, y, _factor(weight, precision), bias, scale)
+        plan = blocks_to_write(n, d)
+        forward.cross[(triton.cdiv(tokens, plan.tokens),)](
+            *arrays, *targets, tokens, eps, post_eps, gate, precision,
+            n, d, rows, _padded(rows, 16), _padded(n), plan.tokens, plan.width, plan.stages, num_warps=plan.warps,
+        )  # fmt: skip
     return results
 
 
@@ -69,61 +62,161 @@ def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
 def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
     """See the reference."""
     grad_x, grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale = results = pullback.results()
-    x, weight, streams, z, pre, scale = (
-        getattr(pullback, name) for name in ("x", "weight", "streams", "z", "pre", "scale")
-    )
-    tokens, n, d = x.shape
+    tokens, n, d = pullback.x.shape
     if not tokens:
         return (*results[:4], grad_weight.zero_(), grad_bias.zero_(), grad_scale.zero_())
+    pullback = Pullback._make(value.contiguous() if isinstance(value, Tensor) else value for value in pullback)
+    grad_streams, grad_u, grad_z, x, matrix, post, y, weight, scale, streams, z, pre, rms, post_rms, gate = pullback
+    like, precision = pullback.like, _precision(x)
     rows = 0 if weight is None else weight.shape[0]
-    slope = pullback.like.new_empty(0 if pre is None else (tokens, n))
-    grad_raw = pullback.like.new_empty(0 if z is None else (tokens, rows))
-    arrays = _given(*pullback[:-1])
-    targets = _wanted(grad_x, grad_matrix, grad_post, grad_y, slope, grad_raw)
+    padded = _padded(rows, 16)
+    grad_raw: Tensor | None = None
+    radials = inner = bias_sums = scale_sums = None
+    if weight is not None:
+        grad_raw = like.new_empty(tokens, rows)
+    if rms is not None:
+        radials = like.new_empty(tokens)
+    if post_rms is not None:
+        inner = like.new_empty(tokens, n)
     with torch.cuda.device_of(x):
-        backward[(triton.cdiv(tokens, _TOKENS),)](
-            *arrays, *targets, tokens, pullback.gate, _precision(x), n, d, rows, *_blocks(n, d, rows), **_options(n)
-        )
-        if weight is not None:
-            grad_weight = _weight_gradient(grad_raw, streams.contiguous())
-    if scale is None or z is None:
-        grad_bias = slope
-    else:
-        raw = z[:, :n].tanh() if pullback.gate == "tanh" else z[:, :n]
-        grad_bias, grad_scale = slope.sum(0), (slope * raw).sum().view(1)
+        factor = _factor(weight, precision)
+        if pre is not None or post_rms is not None:
+            plan = blocks_to_close(n, d)
+            blocks = triton.cdiv(tokens, plan.tokens)
+            if weight is not None:
+                bias_sums, scale_sums = like.new_empty(blocks, n), like.new_empty(blocks, 1)
+            slope = grad_bias if pre is not None and weight is None else None
+            backward.close[(blocks,)](
+                grad_streams, grad_u, grad_z, factor, scale, streams, z, pre, rms, post_rms,
+                slope, grad_raw, radials, inner, bias_sums, scale_sums, tokens, gate, precision,
+                n, d, rows, padded, _padded(n), plan.tokens, plan.width, num_warps=plan.warps, num_stages=plan.stages,
+            )  # fmt: skip
+            if bias_sums is not None and scale_sums is not None:
+                grad_bias, grad_scale = bias_sums.sum(0), scale_sums.sum(0)
+        plan = blocks_to_pull(n, d, post_rms is not None)
+        arrays = [grad_streams, grad_u, x, matrix, post, y, factor, streams, pre, rms, post_rms]
+        arrays += [grad_raw, radials, inner, grad_x, grad_y]
+        if n <= FEW:
+            backward.pull_few[(triton.cdiv(tokens, plan.tokens),)](
+                *arrays, *_wanted(grad_matrix), grad_post, tokens, precision, n, d, rows, padded,
+                plan.tokens, plan.width, plan.stages, num_warps=plan.warps,
+            )  # fmt: skip
+        else:
+            _pull_many(arrays, grad_matrix, grad_post, plan, precision, rows)
+        if grad_raw is not None:
+            grad_weight = _weight_gradient(grad_raw, streams, precision)
     return grad_x, grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale
 
 
-def _weight_gradient(grad_raw: Tensor, streams: Tensor) -> Tensor:
+def _pull_many(
+    arrays: list[Tensor | None], grad_matrix: Tensor, grad_post: Tensor, plan: Blocks, precision: str, rows: int
+) -> None:
+    x = arrays[2]
+    assert x is not None
+    tokens, n, d = x.shape
+    entries = (grad_matrix.numel() + grad_post.numel()) // tokens
+    chunks = triton.cdiv(d, plan.width)
+    ranges = _ranges(x.device, tokens, chunks, plan)
+    length = plan.tokens * triton.cdiv(tokens, plan.tokens * ranges)
+    shares = grad_post.new_empty(chunks, entries, tokens)
+    backward.pull[(chunks, ranges)](
+        *arrays, shares, tokens, length, precision, n, d, rows, _padded(rows, 16), entries,
+        plan.tokens, plan.width, plan.stages, num_warps=plan.warps,
+    )  # fmt: skip
+    if entries:
+        size = _padded(entries)
+        block = max(1, 1024 // size)
+        backward.gather[(triton.cdiv(tokens, block),)](
+            shares, *_wanted(grad_matrix), grad_post, tokens, chunks, n, entries, size, block
+        )
+
+
+def _weight_gradient(grad_raw: Tensor, streams: Tensor, precision: str) -> Tensor:
     tokens, rows = grad_raw.shape
     columns = streams[0].numel()
-    row_block, column_block, token_block_ = min(128, max(16, triton.next_power_of_2(rows))), 64, 32
-    length = token_block_ * triton.cdiv(tokens, token_block_ * _RANGES)
+    row_block, column_block, token_block = min(128, _padded(rows, 16)), 64, 32
+    length = token_block * triton.cdiv(tokens, token_block * _RANGES)
     parts = grad_raw.new_empty(_RANGES, rows, columns)
     grid = (triton.cdiv(columns, column_block), triton.cdiv(rows, row_block), _RANGES)
-    weight_gradient[grid](
-        grad_raw,
-        streams,
-        parts,
-        tokens,
-        length,
-        _precision(streams),
-        rows,
-        columns,
-        row_block,
-        column_block,
-        token_block_,
+    backward.weight_gradient[grid](
+        grad_raw, streams, parts, tokens, length, precision, rows, columns, row_block, column_block, token_block
     )
     return parts.sum(0)
+
+
+# Ranges of tokens whose parts of the projection's gradient are summed one after the other, whatever the number of
+# tokens.
+_RANGES = 8
+# Streams whose coefficients and sums of their gradients a program keeps in registers.
+FEW = 4
+
+
+# The sizes were chosen by measurements on an H100 with bfloat16 streams, of those at which no register spills.
+def blocks_to_write(n: int, d: int) -> Blocks:
+    """Return the blocks of the forward pass."""
+    if n <= FEW:
+        return Blocks(32, _width(64, d), 4, 2)
+    return Blocks(32, _width(32, d), 4) if n <= 8 else Blocks(16, _width(32, d), 8)
+
+
+def blocks_to_close(n: int, d: int) -> Blocks:
+    """Return the blocks of the backward pass's first half."""
+    return Blocks(16, _width(128 if n <= FEW else 64 if n <= 8 else 32, d), 4)
+
+
+def blocks_to_pull(n: int, d: int, post_normed: bool) -> Blocks:
+    """Return the blocks of the backward pass's second half: a warp has 16 tokens, so that no sum is over two warps."""
+    if n <= FEW:
+        return Blocks(32, 16 if post_normed else _width(32, d), 2, 2)
+    return Blocks(16, 16, 1) if n <= 8 else Blocks(16, _width(32, d), 8)
+
+
+def _width(most: int, d: int) -> int:
+    return min(most, _padded(d, 16))
+
+
+def _ranges(device: torch.device, tokens: int, chunks: int, plan: Blocks) -> int:
+    """Return the fewest ranges of tokens whose programs keep the device busy."""
+    at_once = _at_once(device, plan.warps)
+
+    def busy(ranges: int) -> float:
+        programs = chunks * ranges
+        return programs / (triton.cdiv(programs, at_once) * at_once)
+
+    most = min(triton.cdiv(tokens, plan.tokens), max(8, at_once // chunks))
+    return max(range(1, most + 1), key=lambda ranges: (min(busy(ranges), 0.9), -ranges))
+
+
+@cache
+def _at_once(device: torch.device, warps: int) -> int:
+    """How many programs run at one time, where each thread has most of the registers that it can have."""
+    if interpreted():
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count * max(1, 8 // warps)
 
 
 def _precision(streams: Tensor) -> str:
     """How tensor cores make a product of float32: by three of each factor's upper and lower half.
 
     Halves in bfloat16 keep sixteen bits of a weight, which is enough beside bfloat16 streams, of which nothing is lost.
-    Triton's interpreter has no such products, and computes in float32 whatever it is told.
+    Triton's interpreter has none of these products.
     """
-    return "bf16x3" if streams.dtype == torch.bfloat16 and not interpreted() else "tf32x3"
+    if interpreted():
+        return "ieee"
+    return "halves" if streams.dtype == torch.bfloat16 else "tf32x3"
+
+
+def _factor(weight: Tensor | None, precision: str) -> Tensor | None:
+    """Return the projection as its products take it: with the halves one below the other."""
+    if weight is None or precision != "halves":
+        return weight
+    both = torch.empty(2, *weight.shape, dtype=torch.bfloat16, device=weight.device)
+    halve[(triton.cdiv(weight.numel(), 1024),)](weight.contiguous(), both[0], both[1], weight.numel(), 1024)
+    return both
+
+
+def _padded(size: int, least: int = 1) -> int:
+    return max(least, triton.next_power_of_2(size))
 
 
 def _given(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -132,89 +225,3 @@ def _given(*tensors: Tensor | None) -> list[Tensor | None]:
 
 def _wanted(*tensors: Tensor) -> list[Tensor | None]:
     return [tensor if tensor.numel() else None for tensor in tensors]
-
-
-def _options(n: int) -> dict[str, int]:
-    return {"num_stages": _STAGES, "num_warps": 4 if n <= 4 else 8}
-
-
-def _blocks(n: int, d: int, rows: int) -> tuple[int, int, int, int]:
-    """Return the padded numbers of raw numbers and streams, and tokens and width of a block."""
-    width = min(64 if n <= 8 else 32, max(16, triton.next_power_of_2(d)))
-    return max(16, triton.next_power_of_2(rows)), triton.next_power_of_2(n), _TOKENS, width
-
-
-# Loops over the streams that are read are unrolled, those over the streams that are made are not: code of n^2 parts
-# would compile for minutes.
-@triton.jit(do_not_specialize=["tokens"])
-def _forward(
-    x, matrix, post, y, weight, bias, scale, out, u, z, pre, rms, post_rms, tokens,
-    eps: tl.constexpr, post_eps: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr,
-    N: tl.constexpr, D: tl.constexpr, M: tl.constexpr, M2: tl.constexpr, N2: tl.constexpr, BT: tl.constexpr,
-    BD: tl.constexpr,
-):  # fmt: skip
-    t, inside = token_block(tl.program_id(0), tokens, BT)
-    column = tl.arange(0, N2)[None, :]
-    there = inside[:, None] & (column < N)
-    factors = tl.zeros([BT, N2], tl.float32)
-    if post_rms is not None:
-        for start in range(0, D, BD):
-            loaded = streams_of(x, t, inside, start, N, D, BD)
-            result = fetch(y, t, inside, start, D, BD)
-            for j in range(N):
-                fresh = mixed(loaded, result, matrix, post, t, inside, j, N)
-                factors = put(factors, column, j, tl.sum(fresh * fresh, axis=1))
-        factors = 1.0 / tl.sqrt(factors / D + post_eps)
-        tl.store(post_rms + t[:, None] * N + column, factors, mask=there)
-    given = tl.zeros([BT, N2], tl.float32)
-    if bias is not None and weight is None:
-        given = tl.load(bias + t[:, None] * N + column, mask=there, other=0.0)
-        tl.store(pre + t[:, None] * N + column, given, mask=there)
-    raw = tl.zeros([BT, M2], tl.float32)
-    square = tl.zeros([BT], tl.float32)
-    for start in range(0, D, BD):
-        offsets, mask = tile(t, inside, start, N, D, BD)
-        loaded = ()
-        result = tl.zeros([BT, BD], tl.float32)
-        if post is not None:
-            loaded = streams_of(x, t, inside, start, N, D, BD)
-            result = fetch(y, t, inside, start, D, BD)
-        read = tl.zeros([BT, BD], tl.float32)
-        for j in range(N):
-            if post is None:
-                value = tl.load(x + offsets + j * D, mask=mask, other=0.0)
-            else:
-                fresh = mixed(loaded, result, matrix, post, t, inside, j, N)
-                if post_rms is not None:
-                    fresh = fresh * pick(factors, column, j)[:, None]
-                value = fresh.to(out.dtype.element_ty)
-                tl.store(out + offsets + j * D, value, mask=mask)
-            if weight is not None:
-                raw = project(value, weight, raw, j * D + start, D - start, PRECISION, N * D, M, M2, BD)
-            wide = value.to(tl.float32)
-            if rms is not None:
-                square += tl.sum(wide * wide, axis=1)
-            if bias is not None and weight is None:
-                read += pick(given, column, j)[:, None] * wide
-        if bias is not None and weight is None:
-            move(u, read, t, inside, start, D, BD)
-    if bias is not None and weight is not None:
-        numbers = tl.arange(0, M2)[None, :]
-        if rms is not None:
-            factor = 1.0 / tl.sqrt(square / (N * D) + eps)
-            tl.store(rms + t, factor, mask=inside)
-            raw = raw * factor[:, None]
-        tl.store(z + t[:, None] * M + numbers, raw, mask=inside[:, None] & (numbers < M))
-        weights = gate_of(raw, bias, tl.load(scale), numbers, GATE, N)
-        tl.store(pre + t[:, None] * N + numbers, weights, mask=inside[:, None] & (numbers < N))
-        tl.debug_barrier()  # what other threads of the block wrote is read
-        for start in range(0, D, BD):
-            offsets, mask = tile(t, inside, start, N, D, BD)
-            read = tl.zeros([BT, BD], tl.float32)
-            for j in range(N):
-                if post is None:
-                    value = tl.load(x + offsets + j * D, mask=mask, other=0.0)
-                else:
-                    value = tl.load(out + offsets + j * D, mask=mask, other=0.0)
-                read += pick(weights, numbers, j)[:, None] * value.to(tl.float32)
-            move(u, read, t, inside, start, D, BD)
