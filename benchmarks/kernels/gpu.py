@@ -20,11 +20,11 @@ from jpmhc import kernels, layers
 from jpmhc.kernels.crossing import Writing
 
 SWEEPS = 20
+_REFERENCE = "torch.compile of the reference"
 # How many times faster than these ours is to be.
-TARGETS = {"Liger": 2.0, "torch.compile of the reference": 1.5}
+TARGETS = {"Liger": 2.0, _REFERENCE: 1.5}
 # How much of the plain residual's time a recursive model's step may take.
 TRM_TARGET = 1.25
-# Compiling one size takes a while, and all is to be done in five minutes.
 COMPILED_WIDTHS = (512, 4096)
 TRM_WIDTH, TRM_STREAMS, TRM_HEADS, TRM_INNER, TRM_BLOCKS, TRM_POSITIONS = 512, 4, 8, 1536, 2, 916
 
@@ -45,11 +45,20 @@ def layer(quick: bool) -> dict[str, Any]:
         JSON-able: ``rows``, each with name, streams, width, ms, ratio (to ours) and target, or ``error``; no rows
         without a GPU.
     """
+    return _layers("GPU layer", ("jpmhc", "Liger"), WIDTHS["cuda"][:1] if quick else WIDTHS["cuda"], quick)
+
+
+def compiled(quick: bool) -> dict[str, Any]:
+    """Do as `layer` beside compiled code of the reference, some minutes of compiling for each size."""
+    return _layers("GPU compiled", ("jpmhc", _REFERENCE), COMPILED_WIDTHS[:1] if quick else COMPILED_WIDTHS, quick)
+
+
+def _layers(name: str, contenders: tuple[str, ...], widths: tuple[int, ...], quick: bool) -> dict[str, Any]:
     if not torch.cuda.is_available():
-        return {"name": "GPU layer", "note": _NO_GPU, "rows": []}
-    widths = WIDTHS["cuda"][:1] if quick else WIDTHS["cuda"]
-    rows = [row for n in STREAMS for d in widths for row in layer_rows("cuda", TOKENS["cuda"], n, d, 3 if quick else 9)]
-    return {"name": "GPU layer", "tokens": TOKENS["cuda"], "dtype": "bfloat16", "sweeps": SWEEPS, "rows": rows}
+        return {"name": name, "note": _NO_GPU, "rows": []}
+    tokens, rounds = TOKENS["cuda"], 3 if quick else 9
+    rows = [row for n in STREAMS for d in widths for row in layer_rows("cuda", tokens, n, d, rounds, contenders)]
+    return {"name": name, "tokens": tokens, "dtype": "bfloat16", "sweeps": SWEEPS, "rows": rows}
 
 
 def step(quick: bool) -> dict[str, Any]:
@@ -69,8 +78,10 @@ def step(quick: bool) -> dict[str, Any]:
 _NO_GPU = "no GPU here: nothing was measured"
 
 
-def layer_rows(device: str, tokens: int, n: int, width: int, rounds: int) -> list[dict[str, Any]]:
-    """Time all contenders for one size."""
+def layer_rows(
+    device: str, tokens: int, n: int, width: int, rounds: int, contenders: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Time contenders for one size, ours among them."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     x = torch.randn(tokens, n, width, device=device, dtype=dtype).requires_grad_()
@@ -80,12 +91,10 @@ def layer_rows(device: str, tokens: int, n: int, width: int, rounds: int) -> lis
     made = {
         "jpmhc": partial(_ours, n, width, device),
         "Liger": partial(_liger, n, width, device),
-        "torch.compile of the reference": partial(_compiled, n, width, device),
+        _REFERENCE: partial(_compiled, n, width, device),
     }
-    if device == "cuda" and width not in COMPILED_WIDTHS:
-        made.pop("torch.compile of the reference")
     rows, calls = [], {}
-    for name, make in made.items():
+    for name, make in ((name, made[name]) for name in contenders):
         rows.append({"name": name, "streams": n, "width": width, "target": TARGETS.get(name)})
         try:
             with kernels.backend("reference" if "reference" in name else "auto"):

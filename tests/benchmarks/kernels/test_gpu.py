@@ -8,7 +8,7 @@ from benchmarks.kernels import gpu
 
 def test_without_a_gpu_nothing_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for part in (gpu.layer, gpu.step):
+    for part in (gpu.layer, gpu.compiled, gpu.step):
         result = part(quick=True)
         assert result["rows"] == []
         assert "no GPU" in result["note"]
@@ -21,7 +21,7 @@ def test_ours_is_timed_and_faults_of_peers_are_results(monkeypatch):
         raise RuntimeError("no driver")
 
     monkeypatch.setattr(gpu, "_liger", broken)
-    rows = {row["name"]: row for row in gpu.layer_rows("cpu", 32, 4, 16, 2)}
+    rows = {row["name"]: row for row in gpu.layer_rows("cpu", 32, 4, 16, 2, ("jpmhc", "Liger", gpu._REFERENCE))}
     assert rows["jpmhc"]["ratio"] == 1
     assert rows["torch.compile of the reference"]["ms"] > 0
     assert rows["Liger"]["error"] == "RuntimeError: no driver"
