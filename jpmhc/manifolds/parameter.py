@@ -71,7 +71,9 @@ def rebuild_parameter(data: Tensor, manifold: geoopt.Manifold, requires_grad: bo
 def unsharded_parameters(module: nn.Module) -> set[nn.Parameter]:
     """All manifold parameters of a module, for ``fully_shard(module, ignored_params=...)``.
 
-    A shard of a matrix is not a point of a manifold, and 4 x 4 matrices are not worth sharding.
+    A shard of a matrix is not a point of a manifold, and 4 x 4 matrices are not worth sharding. FSDP2 does not average
+    the gradients of what it leaves out; the training loop does, in the order of ``module.parameters()``: a set has
+    another order on every process.
 
     Examples
     --------
