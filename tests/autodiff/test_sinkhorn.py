@@ -362,6 +362,8 @@ def test_peak_memory_does_not_grow_with_the_sweeps():
                 highest = max(highest, alive)
         return highest
 
+    # The first call compiles and the first record starts the profiler, of which torch 2.11 once lost the rest.
+    peak(10)
     peaks = [peak(iterations) for iterations in (10, 100, 1000)]
     assert peaks[0] == peaks[1] == peaks[2] > 0
 
