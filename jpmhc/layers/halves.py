@@ -84,6 +84,11 @@ class Halves(Coefficients):
             As :meth:`read`, read with ``pre``.
         own : Tensor, shape (..., n)
             The read weights that this layer makes of x.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            As :meth:`read`, and if ``pre`` has another n.
         """
         self._check_streams(x)
         given = x
@@ -101,6 +106,12 @@ class Halves(Coefficients):
         if x.shape[-2:] != (self.streams, self.dim):
             raise ValueError(
                 f"x: expected shape (..., {self.streams}, {self.dim}), got {tuple(x.shape)}; call expand_streams first"
+            )
+        own = self.static if self.projection is None else self.projection
+        if hasattr(own, "device_mesh") and not hasattr(x, "device_mesh"):
+            raise RuntimeError(
+                "parameters: expected whole ones, got shards; FSDP2 gathers them when the layer itself is called, not "
+                "for read, carry or enter: shard the module that calls those (a SinglePass, a block) instead"
             )
 
     def _ran(self, x: Tensor, pre: Tensor, own: Tensor, post: Tensor, matrix: Tensor) -> None:

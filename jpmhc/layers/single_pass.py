@@ -29,7 +29,8 @@ class SinglePass(nn.Module):
     Parameters
     ----------
     connections : iterable of HyperConnection
-        With one read each, of the same number of streams and width.
+        With one read each, of the same number of streams and width. Hooks of branches run, those of the layers
+        themselves do not: FSDP2 shards the chain as a whole.
 
     Raises
     ------

@@ -114,23 +114,102 @@ dist.destroy_process_group()
 """
 
 
+CHAINS = """
+import sys
+from functools import partial
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from jpmhc import layers, manifolds
+
+dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=int(sys.argv[1]), world_size=2)
+mesh = init_device_mesh("cpu", (2,))
+
+
+def shard(module):
+    return fully_shard(module, mesh=mesh, ignored_params=manifolds.unsharded_parameters(module))
+
+
+def chain(kind):
+    torch.manual_seed(0)
+    mixers = ["cayley", "sinkhorn", "manifold"]
+    return kind(layers.HyperConnection(8, nn.Linear(8, 8), mixer=m, layer_index=i) for i, m in enumerate(mixers))
+
+
+def converted():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = layers.convert(nn.TransformerEncoder(block, 2, enable_nested_tensor=False), mixer="manifold")
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, layers.HyperConnection):
+                layer.static.normal_()
+    return model
+
+
+def agree(make, pieces):
+    plain, sharded = make(), make()
+    for piece in pieces(sharded):
+        shard(piece)
+    shard(sharded)
+    x = torch.randn(3, 4, 8, requires_grad=True)
+    out, expected = sharded(x), plain(x)
+    torch.testing.assert_close(out, expected)
+    found, truth = (torch.autograd.grad(y.sin().sum(), x)[0] for y in (out, expected))
+    torch.testing.assert_close(found, truth)
+
+
+def refused(call):
+    try:
+        call()
+    except RuntimeError as error:
+        assert str(error).startswith("parameters: expected whole ones, got shards; FSDP2"), error
+    else:
+        raise AssertionError("shards were taken for whole parameters")
+
+
+def one_by_one(chain):
+    return chain.connections
+
+
+def as_one(chain):
+    return ()
+
+
+agree(partial(chain, layers.HyperStack), one_by_one)
+agree(partial(chain, layers.HyperStack), as_one)
+agree(partial(chain, layers.SinglePass), as_one)
+agree(converted, lambda model: model.layers)
+refused(lambda: agree(partial(chain, layers.SinglePass), one_by_one))
+refused(lambda: shard(chain(layers.HyperStack).connections[0]).read(torch.randn(3, 4, 8)))
+refused(lambda: shard(layers.HyperConnection(8, dynamic=False)).read(torch.randn(3, 4, 8)))
+dist.destroy_process_group()
+"""
+
+
 def free_port():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
 
 
-def test_one_optimiser_of_shards_and_base_points_trains_like_one_process_and_comes_back(tmp_path):
+def run(worker, *arguments):
     port = str(free_port())
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", WORKER, str(rank), port, str(tmp_path)], stderr=subprocess.PIPE
-        )
-        for rank in (0, 1)
-    ]
+    command = [sys.executable, "-W", "ignore", "-c", worker]
+    processes = [subprocess.Popen([*command, str(rank), port, *arguments], stderr=subprocess.PIPE) for rank in (0, 1)]
     for process in processes:
         _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error.decode()[-3000:]
+
+
+def test_chains_run_on_shards_or_say_what_to_shard():
+    run(CHAINS)
+
+
+def test_one_optimiser_of_shards_and_base_points_trains_like_one_process_and_comes_back(tmp_path):
+    run(WORKER, str(tmp_path))
     losses, trained = torch.load(tmp_path / "plain", weights_only=True)
     for rank in (0, 1):
         sharded = torch.load(tmp_path / f"process-{rank}", weights_only=True)
