@@ -112,6 +112,11 @@ def _liger(make: _Layer, module: Any, branch: Any) -> HyperConnection:
 
 @torch.no_grad()
 def _lucidrains(make: _Layer, module: Any, branch: Any, mixer: Any, gate: str, scale: list[Tensor]) -> HyperConnection:
+    if getattr(module.depth_residual_fn, "__name__", None) != "add":
+        raise ValueError(
+            f"module: {type(module).__name__} with depth_residual_fn={module.depth_residual_fn!r} has no equal here, "
+            "only the sum"
+        )
     n = module.num_residual_streams
     alpha, beta = module.dynamic_alpha_fn, module.dynamic_beta_fn
     width = beta.shape[0]

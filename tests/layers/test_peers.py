@@ -21,17 +21,27 @@ def shake(module, size=0.2):
             parameter.copy_(size * torch.randn_like(parameter))
 
 
+def same(gradient):
+    return gradient
+
+
 def agree(ours, theirs, x, weights):
-    """Compare outputs, and gradients of the streams and of weights that stand for the same number in both."""
-    results = []
-    for function, parameters in ((ours, [pair[0] for pair in weights]), (theirs, [pair[1] for pair in weights])):
-        streams = x.clone().requires_grad_()
-        out = function(streams)
-        gradients = torch.autograd.grad(out.sin().sum(), [streams, *parameters])
-        results.append((out, *gradients))
-    for actual, expected in zip(*results, strict=True):
-        size = max(1.0, expected.abs().max().item())
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * size)
+    """Compare outputs, and gradients of the streams and of weights.
+
+    A weight of ours stands beside those of the peer's that it was made from, and a function that makes its gradient
+    from theirs: `same` if nothing else is given.
+    """
+    weights = [(own, peers if isinstance(peers, tuple) else (peers,), *make) for own, peers, *make in weights]
+    streams = x.clone().requires_grad_()
+    out, expected_out = ours(streams), theirs(streams)
+    found = torch.autograd.grad(out.sin().sum(), [streams, *(own for own, *_ in weights)])
+    of_peer = torch.autograd.grad(expected_out.sin().sum(), [streams, *(p for _, peers, *_ in weights for p in peers)])
+    rest, expected = iter(of_peer[1:]), [of_peer[0]]
+    for _, peers, *make in weights:
+        expected.append((make[0] if make else same)(*(next(rest) for _ in peers)))
+    for actual, target in zip((out, *found), (expected_out, *expected), strict=True):
+        size = max(1.0, target.abs().max().item())
+        torch.testing.assert_close(actual, target, rtol=0, atol=1e-5 * size)
 
 
 @pytest.mark.parametrize("streams", [4, 8])
@@ -47,8 +57,14 @@ def test_transformers_deepseek(streams):
         post, comb, u = theirs(x)
         return post.unsqueeze(-1) * branch(u).unsqueeze(-2) + comb.mT @ x
 
+    def transposed(rows):  # the peer applies the transpose of the matrix it names
+        gates, mix = rows.split([2 * streams, streams**2])
+        return torch.cat([gates, mix.unflatten(0, (streams, streams)).transpose(0, 1).flatten(0, 1)])
+
     ours = layers.HyperConnection.from_peer(theirs, branch)
-    agree(ours, forward, torch.randn(2, 3, streams, 8), [(ours.scale, theirs.scale)])
+    weights = [(ours.scale, theirs.scale), (ours.static, theirs.base, transposed)]
+    weights += [(ours.projection, theirs.fn, transposed), (branch.weight, branch.weight)]
+    agree(ours, forward, torch.randn(2, 3, streams, 8), weights)
 
 
 def test_transformers_hunyuan():
@@ -69,6 +85,24 @@ def test_transformers_hunyuan():
         layers.HyperConnection.from_peer(theirs)
 
 
+def lucidrains_weights(ours, theirs):
+    """Their first column is the read, the others the mixer's transpose; the gain of their norm is in our projection."""
+
+    def static(alpha, beta):
+        return torch.cat([alpha[:, 0], beta.flatten(), alpha[:, 1:].mT.flatten()])
+
+    def projection(alpha, beta):
+        alpha = alpha.reshape(len(beta), -1)
+        columns = torch.cat([alpha[:, :1], beta.reshape(-1, 1), alpha[:, 1:]], 1)
+        return (columns / (theirs.norm.gamma.detach() + 1).unsqueeze(-1)).mT
+
+    return [
+        (theirs.branch.weight, theirs.branch.weight),
+        (ours.static, (theirs.static_alpha, theirs.static_beta), static),
+        (ours.projection, (theirs.dynamic_alpha_fn, theirs.dynamic_beta_fn), projection),
+    ]
+
+
 @pytest.mark.parametrize("layer_index", [0, 2])
 def test_lucidrains_hyper_connections(layer_index):
     peer = pytest.importorskip("hyper_connections.hyper_connections")
@@ -81,8 +115,10 @@ def test_lucidrains_hyper_connections(layer_index):
         return theirs(flat).unflatten(0, (x.shape[0], 4)).movedim(1, -2)
 
     ours = layers.HyperConnection.from_peer(theirs)
-    branch = theirs.branch.weight
-    agree(ours, forward, torch.randn(2, 3, 4, 8), [(branch, branch)])
+    agree(ours, forward, torch.randn(2, 3, 4, 8), lucidrains_weights(ours, theirs))
+    gated = peer.HyperConnections(4, dim=8, layer_index=0, depth_residual_fn=lambda y, x: 0.5 * y + x)
+    with pytest.raises(ValueError, match=r"depth_residual_fn=.* has no equal here"):
+        layers.HyperConnection.from_peer(gated)
 
 
 def test_lucidrains_mhc():
@@ -91,8 +127,10 @@ def test_lucidrains_mhc():
     theirs = peer.ManifoldConstrainedHyperConnections(4, dim=8, branch=nn.Linear(8, 8), layer_index=1)
     shake(theirs, 0.3)
     ours = layers.HyperConnection.from_peer(theirs)
-    branch = theirs.branch.weight
-    agree(ours, theirs, torch.randn(2, 3, 4, 8), [(branch, branch)])
+    agree(ours, theirs, torch.randn(2, 3, 4, 8), lucidrains_weights(ours, theirs))
+    gated = peer.ManifoldConstrainedHyperConnections(4, dim=8, layer_index=0, depth_residual_fn=torch.maximum)
+    with pytest.raises(ValueError, match=r"depth_residual_fn=.* has no equal here"):
+        layers.HyperConnection.from_peer(gated)
     fractional = peer.ManifoldConstrainedHyperConnections(4, dim=8, num_fracs=2, layer_index=0)
     with pytest.raises(ValueError, match="num_fracs=2 has no equal here"):
         layers.HyperConnection.from_peer(fractional)
