@@ -223,7 +223,9 @@ def make_mixer(mixer: str | Mixer, streams: int, **arguments: Any) -> Mixer:
     if not isinstance(mixer, str):
         raise TypeError(f"mixer: expected a name or a layers.Mixer, got {type(mixer).__name__}")
     if mixer not in _REGISTRY:
-        raise ValueError(f"mixer: unknown name {mixer!r}, expected one of {', '.join(sorted(_REGISTRY))}")
+        # Command lines take arguments behind a name; here they would be numbers in a text.
+        hint = "; arguments go to an instance, make_mixer(name, streams, step=0.1) for one" if ":" in mixer else ""
+        raise ValueError(f"mixer: unknown name {mixer!r}, expected one of {', '.join(sorted(_REGISTRY))}{hint}")
     try:
         return _REGISTRY[mixer].make(streams, **arguments)
     except TypeError as error:

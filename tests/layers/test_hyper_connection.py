@@ -320,6 +320,7 @@ def test_parameters_are_never_zero_dimensional():
         ({"dim": 0}, "dim: expected at least 1, got 0"),
         ({"streams": 0}, "streams: expected at least 1, got 0"),
         ({"mixer": "caley"}, "mixer: unknown name 'caley', expected one of cayley, cayley-iterated"),
+        ({"mixer": "cayley:step=0.1"}, r"arguments go to an instance, make_mixer\(name, streams, step=0\.1\)"),
         ({"mixer": layers.Cayley(3)}, r"mixer: expected one for 4 streams, got Cayley\(3\)"),
         ({"gate": "relu"}, "gate: unknown name 'relu', expected one of softmax, sigmoid, tanh"),
         ({"norm": "batch"}, "norm: expected one of"),
