@@ -122,6 +122,10 @@ COUNTS = {
 @pytest.mark.parametrize(("mixer", "count"), COUNTS.items())
 def test_number_of_coefficients(mixer, count):
     assert layers.make_mixer(mixer, 4).n_coefficients == count
+    # With four for the read and four for the write: 14 for rotations, 24 for matrices, 48 as published.
+    assert layers.HyperConnection(6, mixer=mixer).projection.shape == (8 + count, 24)
+    if count == 16 or mixer == "cayley":
+        assert layers.HyperConnection(6, mixer=mixer, projection="published").projection.shape == (48, 24)
 
 
 def test_cayley_packs_the_upper_triangle_row_by_row():
