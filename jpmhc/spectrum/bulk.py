@@ -133,7 +133,7 @@ class Bulk:
     def start(self, x: Tensor) -> tuple[SelfEnergies, SelfEnergies]:
         """Solutions between those of the grid's neighbours, at both angles."""
         grid = self._raw_grid
-        right = torch.searchsorted(grid.x, x).clamp(1, len(grid.x) - 1)
+        right = torch.searchsorted(grid.x, x.contiguous()).clamp(1, len(grid.x) - 1)
         weight = ((x / grid.x[right - 1]).log() / (grid.x[right] / grid.x[right - 1]).log()).clamp(0, 1)
         return grid.far.between(right, weight), grid.near.between(right, weight)
 
@@ -259,10 +259,16 @@ class Bulk:
     def quantile(self, share: Tensor) -> Tensor:
         """Smallest x below which there is that share, in [0, mass]; 0 for what lies below the grid."""
         grid = self.grid
+        x = torch.zeros_like(share)
+        found = (~((share <= grid.cdf[0]) & (grid.cdf[0] > 1e-4))).nonzero()[:, 0]
+        return x.index_put((found,), self._inside(share[found])) if len(found) else x
+
+    def _inside(self, share: Tensor) -> Tensor:
+        """Quantiles that lie within the grid: Newton's steps, or halving where they leave the bracket."""
+        grid = self.grid
         x = self.interpolated(share)
         right = torch.searchsorted(grid.cdf, share).clamp(1, len(grid.x) - 1)
         low, high = grid.x[right - 1].clone(), grid.x[right].clone()
-        lost = (share <= grid.cdf[0]) & (grid.cdf[0] > 1e-4)
         for _ in range(4):
             with torch.no_grad():
                 found = self.at(x, attached=False)
@@ -276,7 +282,7 @@ class Bulk:
             found = self.at(x)
             # dq = -dF / density.
             x = x - (found.cdf - found.cdf.detach()) / found.density.detach()
-        return torch.where(lost, 0, x)
+        return x
 
     @cached_property
     def edges(self) -> tuple[float, float]:

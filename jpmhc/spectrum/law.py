@@ -86,7 +86,8 @@ class Law(abc.ABC):
         ax : matplotlib.axes.Axes, optional
             Where to draw; a new figure by default.
         log : bool, default=False
-            Density of ``log s`` over a logarithmic axis, for spectra that span decades.
+            Density of ``log s`` over a logarithmic axis, for spectra that span decades. Zeros, which it cannot show,
+            are named in the label.
         points : int, default=400
             Points of the curve.
         **style
@@ -105,6 +106,9 @@ class Law(abc.ABC):
             # What lies more than twelve decades below the top is zero to double precision.
             s = torch.logspace(math.log10(max(smallest, 1e-12 * largest)) - 0.02, math.log10(largest) + 0.02, points)
             s = s.double()
+            zero = float(self.cdf(0.0).detach())
+            if zero >= 0.005:
+                style["label"] = f"{style.get('label', 'predicted')} ({100 * zero:.0f} % zero)"
         else:
             s = torch.linspace(max(smallest - 0.02 * largest, 0), 1.02 * largest, points, dtype=torch.float64)
         density = self.density(s).detach()

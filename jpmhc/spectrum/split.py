@@ -9,6 +9,8 @@ from jpmhc.spectrum.chain import Chain
 from jpmhc.spectrum.model import Model
 
 _RANK_TOLERANCE = 1e-10
+# Of a layer's size: what it leaves of a direction below that is round-off.
+_COLLAPSE = 1e-12
 
 
 def split(model: Model) -> tuple[Chain | None, Tensor]:
@@ -20,8 +22,10 @@ def split(model: Model) -> tuple[Chain | None, Tensor]:
     layers, (ii) ends orthogonal to all that was ever written, and (iii) is invariant under ``A^T A`` is a block of its
     own: ``J`` restricted to it is ``A (x) I``, so every singular value of ``A|U`` has multiplicity C. The largest such
     U is a null space. The other block is the product of the layers seen modulo the images of U.
+
+    What A takes to zero stays in the other block, so that U's images keep their dimension; the rank tells of it there.
     """
-    U = _untouched(model)
+    U = _kept(model.mixers.detach(), _untouched(model))
     if (model.read is None or model.write is None) and U.shape[1] == 0:
         return Chain(model.mixers, None, None, model.energy, model.branch), model.mixers.new_zeros(0)
     frames = _images(model.mixers.detach(), U) if U.shape[1] else None
@@ -87,6 +91,27 @@ def _untouched(model: Model) -> Tensor:
     return torch.linalg.qr(space.mT, mode="complete")[0][:, space.shape[0] :]
 
 
+def _kept(M: Tensor, U: Tensor) -> Tensor:
+    """Orthonormal basis of the part of U (n, k) that the layers do not take to zero: U less the kernel of A there.
+
+    One layer after the other, which decides about the values of a layer and not about those of the product: frames of
+    U's images forward, then the row space of the map between them back.
+    """
+    steps, frame = [], U
+    for matrix in M:
+        image = matrix @ frame
+        left, values, _ = torch.linalg.svd(image, full_matrices=False)
+        reached = left[:, values > _COLLAPSE * matrix.norm()]
+        steps.append(reached.mT @ image)
+        frame = reached
+    if frame.shape[1] == U.shape[1]:
+        return U
+    space = torch.eye(frame.shape[1], dtype=M.dtype)
+    for matrix in reversed(steps):
+        space = torch.linalg.qr(matrix.mT @ space)[0]
+    return U @ space
+
+
 def _unit(row: Tensor) -> Tensor:
     return row / row.norm().clamp_min(1e-300)
 
@@ -105,7 +130,7 @@ def _images(M: Tensor, U: Tensor) -> tuple[list[Tensor], list[Tensor]] | None:
     for matrix in M:
         Q, R = torch.linalg.qr(matrix @ ends[-1], mode="complete")
         # In the unit of the layer, not of the image, all of which may be round-off.
-        if not R.diagonal().abs().min() > 1e-12 * matrix.norm():
+        if not R.diagonal().abs().min() > _COLLAPSE * matrix.norm():
             return None
         ends.append(Q[:, :k])
         rests.append(Q[:, k:])

@@ -354,3 +354,70 @@ def test_deep_and_many_streams(kind, layers, n, width):
     shares = ((torch.arange(len(draw)) + 0.5) / len(draw))[5 :: len(draw) // 40]
     assert float((points.cdf - shares).abs().max()) < 0.03
     assert float(law.mean_log) == pytest.approx(float(draw.log().mean()), abs=0.05)
+
+
+def projectors(rank, layers, *, alike=False, containing=None):
+    """Projectors (layers, 4, 4) on subspaces that contain a vector, if one is given."""
+    raw = torch.randn(1 if alike else layers, 4, rank, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    if containing is not None:
+        raw[..., 0] = containing
+    frame = torch.linalg.qr(raw)[0]
+    return (frame @ frame.mT).expand(layers, 4, 4)
+
+
+def test_differences_that_projectors_keep_and_lose_are_told_apart():
+    # Between uniform gates the differences go their own way: the product keeps one, and takes the other two to zero.
+    one = torch.ones(10, 4, dtype=torch.float64)
+    M = projectors(2, 10, containing=one[0])
+    product = torch.linalg.multi_dot(list(M.flip(0)))
+    kept = torch.linalg.svdvals(product - one[:1].mT @ one[:1] / 4)
+    assert kept[0] < 1e-3
+    assert kept[1] < 1e-12
+    law = spectrum.predict(M, one / 4, one, 0.1)
+    places, masses = law.atoms
+    assert torch.allclose(places, torch.stack([0 * kept[0], kept[0]]), rtol=1e-10)
+    assert masses.tolist() == pytest.approx([0.5, 0.25])
+    # What remains is one stream.
+    single = spectrum.predict(torch.ones(10, 1, 1), [1.0], [1.0], 0.1)
+    assert torch.allclose(law.quantile(torch.tensor([0.8, 0.9])), single.quantile(torch.tensor([0.2, 0.6])), rtol=1e-4)
+
+
+@pytest.mark.parametrize("gate", ["uniform", "equal"])
+def test_equal_projectors_and_gates_are_solved_down_to_small_values(gate):
+    # A direction that P keeps and no branch reads or writes stays at one; one that P loses is read and written back.
+    p = torch.tensor({"uniform": [0.5] * 4, "equal": [0.9, -0.4, 0.1, 0.3]}[gate], dtype=torch.float64)
+    M, energy = projectors(2, 6, alike=True), torch.full((6,), 0.4, dtype=torch.float64)
+    law = spectrum.predict(M, p, p, energy)
+    places, masses = law.atoms
+    assert places.tolist() == pytest.approx([0, 1])
+    assert masses.tolist() == pytest.approx([0.25, 0.25])
+    draw = torch.linalg.svdvals(jacobian(M, p.expand(6, 4), p.expand(6, 4), energy, 128)).sort().values
+    levels = torch.tensor([0.3, 0.4, 0.45, 0.55, 0.65], dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = law.quantile(levels)
+    assert torch.allclose(found, torch.quantile(draw, levels), rtol=0.1)
+    assert found[0] < 1e-3
+
+
+def test_quantiles_below_the_floor_are_zero_without_a_warning():
+    # Different reads and writes of one projector: a band of values down to 1e-11, beyond double precision here.
+    M = projectors(2, 10, alike=True)
+    law = spectrum.predict(M, torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.tensor([1.0, 0.2, 0.8, 2.0]), 0.1)
+    law.atoms  # noqa: B018
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = law.quantile(torch.tensor([0.1, 0.3, 0.75]))
+    assert 0 < law.floor < 1e-4 * law.edges[1]
+    assert found[:2].tolist() == [0, 0]
+    assert found[2] > 0.1
+    assert float(law.cdf(0.0)) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_plot_names_what_a_logarithmic_axis_cannot_show():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    M = torch.diag(torch.tensor([1.0, 0.0])).expand(2, 2, 2)
+    law = spectrum.predict(M, torch.tensor([0.0, 0.0]), torch.tensor([1.0, 1.0]), 0.1)
+    (line,) = law.plot(log=True).get_lines()
+    assert line.get_label() == "predicted (50 % zero)"
+    plt.close("all")
