@@ -38,6 +38,11 @@ class Design:
         Largest factor by which the product of the mixers keeps a difference between streams.
     contrast_depth : float
         Layers after which that factor falls below ``threshold``, at the mean rate; infinite if it does not fall.
+    bias : float or None
+        :func:`diagonal_bias` that a doubly stochastic mixer would need to keep ``threshold`` of a difference over the
+        depth; ``None`` for other mixers.
+    budget : float or None
+        :func:`branch_budget`, the load at which the condition number would be the one asked for; ``None`` if none was.
     """
 
     mixer: str
@@ -50,6 +55,8 @@ class Design:
     isometry_gap: float
     contrast: float
     contrast_depth: float
+    bias: float | None = None
+    budget: float | None = None
 
     @property
     def condition(self) -> float:
@@ -70,6 +77,7 @@ def design(
     gate: str = "softmax",
     branch: str | Branch = "gaussian",
     threshold: float = 0.5,
+    condition: float | None = None,
 ) -> Design:
     """Predict what a stack of layers with that mixer does at its start.
 
@@ -85,6 +93,8 @@ def design(
         As for :class:`~jpmhc.layers.HyperConnection` and for :func:`predict`.
     threshold : float, default=0.5
         Where a difference between streams counts as lost, in (0, 1).
+    condition : float, optional
+        Wanted condition number, for ``budget``: some ten more laws.
 
     Returns
     -------
@@ -93,16 +103,19 @@ def design(
     Raises
     ------
     ValueError
-        Unknown names, a load that is negative, a threshold outside (0, 1).
+        Unknown names, a load that is negative, a threshold outside (0, 1), a condition number below 1.
 
     Examples
     --------
     >>> from jpmhc import spectrum
-    >>> print(f"{spectrum.design('sinkhorn', 4, 24).contrast_depth:.1f}")
-    4.8
+    >>> found = spectrum.design("sinkhorn", 4, 24)
+    >>> print(f"{found.contrast_depth:.1f} {found.bias:.1f}")  # layers it is made for; what these would take
+    4.8 4.9
     """
     check_number("load", load, least=0.0)
     _check_threshold(threshold)
+    if condition is not None:
+        check_number("condition", condition, least=1.0)
     chain = initial_chain(mixer, streams, depth, gate)
     law = _law(chain, load, branch)
     product = torch.eye(streams, dtype=torch.float64)
@@ -112,6 +125,8 @@ def design(
     contrast = float(torch.linalg.matrix_norm(centre @ product @ centre, 2)) if streams > 1 else 1.0
     rate = math.log(contrast) / depth if contrast > 0 else -math.inf
     smallest, largest = law.edges
+    # A start may be doubly stochastic by chance: what counts is where the mixer can go.
+    averages = streams > 1 and _averages(initial_chain(mixer, streams, 1, gate, spread=1.0)["mixers"])
     return Design(
         mixer if isinstance(mixer, str) else type(mixer).__name__,
         streams,
@@ -124,12 +139,21 @@ def design(
         contrast,
         # Round-off of a product of rotations is no loss.
         math.log(threshold) / rate if rate < -1e-12 else math.inf,
+        diagonal_bias(streams, depth, threshold) if averages else None,
+        branch_budget(condition, mixer, streams, depth, gate=gate, branch=branch) if condition is not None else None,
     )
 
 
 def design_table(streams: int = 4, depth: int = 24, **options: Any) -> list[Design]:
     """Return the :func:`design` of every registered mixer with that number of streams, by name; seconds a mixer."""
     return [design(info.name, streams, depth, **options) for info in mixers() if info.supports(streams)]
+
+
+def _averages(M: Tensor) -> bool:
+    """Whether matrices (L, n, n) are doubly stochastic, and not all of them permutations."""
+    sums = torch.cat([M.sum(-1), M.sum(-2)])
+    between = (M > 1e-6) & (M < 1 - 1e-6)
+    return bool((M >= -1e-6).all() and ((sums - 1).abs() < 1e-6).all() and between.any())
 
 
 def _law(chain: dict[str, Tensor], load: float, branch: str | Branch) -> PredictedLaw:

@@ -36,7 +36,7 @@ def initial_chain(
     Returns
     -------
     dict of Tensor
-        ``mixers`` (L, n, n), ``read`` and ``write`` (L, n), float64.
+        ``mixers`` (L, n, n), ``read`` and ``write`` (L, n), float64, without derivatives.
 
     Raises
     ------
@@ -61,6 +61,8 @@ def initial_chain(
         )
         with torch.no_grad():
             layer.static.add_(spread * torch.randn(layer.static.shape, generator=generator, dtype=torch.float64))
-            found.append([c.double() for c in layer.coefficients(torch.zeros(streams, 1, dtype=torch.float64))])
+            coefficients = layer.coefficients(torch.zeros(streams, 1, dtype=torch.float64))
+            # Without a chart a mixer is a parameter itself.
+            found.append([c.detach().double() for c in coefficients])
     read, write, mixers = (torch.stack(parts) for parts in zip(*found, strict=True))
     return {"mixers": mixers, "read": read, "write": write}

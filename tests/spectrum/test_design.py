@@ -57,12 +57,24 @@ def test_diagonal_bias_keeps_just_that_much(streams, depth, threshold):
         (lambda: spectrum.design("attic", 4, 2), "mixer: unknown name 'attic'"),
         (lambda: spectrum.diagonal_bias(1, 2), "streams: expected at least 2"),
         (lambda: spectrum.diagonal_bias(4, 2, 1.0), r"threshold: expected a number in \(0, 1\), got 1.0"),
+        (lambda: spectrum.design("sinkhorn", 4, 2, condition=0.5), "condition: expected a finite number of at least 1"),
         (lambda: spectrum.branch_budget(0.5), "condition: expected a finite number of at least 1"),
     ],
 )
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_design_answers_what_a_depth_would_need():
+    found = spectrum.design("cayley", 2, 3, load=0.1, condition=10.0)
+    assert found.budget == spectrum.branch_budget(10, "cayley", 2, 3)
+    # Neither rotations nor I need a diagonal.
+    assert found.bias is None
+    assert spectrum.design("identity", 2, 3).bias is None
+    averaging = spectrum.design("permutations", 4, 12, threshold=0.9)
+    assert averaging.bias == spectrum.diagonal_bias(4, 12, 0.9)
+    assert averaging.budget is None
 
 
 @pytest.mark.slow
@@ -72,6 +84,9 @@ def test_table_has_every_mixer():
     table = spectrum.design_table(4, 3)
     assert [row.mixer for row in table] == [info.name for info in layers.mixers() if info.supports(4)]
     for row in table:
+        # The branches of this load are weaker than the skip, so that only the mixers' determinants count.
+        product = torch.linalg.multi_dot([*spectrum.initial_chain(row.mixer, 4, 3)["mixers"]])
+        assert row.mean_log == pytest.approx(float(torch.linalg.slogdet(product)[1]) / 4, abs=1e-9)
+        assert (row.bias is not None) == (row.mixer in ("kronecker", "orthostochastic", "permutations", "sinkhorn"))
         if row.mixer in ("identity", "cayley", "quaternion", "reflection"):
-            assert row.mean_log == pytest.approx(0, abs=1e-9)
             assert row.contrast_depth == math.inf

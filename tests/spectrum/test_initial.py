@@ -7,6 +7,7 @@ from jpmhc import layers, spectrum
 @pytest.mark.parametrize("mixer", [info.name for info in layers.mixers()])
 def test_the_start_is_that_of_the_layers(mixer):
     chain = spectrum.initial_chain(mixer, streams=4, depth=3)
+    assert not any(tensor.requires_grad for tensor in chain.values())
     for index in range(3):
         layer = layers.HyperConnection(5, streams=4, mixer=mixer, layer_index=index).double()
         pre, post, matrix = layer.coefficients(torch.randn(4, 5, dtype=torch.float64))
