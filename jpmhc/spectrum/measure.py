@@ -106,7 +106,7 @@ def measure(
     Jacobian, M with reverse mode where that is not to be had), 8 N M bytes, O(N^2 M) for the singular values: seconds
     at N = 512, minutes at 4096. Lanczos: two products a step for all probes at once, and at most
     ``probes * steps + max_steps`` pairs of vectors in memory. Products run in the function's dtype and the rest in
-    float64: singular values below the dtype's round-off times the largest are noise.
+    float64: singular values below the dtype's round-off times the largest, ``law.floor``, are noise.
 
     The function's mode (``eval``, ``train``) is not touched. A module keeps its gradients, buffers and running
     statistics; a plain function that closes over a module in training mode may update them.
@@ -225,6 +225,7 @@ def _exact(jacobian: Jacobian, memory_gib: float, progress: bool) -> MeasuredLaw
         torch.full_like(values, 1 / values.shape[-1]).unsqueeze(0),
         shape=(rows, columns),
         method="exact",
+        precision=torch.finfo(jacobian.dtype).eps,
     )
 
 
@@ -274,6 +275,7 @@ def _lanczos(
         extremes=values,
         extremes_error=errors,
         converged=converged,
+        precision=noise,
     )
 
 

@@ -36,6 +36,9 @@ class MeasuredLaw(Law):
         Their estimated errors, absolute; zero unless given.
     converged : bool
         Whether the extremes are as exact as was asked for.
+    precision : float
+        Round-off of the numbers relative to the largest singular value; float64's unless given. What lies below that,
+        :attr:`floor`, is noise.
     """
 
     def __init__(
@@ -48,10 +51,11 @@ class MeasuredLaw(Law):
         extremes: tuple[Tensor, Tensor] | None = None,
         extremes_error: tuple[Tensor, Tensor] | None = None,
         converged: bool = True,
+        precision: float = torch.finfo(torch.float64).eps,
     ) -> None:
         self.values = values.double().cpu()
         self.weights = weights.double().cpu()
-        self.shape, self.method, self.converged = shape, method, converged
+        self.shape, self.method, self.converged, self.precision = shape, method, converged, precision
         zero = torch.zeros(values.shape[1], dtype=torch.float64)
         found = extremes or (self.values.amin((0, 2)), self.values.amax((0, 2)))
         self.extremes = (found[0].double().cpu(), found[1].double().cpu())
@@ -177,6 +181,11 @@ class MeasuredLaw(Law):
         """Smallest and largest singular value of all samples."""
         return float(self.extremes[0].min()), float(self.extremes[1].max())
 
+    @property
+    def floor(self) -> float:
+        """Place below which singular values are round-off of the Jacobian's products."""
+        return self.precision * self.edges[1]
+
     def __str__(self) -> str:
         samples = f"{self.values.shape[1]} x " if self.values.shape[1] > 1 else ""
         how = "all" if self.method == "exact" else f"lanczos, {len(self.values)} probes"
@@ -197,7 +206,8 @@ class MeasuredLaw(Law):
         ax : matplotlib.axes.Axes, optional
             Where to draw; a new figure by default.
         log : bool, default=False
-            Histogram of ``log s`` over a logarithmic axis; zeros, which it cannot show, are named in the label.
+            Histogram of ``log s`` over a logarithmic axis; what lies below :attr:`floor`, or 1e-12 of the largest, is
+            named in the label.
         points : int, default=60
             Bins.
         **style
@@ -215,7 +225,7 @@ class MeasuredLaw(Law):
         smallest, largest = self.edges
         values, shares = self._sorted, self._shares
         if log:
-            floor = 1e-12 * largest
+            floor = max(self.floor, 1e-12 * largest)
             zero = float(shares[values <= floor].sum())
             values, shares = values[values > floor], shares[values > floor]
             if zero > 0:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from jpmhc.spectrum import MeasuredLaw
+from jpmhc.spectrum import MeasuredLaw, compare, measure
 
 
 def law(values, shares=None):
@@ -63,3 +63,16 @@ def test_histograms_have_the_area_of_what_they_show(log, values):
 
 def bars_label(ax):
     return ax.patches[0].get_label()
+
+
+def test_what_round_off_leaves_of_zero_is_not_shown_as_a_singular_value():
+    pytest.importorskip("matplotlib").use("agg")
+    # A projector of rank two in single precision, off by its round-off.
+    frame = torch.linalg.qr(torch.randn(4, 2, generator=torch.Generator().manual_seed(0)))[0]
+    projector = frame @ frame.T
+    found = measure(lambda x: projector @ (projector @ x), torch.zeros(4))
+    assert 0 < found.edges[0] < found.floor < 1e-6
+    assert bars_label(found.plot(log=True)) == "measured (50 % zero)"
+    zeros = law([0.0, 0.0, 1.0, 1.0])
+    assert compare(zeros, found).kolmogorov == 0
+    assert measure(lambda x: x.double(), torch.zeros(4)).floor < 1e-15
