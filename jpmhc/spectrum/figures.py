@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, which everybody can tell apart; the measured is grey, the predicted the first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "0.78"
+# What is smaller is zero to double precision.
+_SMALLEST = 1e-12
 
 
 def densities(
@@ -115,18 +116,18 @@ def singular_values(ax: Axes, source: Report | Tensor, *, log: bool = True, prod
             product = matrix @ product
             chain.append((l + 1, torch.linalg.svdvals(matrix).tolist(), torch.linalg.svdvals(product).tolist()))
         chains.append(chain)
-    smallest = math.inf
+    everything: list[float] = []
     labels = {1: "of M", 2: "of the product"}
     for which, colour in ((1, GREY), (2, COLOURS[0])) if products else ((1, GREY),):
         label = labels[which]
         for points in chains:
             for values in zip(*(point[which] for point in points), strict=True):
-                smallest = min(smallest, *values)
+                everything += values
                 line = [max(v, 1e-300) for v in values] if log else values
                 depth = [point[0] for point in points]
                 ax.plot(depth, line, color=colour, marker="o", markersize=2.5, linewidth=1.3, label=label)
                 label = "_nolegend_"
-    _depth(ax, "singular value", log, smallest=smallest)
+    _depth(ax, "singular value", log, everything)
     return ax
 
 
@@ -142,7 +143,7 @@ def composite_gain(ax: Axes, report: Report, *, log: bool = True) -> Axes:
         lines.items(), (COLOURS[0], COLOURS[1], "0.6"), ("o", "s", "x"), strict=True
     ):
         ax.plot(depth, values, color=colour, marker=marker, markersize=3, linewidth=1.3, label=label)
-    _depth(ax, "composite gain", log, smallest=min(min(v) for v in lines.values()))
+    _depth(ax, "composite gain", log, [v for values in lines.values() for v in values])
     return ax
 
 
@@ -175,7 +176,7 @@ def gradient_norms(ax: Axes, report: Report, *, log: bool = True) -> Axes:
         points = [(i + 1, v) for i, v in enumerate(values) if v is not None]
         if points:
             ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3, linewidth=1.3, label=label)
-    _depth(ax, "gradient norm", log, smallest=min(known, default=1.0))
+    _depth(ax, "gradient norm", log, known)
     return ax
 
 
@@ -216,7 +217,7 @@ def _chains(report: Report) -> list[list[int]]:
     return list(chains.values())
 
 
-def _depth(ax: Axes, label: str, log: bool, smallest: float = 1.0) -> None:
+def _depth(ax: Axes, label: str, log: bool, values: Sequence[float] = ()) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ax.set_xlabel("layer, in order of application")
@@ -224,8 +225,10 @@ def _depth(ax: Axes, label: str, log: bool, smallest: float = 1.0) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     if log:
         ax.set_yscale("log")
-        if smallest < 1e-12:
-            ax.set_ylim(bottom=1e-12)
+        shown = [value for value in values if value >= _SMALLEST]
+        if shown and len(shown) < len(values):
+            # Zeros are off the axis, and must not stretch it.
+            ax.set_ylim(min(shown) / 3.2, 3.2 * max(shown))
         low, high = ax.get_ylim()
         if high / low < 10:
             # Less than a decade would show scatter as if it were drift.

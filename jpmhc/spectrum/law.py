@@ -103,12 +103,13 @@ class Law(abc.ABC):
             _, ax = plt.subplots(layout="constrained")
         smallest, largest = self.edges
         if log:
-            # What lies more than twelve decades below the top is zero to double precision.
-            s = torch.logspace(math.log10(max(smallest, 1e-12 * largest)) - 0.02, math.log10(largest) + 0.02, points)
-            s = s.double()
             zero = float(self.cdf(0.0).detach())
             if zero >= 0.005:
                 style["label"] = f"{style.get('label', 'predicted')} ({100 * zero:.0f} % zero)"
+            if not smallest > 0:
+                # A decade below all but a thousandth of the rest, and no further than double precision goes.
+                smallest = max(0.1 * float(self.quantile(zero + 1e-3 * (1 - zero)).detach()), 1e-12 * largest)
+            s = torch.logspace(math.log10(smallest) - 0.02, math.log10(largest) + 0.02, points, dtype=torch.float64)
         else:
             s = torch.linspace(max(smallest - 0.02 * largest, 0), 1.02 * largest, points, dtype=torch.float64)
         density = self.density(s).detach()
