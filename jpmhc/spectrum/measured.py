@@ -126,6 +126,11 @@ class MeasuredLaw(Law):
         point = s.reshape(-1, 1, 1, 1)
         return self.expectation(lambda v: self._kernel(point - v) + self._kernel(point + v))[1].reshape(s.shape)
 
+    def _share_errors(self, bins: Tensor, lowest: float) -> Tensor:
+        """Return standard errors over the probes of the shares in bins, of values not smaller than the lowest."""
+        numbers = torch.arange(len(bins) - 1).reshape(-1, 1, 1, 1)
+        return self.expectation(lambda v: ((_bins_of(v, bins) == numbers) & (v >= lowest)).double())[1]
+
     @property
     def bandwidth(self) -> float:
         """Width of the Gaussian that smooths the density: Silverman's rule, ``0.9 min(std, IQR / 1.34) N^(-1/5)``."""
@@ -193,13 +198,15 @@ class MeasuredLaw(Law):
         quantiles = ", ".join(f"{v:.4g}" for v in self.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist())
         doubt = "" if self.converged else " (extremes not converged)"
         size = f"{samples}{self.shape[0]} x {self.shape[1]}"
+        errors = [f" +- {float(e):.1g}" if e > 0 else "" for e in (self.mean_log_error, self.moment_error(2))]
         return (
             f"Jacobian {size} ({how}): s from {smallest:.4g} to {largest:.4g}{doubt}, "
-            f"10/50/90 % {quantiles}, E[log s] {float(self.mean_log):.4g}, E[s^2] {float(self.moment(2)):.4g}"
+            f"10/50/90 % {quantiles}, E[log s] {float(self.mean_log):.4g}{errors[0]}, "
+            f"E[s^2] {float(self.moment(2)):.4g}{errors[1]}"
         )
 
     def plot(self, ax: Axes | None = None, *, log: bool = False, points: int = 60, **style: Any) -> Axes:
-        """Draw a histogram of the singular values.
+        """Draw a histogram of the singular values, with standard errors where it is a quadrature from several probes.
 
         Parameters
         ----------
@@ -233,11 +240,23 @@ class MeasuredLaw(Law):
             low = max(smallest, float(values.min()) if len(values) else 1.0)
             bins = torch.logspace(math.log10(0.98 * low), math.log10(1.02 * max(largest, low)), points + 1).double()
             # Area one over log s, the axis that is seen.
-            heights = _shares_in(values, shares, bins) / bins.log().diff()
+            widths = bins.log().diff()
         else:
             bins = torch.linspace(0, 1.02 * largest or 1.0, points + 1, dtype=torch.float64)
-            heights = _shares_in(values, shares, bins) / bins.diff()
+            widths = bins.diff()
+        heights = _shares_in(values, shares, bins) / widths
         ax.stairs(heights.numpy(), bins.numpy(), fill=True, **style)
+        if self.method == "lanczos" and len(self.values) > 1:
+            error = self._share_errors(bins, float(values.min()) if len(values) else 0.0) / widths
+            ax.errorbar(
+                (bins[1:] * bins[:-1]).sqrt() if log else (bins[1:] + bins[:-1]) / 2,
+                heights,
+                # Down to zero at most, which a share cannot pass.
+                torch.stack([torch.minimum(error, heights), error]),
+                fmt="none",
+                ecolor="0.4",
+                elinewidth=0.8,
+            )
         ax.set_xlabel("singular value s")
         ax.set_ylabel("density of log s" if log else "density")
         if log:
@@ -245,6 +264,9 @@ class MeasuredLaw(Law):
         return ax
 
 
+def _bins_of(values: Tensor, bins: Tensor) -> Tensor:
+    return torch.bucketize(values.contiguous(), bins, right=True).clamp(1, len(bins) - 1) - 1
+
+
 def _shares_in(values: Tensor, shares: Tensor, bins: Tensor) -> Tensor:
-    index = torch.bucketize(values, bins, right=True).clamp(1, len(bins) - 1) - 1
-    return torch.zeros(len(bins) - 1, dtype=torch.float64).index_add_(0, index, shares)
+    return torch.zeros(len(bins) - 1, dtype=torch.float64).index_add_(0, _bins_of(values, bins), shares)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jpmhc.layers.arguments import check_number
 from jpmhc.spectrum.model import make_model
 
 
@@ -48,6 +49,7 @@ def published(mixers: Any, noise: float, s: Tensor, *, eta: float = 0.02) -> Ten
     ``z_L = z_1 (z_1 - 1 / G_1)^(L - 1)`` and ``G_L = G_1^L / (z_1 G_1 - 1)^(L - 1)``, with z_1 found by Newton's method
     along a path from large ``|z|``.
     """
+    check_number("noise", noise, least=0.0)
     model = make_model(mixers, None, None, noise, "isotropic")
     if not (math.isfinite(eta) and eta > 0):
         raise ValueError(f"eta: expected a number > 0, got {eta}")

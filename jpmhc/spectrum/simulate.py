@@ -22,6 +22,7 @@ def simulate(
     width: int = 256,
     draws: int = 1,
     seed: int = 0,
+    memory_gib: float = 1.0,
 ) -> MeasuredLaw:
     """Draw the Jacobian that :func:`~jpmhc.spectrum.predict` speaks of, and decompose it.
 
@@ -39,6 +40,8 @@ def simulate(
         Independent Jacobians, pooled.
     seed : int
         Of the draws.
+    memory_gib : float
+        Most memory for one Jacobian; a draw takes some four times as much.
 
     Returns
     -------
@@ -48,7 +51,8 @@ def simulate(
     Raises
     ------
     ValueError
-        As :func:`~jpmhc.spectrum.predict`; for sizes below one, and a branch that is known by its law alone.
+        As :func:`~jpmhc.spectrum.predict`; for sizes below one, a Jacobian larger than allowed, and a branch that is
+        known by its law alone.
 
     Notes
     -----
@@ -72,6 +76,13 @@ def simulate(
     for name, value in (("width", width), ("draws", draws)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+    size = model.streams * width
+    gib = 8 * size**2 / 2**30
+    if not gib <= memory_gib:
+        raise ValueError(
+            f"width: a Jacobian of {size} x {size} entries takes {gib:.3g} GiB, more than "
+            f"memory_gib={memory_gib:g} allows"
+        )
     M, v = model.mixers.detach(), model.energy.detach()
     p, q = (None if gate is None else gate.detach() for gate in (model.read, model.write))
     generator = torch.Generator().manual_seed(seed)

@@ -76,3 +76,19 @@ def test_what_round_off_leaves_of_zero_is_not_shown_as_a_singular_value():
     zeros = law([0.0, 0.0, 1.0, 1.0])
     assert compare(zeros, found).kolmogorov == 0
     assert measure(lambda x: x.double(), torch.zeros(4)).floor < 1e-15
+
+
+def test_a_quadrature_is_drawn_and_printed_with_its_errors():
+    pytest.importorskip("matplotlib").use("agg")
+    # Two probes that find shares of 0.2 and 0.4 at one: 0.3 +- 0.1.
+    values = torch.tensor([1.0, 2.0], dtype=torch.float64).expand(2, 1, 2)
+    weights = torch.tensor([[[0.2, 0.8]], [[0.4, 0.6]]], dtype=torch.float64)
+    found = MeasuredLaw(values, weights, shape=(9, 9), method="lanczos")
+    ax = found.plot(points=2)
+    (bars,) = ax.containers[0].lines[2]
+    width = 1.02
+    spans = [float(segment[1][1] - segment[0][1]) for segment in bars.get_segments()]
+    assert spans == pytest.approx([0.2 / width, 0.2 / width])
+    assert "E[s^2] 3.1 +- 0.3" in str(found)
+    assert not law([1.0, 2.0]).plot().containers
+    assert "+-" not in str(law([1.0, 2.0]))

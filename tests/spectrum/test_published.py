@@ -33,7 +33,8 @@ def test_recipe_is_wrong_for_doubly_stochastic_mixers():
     ("change", "message"),
     [
         ({"eta": 0.0}, "eta: expected a number > 0, got 0.0"),
-        ({"noise": -1.0}, "energy: expected numbers >= 0"),
+        ({"noise": -1.0}, "noise: expected a finite number of at least 0, got -1.0"),
+        ({"noise": math.nan}, "noise: expected a finite number of at least 0"),
         ({"mixers": torch.zeros(0, 2, 2)}, "mixers: expected at least one layer"),
         ({"s": torch.zeros(1)}, "s: expected finite numbers > 0"),
     ],

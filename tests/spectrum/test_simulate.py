@@ -65,6 +65,7 @@ def test_draws_are_those_of_their_seed():
     ("options", "message"),
     [
         ({"width": 0}, "width: expected an integer of at least 1"),
+        ({"width": 100_000}, "width: a Jacobian of 100000 x 100000 entries takes 74.5 GiB"),
         ({"draws": 1.5}, "draws: expected an integer"),
         ({"energy": -1.0}, "energy: "),
         ({"branch": spectrum.Branch(lambda f: (1 + f) ** -2, "two layers")}, "branch: expected gaussian"),
