@@ -62,3 +62,17 @@ for mixers, label in ((before, "M = I"), (after, "optimised")):
     law.plot(right, log=True, points=200, label=label)
 right.legend()
 figure.show()
+
+# %%
+# Every mixer at its start
+# ------------------------
+# The same numbers for stacks of every mixer, under the load above. Rotations start at M = I and are free to leave it, as
+# here; doubly stochastic mixers lose the differences between streams in so many layers, and would need a diagonal of
+# ``e^bias`` to keep half of them. Projectors take half of all directions to zero.
+
+print(f"{'mixer':16} {'smallest':>9} {'largest':>8} {'mean log':>9} {'gap':>6} {'half lost after':>16} {'bias':>6}")
+for found in spectrum.design_table(streams, depth, load=load):
+    print(
+        f"{found.mixer:16} {found.smallest:9.3f} {found.largest:8.2f} {found.mean_log:9.3f} {found.isometry_gap:6.2f} "
+        f"{found.contrast_depth:16.1f} {'' if found.bias is None else f'{found.bias:6.1f}':>6}"
+    )
