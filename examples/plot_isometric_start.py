@@ -66,9 +66,9 @@ figure.show()
 # %%
 # Every mixer at its start
 # ------------------------
-# The same numbers for stacks of every mixer, under the load above. Rotations start at M = I and are free to leave it, as
-# here; doubly stochastic mixers lose the differences between streams in so many layers, and would need a diagonal of
-# ``e^bias`` to keep half of them. Projectors take half of all directions to zero.
+# The same numbers for stacks of every mixer, under the load above. Rotations start at M = I and are free to leave it,
+# as here; doubly stochastic mixers lose the differences between streams in so many layers, and would need a diagonal
+# of ``e^bias`` to keep half of them. Projectors take half of all directions to zero.
 
 print(f"{'mixer':16} {'smallest':>9} {'largest':>8} {'mean log':>9} {'gap':>6} {'half lost after':>16} {'bias':>6}")
 for found in spectrum.design_table(streams, depth, load=load):

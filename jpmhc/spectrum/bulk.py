@@ -34,6 +34,12 @@ class Axis:
     residual: Tensor
     steps: Tensor
 
+    @property
+    def inside(self) -> Tensor:
+        """Whether places lie in the support: the density there hardly depends on the angle, outside it is like it."""
+        # By less than sqrt 2 as the angle doubles.
+        return self.density_error < (math.sqrt(2) - 1) / (2 - math.sqrt(2)) * self.density
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -71,15 +77,21 @@ class Bulk:
         """March down from above the law, where every start works, by a decade at a time; then refine."""
         angles = (0.3, 0.03, 4e-3, *self.angles)
         whole = 1 - float(self._kernel[1].sum())
-        ladder = torch.logspace(0, -2, 13, dtype=torch.float64)
-        x = self.top * ladder
-        wide, _, _, far, near = descend(self._numbers, x, angles)
-        xs, fars, nears = [x], [far], [near]
+        x = self.top * torch.logspace(0, -2, 13, dtype=torch.float64)
+        rays = descend(self._numbers, x, angles)
+        solved = [self._last(x[:0], ray[:0], x, ray) for ray in rays]
+        xs: list[Tensor] = []
+        fars: list[SelfEnergies] = []
+        nears: list[SelfEnergies] = []
         highest = self.top
         while True:
-            cdf = self._evaluate(x, far, near, attached=False).cdf
-            solved = cdf[~cdf.isnan()]
-            if not len(solved) or float(solved.min()) < 1e-4:
+            *_, far, near = rays
+            xs, fars, nears = [*xs, x], [*fars, far], [*nears, near]
+            axis = self._evaluate(x, far, near, attached=False)
+            cdf = axis.cdf
+            known = (~cdf.isnan()).nonzero()[:, 0]
+            # Little mass is left, and none nearby: else the law may reach down to zero.
+            if not len(known) or (float(cdf[known].min()) < 1e-4 and not bool(axis.inside[known[-1]])):
                 break
             inside = x[cdf < whole - 1e-3]
             highest = min(highest, float(inside.max())) if len(inside) and highest == self.top else highest
@@ -87,13 +99,10 @@ class Bulk:
             if lowest <= FLOOR * highest:
                 break
             x = lowest * torch.logspace(0, -1, 6, dtype=torch.float64)[1:]
-            last = (~(wide.residual > TOLERANCE)).nonzero()
-            origin = int(last[-1]) if len(last) else len(wide.residual) - 1
-            start = wide[torch.full((len(x),), origin)]
-            wide, _, _, far, near = descend(
-                self._numbers, x, angles, SelfEnergies(start.s, start.t, start.residual, 0 * start.steps)
-            )
-            xs, fars, nears = [*xs, x], [*fars, far], [*nears, near]
+            rays = []
+            for k, angle in enumerate(angles):
+                rays.append(self._below(point(x, angle), rays[-1] if rays else None, *solved[k], x))
+                solved[k] = self._last(*solved[k], x, rays[-1])
         grid = self._sorted(
             torch.cat(xs), functools.reduce(SelfEnergies.joined, fars), functools.reduce(SelfEnergies.joined, nears)
         )
@@ -114,6 +123,33 @@ class Bulk:
             if len(grid.x) == before:
                 break
         return grid
+
+    def _below(
+        self, w: Tensor, start: SelfEnergies | None, places: Tensor, solutions: SelfEnergies, x: Tensor
+    ) -> SelfEnergies:
+        """Solutions at descending places x of a ray w, from those of a ray farther out or from two solved places.
+
+        What is lost is tried again from the places next to it, one after the other.
+        """
+        if len(places) < 2:
+            return solve(self._numbers, w, start, TOLERANCE, patient=False)
+        start = solutions.continued(places, x) if start is None else start
+        found = solve(self._numbers, w, start, TOLERANCE, patient=False)
+        for i in range(len(x)):
+            here = slice(i, i + 1)
+            if not found.residual[i] <= TOLERANCE:
+                again = solve(self._numbers, w[here], solutions.continued(places, x[here]), TOLERANCE, patient=False)
+                found = found.replaced(torch.tensor([i]), again)
+                if not again.residual[0] <= TOLERANCE:
+                    break
+            places, solutions = self._last(places, solutions, x[here], found[here])
+        return found
+
+    @staticmethod
+    def _last(places: Tensor, solutions: SelfEnergies, x: Tensor, found: SelfEnergies) -> tuple[Tensor, SelfEnergies]:
+        """Return the last two solved places and what was found there."""
+        good = found.residual <= TOLERANCE
+        return torch.cat([places, x[good]])[-2:], solutions.joined(found[good])[-2:]
 
     def _sorted(self, x: Tensor, far: SelfEnergies, near: SelfEnergies) -> Grid:
         """Order by place, and leave out what did not converge: it is NaN when asked for."""
@@ -286,12 +322,14 @@ class Bulk:
 
     @cached_property
     def edges(self) -> tuple[float, float]:
-        """Ends of the support; the lower one is 0 where mass remains at the floor."""
+        """Ends of the support; the lower one is 0 where mass remains at the floor, or a density reaches down to it."""
         x, cdf = self.grid.x, self.grid.cdf
         middle = self.interpolated(torch.tensor([0.5 * self.mass], dtype=torch.float64))
         inside = torch.cat([x[(cdf > 1e-4) & (cdf < self.mass - 1e-4)], middle])
         high = self._boundary(float(inside.max()), float(x[-1]))
-        if float(cdf[0]) > 1e-4:
+        if float(cdf[0]) > 1e-4 or bool(
+            self._evaluate(x[:1], self.grid.far[:1], self.grid.near[:1], attached=False).inside
+        ):
             return 0.0, high
         return self._boundary(float(inside.min()), float(x[0])), high
 

@@ -50,13 +50,29 @@ class SelfEnergies:
         return SelfEnergies(*(torch.cat(pair) for pair in zip(self._fields, more._fields, strict=True)))
 
     def between(self, right: Tensor, weight: Tensor) -> SelfEnergies:
-        """Weighted means of points and their left neighbours: a start, which lies in their half-plane."""
-        a, b, u = self[right - 1], self[right], weight.unsqueeze(-1).to(self.s)
-        return SelfEnergies(torch.lerp(a.s, b.s, u), torch.lerp(a.t, b.t, u), b.residual, 0 * b.steps)
+        """Weighted geometric means of points and their left neighbours: a start, which lies in their half-plane."""
+        a, b, share = self[right - 1], self[right], weight.unsqueeze(-1)
+        return SelfEnergies(_power(a.s, b.s, share), _power(a.t, b.t, share), b.residual, 0 * b.steps)
+
+    def continued(self, x: Tensor, to: Tensor) -> SelfEnergies:
+        """Power laws through two points at x (2,), at places beyond the second: a start, as they hold next to zero."""
+        share = ((to / x[0]).log() / (x[1] / x[0]).log()).unsqueeze(-1)
+        parts = [_power(values[0], values[1], share) for values in (self.s, self.t)]
+        inside = torch.stack([(part.imag <= 0).all(1) & part.isfinite().all(1) for part in parts]).all(0).unsqueeze(-1)
+        s, t = (torch.where(inside, part, values[1]) for part, values in zip(parts, (self.s, self.t), strict=True))
+        zero = torch.zeros(len(to), dtype=torch.int64)
+        return SelfEnergies(s, t, self.residual[1].expand(len(to)), zero)
 
     @property
     def _fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.s, self.t, self.residual, self.steps
+
+
+def _power(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """``a^(1 - share) b^share``: of two numbers of the lower half-plane, one of it where the share is in [0, 1]."""
+    known = (a != 0) & (b != 0)
+    ratio = torch.where(known, b / a, 1)
+    return torch.where(known, a * (share * ratio.log()).exp(), torch.lerp(a, b, share.to(a)))
 
 
 def step(chain: Chain, w: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -206,8 +206,21 @@ class PredictedLaw(Law):
         return float(self._bulk.grid.x[0])
 
     @cached_property
+    def _power_at_zero(self) -> float:
+        """Power of s with which the distribution function starts at zero: 0 with mass there, else infinite off zero."""
+        if self._zero or self.floor:
+            return 0.0
+        if self.edges[0] > 0 or self._bulk is None:
+            return math.inf
+        x, cdf = self._bulk.grid.x, self._bulk.grid.cdf
+        # Where differences to one no longer round.
+        low = int(torch.searchsorted(cdf, 1e-9).clamp(max=len(x) - 2))
+        high = int(torch.searchsorted(x, 10 * x[low]).clamp(low + 1, len(x) - 1))
+        return float((cdf[high] / cdf[low]).log() / (x[high] / x[low]).log())
+
+    @cached_property
     def edges(self) -> tuple[float, float]:
-        """Smallest and largest singular value, to about the regularisation; 0 if mass is at the floor."""
+        """Smallest and largest singular value, to about the regularisation; 0 if the law reaches down to its floor."""
         ends = self.atoms[0].detach().tolist()
         if self._bulk is not None and self._bulk.mass > 1e-9:
             ends += self._bulk.edges
@@ -242,12 +255,15 @@ class PredictedLaw(Law):
         return value.reshape(q.shape)
 
     def moment(self, k: float) -> Tensor:
-        """``E[s^k]``: closed forms for k = 0, 2, 4, else over 128 quantiles; infinite if k < 0 and s = 0 has mass."""
+        """``E[s^k]``: closed forms for k = 0, 2, 4, else over 128 quantiles; infinite if too much is near 0."""
         k = float(k)
         if not math.isfinite(k):
             raise ValueError(f"k: expected a finite number, got {k}")
         if k in (0.0, 2.0, 4.0):
             return (torch.ones((), dtype=torch.float64), *self._low_moments)[int(k) // 2]
+        # The power is known to some digits, and next to it the quadrature would not converge.
+        if k < 0 and k + self._power_at_zero < 0.01:
+            return torch.tensor(math.inf, dtype=torch.float64)
         places, masses = self.atoms
         total = (masses * places.pow(k)).sum()
         if self._bulk is not None:

@@ -73,6 +73,65 @@ def test_products_of_gaussian_matrices_have_fuss_catalan_moments(layers):
     assert law.edges[1] == pytest.approx(((layers + 1) ** (layers + 1) / layers**layers) ** 0.5, rel=5e-3)
 
 
+def fuss_catalan(layers):
+    """Places, ascending, and distribution function there, of products of Gaussian matrices, by their known density."""
+    # In s^2 = sin^(L + 1)((L + 1) a) / (sin a sin^L(L a)) it is sin^2 a sin^(L - 1)(L a) / (pi sin^L((L + 1) a)).
+    L = layers
+    e = math.pi / (L + 1) * torch.logspace(-14, 0, 200_001, dtype=torch.float64)[:-1]
+    a, near = math.pi / (L + 1) - e, ((L + 1) * e).sin()
+    square = near ** (L + 1) / (a.sin() * (L * a).sin() ** L)
+    density = a.sin() ** 2 * (L * a).sin() ** (L - 1) / (math.pi * near**L)
+    # At zero the density of log s^2 falls like s^(2 / (L + 1)).
+    steps = (square * density)[1:] + (square * density)[:-1]
+    below = (L + 1) * square[0] * density[0] + torch.cat(
+        [torch.zeros(1).double(), steps / 2 * square.log().diff()]
+    ).cumsum(0)
+    return square.sqrt(), below
+
+
+@pytest.mark.parametrize("layers", [1, 2, 10])
+def test_a_law_that_reaches_zero_is_solved_down_to_it(layers):
+    law = spectrum.predict(torch.zeros(layers, 1, 1), [1.0], [1.0], 1.0)
+    places, below = fuss_catalan(layers)
+    assert float(below[-1]) == pytest.approx(1, abs=1e-4)
+    assert law.edges[0] == 0
+    assert law.condition == math.inf
+    levels = torch.tensor([0.02, 0.1, 0.5], dtype=torch.float64)
+    index = torch.searchsorted(below, levels)
+    assert torch.allclose(law.quantile(levels), places[index], rtol=5e-3)
+    for place in (1e-8, 1e-5):
+        assert float(law.cdf(place)) == pytest.approx(float(below[torch.searchsorted(places, place)]), rel=5e-3)
+
+
+def test_negative_moments_are_infinite_where_the_density_makes_them_so():
+    # Of a square Gaussian matrix the density at zero is 1 / pi, of a product of two it grows like s^(-1/3).
+    law, product = (spectrum.predict(torch.zeros(layers, 1, 1), [1.0], [1.0], 1.0) for layers in (1, 2))
+    assert float(law.moment(-1)) == math.inf
+    places, below = fuss_catalan(1)
+    middle = (places[1:] * places[:-1]).sqrt()
+    expected = float((middle**-0.5 * below.diff()).sum())
+    assert float(law.moment(-0.5)) == pytest.approx(expected, rel=2e-3)
+    assert float(product.moment(-0.7)) == math.inf
+    assert 0 < float(product.moment(-0.2)) < math.inf
+    away = spectrum.predict(torch.ones(1, 1, 1), [1.0], [1.0], 0.1)
+    assert float(away.moment(-2)) == pytest.approx(
+        float(away.quantile(torch.linspace(0.001, 0.999, 500)).pow(-2).mean()), rel=1e-2
+    )
+
+
+def test_branches_that_overwhelm_the_skip_leave_values_of_many_sizes():
+    M, read, write, energy = setting("haar", "random", 5, 50.0)
+    law = spectrum.predict(M, read, write, energy)
+    draw = torch.linalg.svdvals(jacobian(M, read, write, energy, 256)).sort().values
+    levels = torch.tensor([0.02, 0.05, 0.2], dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = law.quantile(levels)
+    assert found[0] < 1e-5 * law.edges[1]
+    assert torch.allclose(found.log(), torch.quantile(draw, levels).log(), atol=0.3)
+    assert law.floor < 1e-9 * law.edges[1]
+
+
 def test_rotation_branch_on_one_stream():
     # |1 + sqrt(v) e^(i theta)|, theta uniform.
     v = 0.4
