@@ -156,7 +156,8 @@ def test_branch_by_its_s_transform_is_the_closed_one(name):
     laws = [spectrum.predict(M, read, write, energy, branch) for branch in (name, given)]
     w = torch.tensor([0.2 + 0.02j, 1 + 0.05j, 3 + 0.1j], dtype=torch.complex128)
     assert torch.allclose(laws[0].stieltjes(w), laws[1].stieltjes(w), rtol=1e-7)
-    s = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
+    # Not at one: four branches of rank C / 2 move just all of the 4 C directions, and the density has a pole there.
+    s = torch.tensor([0.3, 0.9, 2.5], dtype=torch.float64)
     assert torch.allclose(laws[0].cdf(s), laws[1].cdf(s), atol=1e-6)
     assert float(laws[0].mean_log) == pytest.approx(float(laws[1].mean_log), abs=1e-3)
     assert torch.allclose(laws[0].moment(4), laws[1].moment(4))
@@ -282,6 +283,20 @@ def test_errors_estimated_from_the_regularisation_cover_the_truth():
     assert (points.steps > 0).all()
     exact = (4 - s**2).sqrt() / math.pi
     assert ((points.density - exact).abs() <= points.density_error + 1e-6).all()
+
+
+def test_a_peak_narrower_than_the_regularisation_is_not_smeared():
+    # Two layers of M = I: a fifth of the singular values lie within a thousandth of one.
+    gate = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(-1)
+    M, read, write = torch.eye(4, dtype=torch.float64).expand(2, 4, 4), gate[0], 4 * gate[1]
+    energy = energies(read, write, 0.5)
+    law = spectrum.predict(M, read, write, energy)
+    draw = torch.linalg.svdvals(jacobian(M, read, write, energy, 192))
+    for width in (3e-4, 1e-3, 3e-3):
+        share = float(((draw - 1).abs() < width).double().mean())
+        assert share > 0.05
+        assert float(law.cdf(1 + width) - law.cdf(1 - width)) == pytest.approx(share, abs=0.01)
+    assert float(law.points(1 + 3e-4).cdf_error) < 1e-3
 
 
 def test_points_that_do_not_converge_are_nan_and_warn(monkeypatch):

@@ -59,6 +59,8 @@ def test_rows_of_the_accuracy_have_errors_and_times(monkeypatch):
 
 QUICK = [(family, False, 10, 128, 1) for family in ("haar", "bistochastic", "projector")]
 FULL = [(family, alike, 50, 256, 4) for family in mixers.FAMILIES for alike in (True, False)]
+# Two layers that are alike leave peaks of a width of 1e-3 around one.
+FULL += [(family, family != "identity", 2, 256, 4) for family in ("identity", "projector", "reflector")]
 
 
 @pytest.mark.parametrize(
