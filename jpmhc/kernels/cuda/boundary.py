@@ -16,7 +16,7 @@ from jpmhc.kernels.bodies import body, interpreted
 from jpmhc.kernels.boundary import Boundary, Pullback
 from jpmhc.kernels.cuda import backward, forward
 from jpmhc.kernels.cuda.blocks import LARGEST
-from jpmhc.kernels.cuda.streams import halve
+from jpmhc.kernels.cuda.streams import UNROLLED, halve
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -148,7 +148,7 @@ def _weight_gradient(grad_raw: Tensor, streams: Tensor, precision: str) -> Tenso
 # tokens.
 _RANGES = 8
 # Streams whose coefficients and sums of their gradients a program keeps in registers.
-FEW = 4
+FEW = UNROLLED.value
 
 
 # The sizes were chosen by measurements on an H100 with bfloat16 streams, of those at which no register spills.
@@ -196,10 +196,10 @@ def _at_once(device: torch.device, warps: int) -> int:
 
 
 def _precision(streams: Tensor) -> str:
-    """How tensor cores make a product of float32: by three of each factor's upper and lower half.
+    """How tensor cores multiply with the projection.
 
-    Halves in bfloat16 keep sixteen bits of a weight, which is enough beside bfloat16 streams, of which nothing is lost.
-    Triton's interpreter has none of these products.
+    Beside bfloat16 streams by its upper and lower halves in bfloat16, sixteen bits together, where exact numbers lose
+    nothing; beside others in float32, by three products in tf32. Triton's interpreter has neither.
     """
     if interpreted():
         return "ieee"
