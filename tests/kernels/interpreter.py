@@ -1,6 +1,7 @@
 """Triton's interpreter must be asked for before Triton is imported: a process of its own runs a test file again."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -18,9 +19,10 @@ def bodies(*others):
 
 
 def run_again(file, *selection):
-    """Run the tests of a file with Triton's bodies in the interpreter."""
+    """Run the tests of a file with Triton's bodies in the interpreter; some must run, and all of those pass."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", file, *selection]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", file, *selection]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
+    assert re.search(r"\b[1-9]\d* passed", done.stdout), done.stdout[-4000:]

@@ -65,3 +65,10 @@ def jacobian(mixers, read, write, energy, width, branch="gaussian", seed=0):
             X = branch_jacobian(branch, energy[l], width, generator)
             J = skip + write[l][:, None, None] * (X @ torch.einsum("j,jck->ck", read[l], J))
     return J.flatten(0, 1)
+
+
+def setting(kind, gate, layers, load=1.0, n=4):
+    """Arguments of `predict` for mixers and gates of those kinds."""
+    M = mixers(kind, layers, n)
+    read, write = gates(gate, layers, n)
+    return M, read, write, energies(read, write, load)

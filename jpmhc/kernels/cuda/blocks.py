@@ -44,6 +44,15 @@ def token_block(block, tokens, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def numbers_of(source, t, inside, COUNT: tl.constexpr):
+    """Load so many numbers a token, each as a vector (BT,)."""
+    loaded = ()
+    for k in tl.static_range(COUNT):
+        loaded = loaded + (tl.load(source + t * COUNT + k, mask=inside, other=0.0),)
+    return loaded
+
+
+@triton.jit
 def places(tokens, N: tl.constexpr, M: tl.constexpr, N2: tl.constexpr, M2: tl.constexpr, BLOCK: tl.constexpr):
     """Return offsets of a block's numbers in contiguous storage, which are there, and their rows and columns."""
     token, there = token_block(tl.program_id(0), tokens, BLOCK)

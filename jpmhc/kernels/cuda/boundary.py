@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jpmhc.kernels.bodies import body, interpreted
 from jpmhc.kernels.boundary import Boundary, Pullback
-from jpmhc.kernels.cuda import backward, forward
+from jpmhc.kernels.cuda import backward, closing, forward
 from jpmhc.kernels.cuda.blocks import LARGEST
 from jpmhc.kernels.cuda.streams import UNROLLED, halve
 
@@ -86,7 +86,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
             if weight is not None:
                 bias_sums, scale_sums = like.new_empty(blocks, n), like.new_empty(blocks, 1)
             slope = grad_bias if pre is not None and weight is None else None
-            backward.close[(blocks,)](
+            closing.close[(blocks,)](
                 grad_streams, grad_u, grad_z, factor, scale, streams, z, pre, rms, post_rms,
                 slope, grad_raw, radials, inner, bias_sums, scale_sums, tokens, gate, precision,
                 n, d, rows, padded, _padded(n), plan.tokens, plan.width, num_warps=plan.warps, num_stages=plan.stages,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from jpmhc.kernels.cuda.blocks import token_block
+from jpmhc.kernels.cuda.blocks import numbers_of, token_block
 from jpmhc.kernels.cuda.streams import (
     UNROLLED,
     fetch,
     gate_of,
     mixed,
     move,
-    numbers_of,
     pick,
     project,
     put,

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from jpmhc.kernels.bodies import body
-from jpmhc.kernels.cuda.blocks import DTYPES, token_block
+from jpmhc.kernels.cuda.blocks import DTYPES, numbers_of, token_block
 from jpmhc.kernels.quaternion import COMPONENT, LEFT, RIGHT
 
 _BLOCK = 128
@@ -42,14 +42,6 @@ def _launch(kernel, *tensors: Tensor) -> None:
 
 
 @triton.jit
-def _numbers(source, t, inside, COUNT: tl.constexpr):
-    loaded = ()
-    for k in tl.static_range(COUNT):
-        loaded = loaded + (tl.load(source + t * COUNT + k, mask=inside, other=0.0),)
-    return loaded
-
-
-@triton.jit
 def _unit(a, b, c, d, tiny: tl.constexpr):
     """Return the unit quaternion and the inverse of the length, zero where there is none."""
     largest = tl.maximum(tl.maximum(tl.abs(a), tl.abs(b)), tl.maximum(tl.abs(c), tl.abs(d)))
@@ -65,7 +57,7 @@ def _unit(a, b, c, d, tiny: tl.constexpr):
 @triton.jit(do_not_specialize=["tokens"])
 def _forward(pairs, result, tokens, tiny: tl.constexpr, BLOCK: tl.constexpr):
     t, inside = token_block(tl.program_id(0), tokens, BLOCK)
-    x = _numbers(pairs, t, inside, 8)
+    x = numbers_of(pairs, t, inside, 8)
     p, _ = _unit(x[0], x[1], x[2], x[3], tiny)
     q, _ = _unit(x[4], x[5], x[6], x[7], tiny)
     for i in tl.static_range(4):
@@ -79,7 +71,7 @@ def _forward(pairs, result, tokens, tiny: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["tokens"])
 def _adjoint(pairs, cotangent, result, tokens, tiny: tl.constexpr, BLOCK: tl.constexpr):
     t, inside = token_block(tl.program_id(0), tokens, BLOCK)
-    x, g = _numbers(pairs, t, inside, 8), _numbers(cotangent, t, inside, 16)
+    x, g = numbers_of(pairs, t, inside, 8), numbers_of(cotangent, t, inside, 16)
     p, inverse_p = _unit(x[0], x[1], x[2], x[3], tiny)
     q, inverse_q = _unit(x[4], x[5], x[6], x[7], tiny)
     slopes_p, slopes_q = (), ()

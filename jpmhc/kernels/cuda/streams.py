@@ -42,15 +42,6 @@ def streams_of(source, t, inside, start, N: tl.constexpr, D: tl.constexpr, BD: t
 
 
 @triton.jit
-def numbers_of(source, t, inside, COUNT: tl.constexpr):
-    """Load so many numbers a token, each as a vector (BT,)."""
-    loaded = ()
-    for k in tl.static_range(COUNT):
-        loaded = loaded + (tl.load(source + t * COUNT + k, mask=inside, other=0.0),)
-    return loaded
-
-
-@triton.jit
 def zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """So many tiles (ROWS, COLUMNS) of zeros."""
     made = ()

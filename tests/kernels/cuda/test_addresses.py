@@ -8,7 +8,7 @@ from tests.kernels.interpreter import run_again
 
 triton = pytest.importorskip("triton")
 tl = triton.language
-from jpmhc.kernels.cuda import backward, blocks, cayley, forward, sinkhorn, streams  # noqa: E402
+from jpmhc.kernels.cuda import backward, blocks, cayley, closing, forward, sinkhorn, streams  # noqa: E402
 
 token_block, tile = blocks.token_block, streams.tile
 
@@ -41,7 +41,7 @@ def test_offsets_beyond_two_to_the_31():
 
 @pytest.mark.skipif(interpreted(), reason="of the compiler")
 def test_no_kernel_is_compiled_again_for_another_number_of_tokens():
-    kernels = [forward.cross, backward.close, backward.pull_few, backward.pull, backward.gather]
+    kernels = [forward.cross, closing.close, backward.pull_few, backward.pull, backward.gather]
     kernels += [backward.weight_gradient]
     kernels += [cayley._forward, cayley._adjoint, sinkhorn._sweeps, sinkhorn._forward, sinkhorn._potentials]
     for kernel in kernels:
