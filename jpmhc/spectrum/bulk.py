@@ -23,6 +23,8 @@ _RISE = 0.01
 # A distribution function that changes by more as the angle halves is read nearer to the axis, by 5, up to 3 times.
 _SMEARED, _FINER = 5e-4, 3
 _ATOM_ANGLES = (1e-3, 4e-4, 2e-4)
+# Places as near as a tenth of the last angle look like one from there.
+_ONE_PLACE = 2e-5
 
 
 class Bulk:
@@ -244,11 +246,8 @@ class Bulk:
         product = torch.eye(self.chain.mixers.shape[-1], dtype=torch.float64)
         for matrix in self.chain.mixers.detach():
             product = matrix @ product
-        places = torch.linalg.svdvals(product)
-        places = places[places > FLOOR * places[0]]
-        distinct = torch.ones_like(places, dtype=torch.bool)
-        distinct[1:] = (places[:-1] / places[1:]).log() > 1e-9
-        places = places[distinct].flip(0)
+        places = torch.linalg.svdvals(product).flip(0)
+        places = _merged(places[places > FLOOR * places[-1]])
         if not len(places):
             return self._kernel
         found = descend(self._numbers, places, _ATOM_ANGLES, self.solve(places)[1])
@@ -351,6 +350,14 @@ class Bulk:
         s, t = attach(self.chain, w[index], found[index])
         g = torch.full_like(w, complex(math.nan, math.nan))
         return g.index_put((index,), self.chain.resolvent(w[index], s, t).g)
+
+
+def _merged(places: Tensor) -> Tensor:
+    """Return ascending places, the geometric mean of every run of them that is one seen from the last angle."""
+    logs = places.log()
+    apart = logs.diff(prepend=logs[:1] - 1) > _ONE_PLACE
+    group = apart.cumsum(0) - 1
+    return torch.stack([logs[group == k].mean().exp() for k in range(int(apart.sum()))]) if len(places) else places
 
 
 def _scattered(rows: Tensor, index: Tensor, length: int) -> tuple[Tensor, ...]:

@@ -38,6 +38,10 @@ class Comparison:
     wasserstein_log : float
         Wasserstein distance of the laws of log s, the integral of that difference's magnitude over log s: the mean
         relative error of a singular value. What lies below 1e-9 of the largest, or below a law's floor, is taken there.
+    uncertainty : float
+        How far the distribution functions of measured laws may be off at these places, the largest of
+        :meth:`MeasuredLaw.cdf_error <jpmhc.spectrum.MeasuredLaw.cdf_error>`: 0 for the exact method. A Kolmogorov
+        distance below it says nothing against the prediction. NaN for a single probe.
     lost : int
         Places left out because a prediction did not converge there.
     levels : tuple of float
@@ -50,6 +54,7 @@ class Comparison:
 
     kolmogorov: float
     wasserstein_log: float
+    uncertainty: float
     lost: int
     levels: tuple[float, ...]
     predicted_quantiles: tuple[float, ...]
@@ -68,7 +73,8 @@ class Comparison:
 
     def __str__(self) -> str:
         lost = f" ({self.lost} places did not converge)" if self.lost else ""
-        lines = [f"Kolmogorov distance {self.kolmogorov:.4f}, mean |log error| {self.wasserstein_log:.4f}{lost}"]
+        doubt = "" if self.uncertainty == 0 else f" (the quadrature is within {self.uncertainty:.2g})"
+        lines = [f"Kolmogorov distance {self.kolmogorov:.4f}{doubt}, mean |log error| {self.wasserstein_log:.4f}{lost}"]
         lines.append(f"{'quantile':>9} {'predicted':>11} {'measured':>11} {'error':>8}")
         for row in self.table():
             error = f"{100 * row['error']:.1f} %"
@@ -151,10 +157,11 @@ def compare(predicted: Law, measured: Law, levels: Sequence[float] = LEVELS) -> 
     chosen = torch.tensor(list(levels), dtype=torch.float64)
     if not ((chosen >= 0) & (chosen <= 1)).all():
         raise ValueError(f"levels: expected numbers in [0, 1], got {list(levels)}")
-    kolmogorov, wasserstein, lost = _distances(predicted, measured)
+    kolmogorov, wasserstein, uncertainty, lost = _distances(predicted, measured)
     return Comparison(
         kolmogorov,
         wasserstein,
+        uncertainty,
         lost,
         tuple(chosen.tolist()),
         tuple(predicted.quantile(chosen).detach().tolist()),
@@ -164,11 +171,11 @@ def compare(predicted: Law, measured: Law, levels: Sequence[float] = LEVELS) -> 
     )
 
 
-def _distances(first: Law, second: Law) -> tuple[float, float, int]:
+def _distances(first: Law, second: Law) -> tuple[float, float, float, int]:
     ends = torch.tensor([first.edges, second.edges], dtype=torch.float64)
     top = float(ends.max())
     if top == 0:
-        return 0.0, 0.0, 0
+        return 0.0, 0.0, 0.0, 0
     floor = _zero(first, second)
     low = max(float(ends.min()), floor)
     levels = (torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES
@@ -199,4 +206,6 @@ def _distances(first: Law, second: Law) -> tuple[float, float, int]:
     # From just after one place to just before the next, where nothing jumps.
     after, until = (at[0] - at[1]).abs(), (near(0, before) - near(1, before)).abs()
     wasserstein = float(((after[:-1] + until[1:]) / 2 * places.log().diff()).sum())
-    return kolmogorov, wasserstein, int((~found).sum())
+    errors = [law.cdf_error(places) for law in (first, second) if isinstance(law, MeasuredLaw)]
+    uncertainty = float(torch.stack(errors).sum(0).max()) if errors and len(places) else 0.0
+    return kolmogorov, wasserstein, uncertainty, int((~found).sum())

@@ -23,6 +23,8 @@ class Bidiagonal:
     nodes, weights : Tensor, shape (..., k)
         Gauss quadrature of ``v^T f(A^T A) v`` at the start vector v: singular values of B, largest first, and squares
         of the first components of its right singular vectors; exact for polynomials in s^2 up to degree 2k - 1.
+    residual : Tensor, shape (..., k)
+        Of the nodes: within that distance of each lies a singular value of A.
     largest, smallest : Tensor, shape (...)
         Extreme singular values of B; never above the largest of A, never below its smallest.
     largest_error, smallest_error : Tensor, shape (...)
@@ -32,6 +34,7 @@ class Bidiagonal:
 
     nodes: Tensor
     weights: Tensor
+    residual: Tensor
     largest: Tensor
     smallest: Tensor
     largest_error: Tensor
@@ -133,6 +136,7 @@ def _decompose(alphas: list[Tensor], betas: list[Tensor], whole: bool) -> Bidiag
     return Bidiagonal(
         nodes,
         weights,
+        residual,
         largest,
         smallest,
         _error(at(residual, first), largest - at(nodes, last.clamp(max=1))),

@@ -276,6 +276,7 @@ def _lanczos(
         extremes_error=errors,
         converged=converged,
         precision=noise,
+        residual=density.residual,
     )
 
 

@@ -1,9 +1,10 @@
 import math
+import warnings
 
 import pytest
 import torch
 
-from jpmhc.spectrum import MeasuredLaw, compare, measure
+from jpmhc.spectrum import ExtremesWarning, MeasuredLaw, compare, measure
 
 
 def law(values, shares=None):
@@ -92,3 +93,35 @@ def test_a_quadrature_is_drawn_and_printed_with_its_errors():
     assert "E[s^2] 3.1 +- 0.3" in str(found)
     assert not law([1.0, 2.0]).plot().containers
     assert "+-" not in str(law([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("steps", [4, 16, 64])
+def test_a_quadrature_says_how_far_its_distribution_function_may_be_off(steps):
+    # Half of the values are alike; the others span seven decades, of which few steps see little.
+    diagonal = torch.cat([torch.ones(400), torch.logspace(-7, 0.5, 400)]).double()
+    zero = torch.zeros(800).double()
+    exact = measure(lambda x: diagonal * x, zero)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtremesWarning)
+        found = measure(lambda x: diagonal * x, zero, "lanczos", steps=steps, max_steps=steps)
+    s = torch.logspace(-8, 1, 90).double()  # not at 1, where equal values are equal up to round-off
+    error, bound = (found.cdf(s) - exact.cdf(s)).abs(), found.cdf_error(s)
+    assert (error <= bound + 0.02).all()
+    assert float(bound.max()) > 0.1
+    # Not everywhere: above the law there is nothing to be wrong about.
+    assert float(bound[-1]) < 0.01
+    assert (exact.cdf_error(s) == 0).all()
+    comparison = compare(exact, found)
+    assert comparison.kolmogorov <= comparison.uncertainty + 0.02
+    assert f"within {comparison.uncertainty:.2g}" in str(comparison)
+    assert compare(exact, exact).uncertainty == 0
+
+
+def test_a_quadrature_that_found_every_value_is_sure():
+    diagonal = torch.tensor([1.0, 2.0, 3.0]).repeat(10).double()
+    found = measure(lambda x: diagonal * x, torch.zeros(30).double(), "lanczos", probes=30, steps=10)
+    s = torch.tensor([0.5, 1.5, 2.5, 3.5]).double()
+    assert float(found.cdf_error(s)[[0, 3]].max()) < 1e-12
+    # What is left is the scatter of the probes, which is none over a whole basis of them.
+    assert torch.allclose(found.cdf(s), torch.tensor([0, 1 / 3, 2 / 3, 1]).double(), atol=1e-9)
+    assert float(found.cdf_error(s).max()) < 0.05

@@ -88,7 +88,7 @@ def test_a_fresh_law_of_a_hundred_layers_takes_seconds():
 def test_the_section_of_a_trained_model_is_its_last_cycle():
     section = trained.train("cayley", "smoke", 2)
     law, report = trained.predict(section)
-    measured = trained.measure(section, "exact")
+    measured = trained.measure(section)
     assert law.model.layers == 8
     assert len(report) == 16
     assert measured.shape == (704, 704)
@@ -117,7 +117,7 @@ def test_the_section_of_a_trained_model_is_its_last_cycle():
 def test_theory_foretells_a_trained_model():
     for arm in ("sinkhorn", "cayley"):
         section = trained.train(arm, "smoke", 40)
-        found = spectrum.compare(trained.predict(section)[0], trained.measure(section, "exact"))
+        found = spectrum.compare(trained.predict(section)[0], trained.measure(section))
         assert found.kolmogorov < 0.2
         assert abs(found.table()[2]["error"]) < 0.6
     assert any(isinstance(m, layers.HyperConnection) for m in section.model.modules())
