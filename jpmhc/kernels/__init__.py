@@ -15,6 +15,7 @@ from jpmhc.kernels.orthonormal import orthonormalise, plain_orthonormalise
 from jpmhc.kernels.polar import polar_adjoint, polar_forward, polar_newton, sylvester
 from jpmhc.kernels.primitive import choice, operations
 from jpmhc.kernels.quaternion import plain_quaternion, quaternion_adjoint, quaternion_forward
+from jpmhc.kernels.retraction import birkhoff_retraction, moved_logarithm
 from jpmhc.kernels.sinkhorn import (
     sinkhorn_adjoint,
     sinkhorn_forward,
@@ -27,6 +28,7 @@ from jpmhc.kernels.sinkhorn import (
 __all__ = [
     "Choice",
     "backend",
+    "birkhoff_retraction",
     "cayley_adjoint",
     "cayley_forward",
     "cayley_iterated",
@@ -34,6 +36,7 @@ __all__ = [
     "cayley_transport",
     "chain_sweeps",
     "choice",
+    "moved_logarithm",
     "noisy_chain_sweeps",
     "operations",
     "orthonormalise",

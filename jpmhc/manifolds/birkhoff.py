@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from jpmhc import autodiff
+from jpmhc import autodiff, kernels
 from jpmhc.manifolds.fisher import Fisher, least
+
+_STEPS = 128  # of Newton's method, which takes 1 to 3 and near permutations about 50
 
 
 class Birkhoff(Fisher):
@@ -91,7 +93,9 @@ class Birkhoff(Fisher):
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """Move from `x` along `u` by the retraction of this manifold."""
-        return self._along_root(x, u) if self.retraction == "root" else self._along_logarithm(x, u)
+        options = (self.retraction == "root", least(x), 4 * torch.finfo(x.dtype).eps, _STEPS)
+        result: Tensor = autodiff.fused(kernels.birkhoff_retraction, _plain_retraction, (x, u), options)
+        return result
 
     def _random(self, shape: tuple[int, ...], generator: torch.Generator | None, like: dict[str, Any]) -> Tensor:
         return self.projx(torch.empty(shape, **like).exponential_(generator=generator))
@@ -105,3 +109,8 @@ class Birkhoff(Fisher):
     def extra_repr(self) -> str:
         """Return the constructor arguments."""
         return f"retraction={self.retraction!r}"
+
+
+def _plain_retraction(x: Tensor, u: Tensor, root: bool, least: float, tol: float, max_steps: int) -> Tensor:
+    logits = kernels.moved_logarithm(x, u, root, least)
+    return autodiff.sinkhorn(logits, tol=tol, max_steps=max_steps).clamp_min(least)

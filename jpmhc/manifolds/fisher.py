@@ -60,28 +60,7 @@ class Fisher(Manifold):
         """Tangent part at `y` of ``sqrt(y / x) * v``, which is `v` in the coordinates ``2 sqrt(x)``; never longer."""
         return self.proju(y, (y / x).sqrt() * v)
 
-    def _along_root(self, x: Tensor, u: Tensor) -> Tensor:
-        """Second-order retraction: the straight line in ``2 sqrt(x)``, bent before it crosses zero, then `scaled`."""
-        return self.scaled(torch.log(x.clamp_min(least(x))) + 2 * _log_bent(1 + u / (2 * x)))
-
-    def _along_logarithm(self, x: Tensor, u: Tensor) -> Tensor:
-        """First-order retraction: ``x exp(u / x)``, then `scaled`."""
-        return self.scaled(torch.addcdiv(torch.log(x.clamp_min(least(x))), u, x))
-
 
 def least(x: Tensor) -> float:
     """Smallest entry of a point, ``eps^2``."""
     return torch.finfo(x.dtype).eps ** 2
-
-
-def _log_bent(w: Tensor) -> Tensor:
-    """Logarithm of a positive function that is ``w`` to third order at 1, and falls like ``1 / (4 |w|)`` below 0.
-
-    The function is the positive root s of ``s (s - w) = q / 4`` with ``q = (w - 1)^4 / (1 + (w - 1)^2)^2``.
-    """
-    away = (w - 1).square()
-    q = (away / (1 + away)).square()
-    size = (w * w + q).sqrt()  # at least 0.25
-    positive = w > 0
-    numerator = torch.where(positive, w + size, q)
-    return (numerator / torch.where(positive, 2.0, 2 * (size - w))).log()

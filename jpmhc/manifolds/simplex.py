@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from jpmhc.kernels import moved_logarithm
 from jpmhc.manifolds.algebra import cosine_and_sinc, norm, root, scalar_angle_over_sine
-from jpmhc.manifolds.fisher import Fisher
+from jpmhc.manifolds.fisher import Fisher, least
 
 
 class Simplex(Fisher):
@@ -65,7 +66,7 @@ class Simplex(Fisher):
         """Move from `x` along `u` by the retraction of this manifold."""
         if self.retraction == "exp":
             return self.expmap(x, u)
-        return self._along_root(x, u) if self.retraction == "root" else self._along_logarithm(x, u)
+        return self.scaled(moved_logarithm(x, u, self.retraction == "root", least(x)))
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         """``(sqrt(x) cos t + w sin(t) / t)^2`` with ``w = u / (2 sqrt(x))`` and ``t = |w|``."""

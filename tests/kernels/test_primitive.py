@@ -11,6 +11,7 @@ CALLS = {
     "sinkhorn_sweeps": lambda x: kernels.sinkhorn_sweeps(x, None, None, 3),
     "sinkhorn_adjoint": lambda x: kernels.sinkhorn_adjoint(x, x),
     "sinkhorn_scaled": lambda x: kernels.sinkhorn_scaled(x, 1e-30, 1e-14, 64),
+    "birkhoff_retraction": lambda x: kernels.birkhoff_retraction(x, 0.1 * x, True, 1e-30, 1e-14, 64),
     "orthonormalise": kernels.orthonormalise,
     "sinkhorn_potentials": lambda x: kernels.sinkhorn_potentials(x, x),
     "sinkhorn_inverse": kernels.sinkhorn_inverse,

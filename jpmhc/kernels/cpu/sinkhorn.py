@@ -51,14 +51,14 @@ def _large(matrix: Tensor, *_options: object) -> str | None:
     return None
 
 
-def _few_numbers(matrix: Tensor, *_options: object) -> str | None:
+def few_numbers(matrix: Tensor, *_options: object) -> str | None:
     """Tell why a batch is not worth compiling for; larger matrices share one version, so a single one may be."""
     if max(matrix.shape[-2:]) <= LARGEST:
         return few(matrix)
     return "fewer than 16384 numbers" if matrix.numel() < 16384 else None
 
 
-@body(DTYPES, _uniform_of_any_size, _few_numbers)
+@body(DTYPES, _uniform_of_any_size, few_numbers)
 def sinkhorn_forward(logits: Tensor, _rows: None, _columns: None, tol: float, max_steps: int) -> Tensor:
     """Run `_forward` or, over larger matrices, `swept`; the reference where logarithms or more steps are needed."""
     *_, n, m = logits.shape
@@ -82,7 +82,7 @@ def sinkhorn_forward(logits: Tensor, _rows: None, _columns: None, tol: float, ma
     return result
 
 
-@body(DTYPES, _large, _few_numbers)
+@body(DTYPES, _large, few_numbers)
 def sinkhorn_scaled(matrix: Tensor, least: float, tol: float, max_steps: int) -> Tensor:
     """Run `swept` over all tokens, and the reference over those that it did not finish."""
     *_, n, m = matrix.shape
@@ -102,7 +102,8 @@ def _swept(matrix: Tensor, least: float, tol: float) -> tuple[Tensor, Tensor]:
     source, target = (numbers(tensor, n * m).reshape(-1, n, m) for tensor in (matrix, result))
     finished = torch.empty(len(source), dtype=torch.bool)
     dtype = source.dtype.type
-    pool.run(swept, pool.split(len(source)), source, target, finished.numpy(), dtype(least), dtype(tol))
+    low = dtype(least)
+    pool.run(swept, pool.split(len(source)), source, target, finished.numpy(), low, low, dtype(tol))
     return result, finished
 
 
@@ -152,17 +153,12 @@ def _forward(logits, result, again, rows, columns, tol, max_steps, start, stop):
     n, m = len(rows), len(columns)
     p = np.empty((n * m, LANES), logits.dtype)
     weights = np.empty((n * n, LANES), logits.dtype)
-    u = np.empty((n, LANES), logits.dtype)
-    row = np.empty((n, LANES), logits.dtype)
-    error = np.empty(LANES, logits.dtype)
+    scales = np.empty((n, LANES), logits.dtype)
     active = np.empty(LANES, logits.dtype)
-    one = logits.dtype.type(1)
-    row[:] = one
-    inverse = logits.dtype.type(m / n)
     far_from_underflow = logits.dtype.type(np.sqrt(np.finfo(logits.dtype).tiny))
     for base in range(start, stop, LANES):
         load(logits, p, base, stop)
-        _sweep(p, u, rows, columns, FIRST_SWEEPS)
+        _sweep(p, scales, rows, columns, FIRST_SWEEPS)
         for t in range(LANES):
             low = p[0, t]
             for k in range(1, n * m):
@@ -170,41 +166,7 @@ def _forward(logits, result, again, rows, columns, tol, max_steps, start, stop):
             active[t] = low > far_from_underflow
         for t in range(min(LANES, stop - base)):
             again[base + t] = active[t] == 0
-        for _ in range(max_steps):
-            for t in range(LANES):
-                worst = one - one
-                for i in range(n):
-                    total = p[i * m, t]
-                    for j in range(1, m):
-                        total += p[i * m + j, t]
-                    u[i, t] = one - total
-                    worst = max(worst, abs(one - total))
-                error[t] = worst
-            _weights(p, weights, inverse, rows, columns)
-            _solve(weights, u, row, rows)
-            some = False
-            for t in range(LANES):
-                low = high = u[0, t]
-                for i in range(1, n):
-                    low, high = min(low, u[i, t]), max(high, u[i, t])
-                length = active[t] * log1p_ratio(high - low)
-                # A step of span M < 1 leaves at most M times the error.
-                error[t] = active[t] if min(high - low, one) * error[t] > tol else one - one
-                for i in range(n):
-                    u[i, t] = exp(length * u[i, t])
-            for j in range(m):
-                for t in range(LANES):
-                    total = p[j, t] * u[0, t]
-                    for i in range(1, n):
-                        total += p[i * m + j, t] * u[i, t]
-                    factor = one / (inverse * total) if active[t] > 0 else one
-                    for i in range(n):
-                        p[i * m + j, t] *= u[i, t] * factor
-            for t in range(LANES):
-                active[t] = error[t]
-                some |= error[t] > 0
-            if not some:
-                break
+        balance(p, weights, active, rows, columns, tol, max_steps)
         store(result, p, base, stop)
 
 
@@ -264,6 +226,55 @@ def _potentials(matrix, other, result, rows, columns, adjoint, start, stop):  # 
 
 
 @part
+def balance(p, weights, active, rows, columns, tol, max_steps):  # type: ignore[no-untyped-def]
+    """Take Newton's steps of the reference in the lanes that are active, until all of them are finished.
+
+    `p` holds numbers far from underflow whose column sums are right; `weights`, n^2 numbers a lane, is scratch.
+    """
+    n, m = len(rows), len(columns)
+    u, row = np.empty((n, LANES), p.dtype), np.empty((n, LANES), p.dtype)
+    error = np.empty(LANES, p.dtype)
+    one = p.dtype.type(1)
+    row[:] = one
+    inverse = p.dtype.type(m / n)
+    for _ in range(max_steps):
+        for t in range(LANES):
+            worst = one - one
+            for i in range(n):
+                total = p[i * m, t]
+                for j in range(1, m):
+                    total += p[i * m + j, t]
+                u[i, t] = one - total
+                worst = max(worst, abs(one - total))
+            error[t] = worst
+        _weights(p, weights, inverse, rows, columns)
+        _solve(weights, u, row, rows)
+        some = False
+        for t in range(LANES):
+            low = high = u[0, t]
+            for i in range(1, n):
+                low, high = min(low, u[i, t]), max(high, u[i, t])
+            length = active[t] * log1p_ratio(high - low)
+            # A step of span M < 1 leaves at most M times the error.
+            error[t] = active[t] if min(high - low, one) * error[t] > tol else one - one
+            for i in range(n):
+                u[i, t] = exp(length * u[i, t])
+        for j in range(m):
+            for t in range(LANES):
+                total = p[j, t] * u[0, t]
+                for i in range(1, n):
+                    total += p[i * m + j, t] * u[i, t]
+                factor = one / (inverse * total) if active[t] > 0 else one
+                for i in range(n):
+                    p[i * m + j, t] *= u[i, t] * factor
+        for t in range(LANES):
+            active[t] = error[t]
+            some |= error[t] > 0
+        if not some:
+            break
+
+
+@part
 def _sweep(p, scales, rows, columns, times):  # type: ignore[no-untyped-def]
     """Turn logits into the matrix after so many sweeps.
 
@@ -297,15 +308,23 @@ def _sweep(p, scales, rows, columns, times):  # type: ignore[no-untyped-def]
                 p[i * m + j, t] = exp(p[i * m + j, t]) * scales[i, t]
     _scale_columns(p, rows, columns)
     for _ in range(times - 1):
-        for i in range(n):
-            for t in range(LANES):
-                total = p[i * m, t]
-                for j in range(1, m):
-                    total += p[i * m + j, t]
-                total = one / total
-                for j in range(m):
-                    p[i * m + j, t] *= total
-        _scale_columns(p, rows, columns)
+        scale_rows_and_columns(p, rows, columns)
+
+
+@part
+def scale_rows_and_columns(p, rows, columns):  # type: ignore[no-untyped-def]
+    """Sweep once."""
+    n, m = len(rows), len(columns)
+    one = p.dtype.type(1)
+    for i in range(n):
+        for t in range(LANES):
+            total = p[i * m, t]
+            for j in range(1, m):
+                total += p[i * m + j, t]
+            total = one / total
+            for j in range(m):
+                p[i * m + j, t] *= total
+    _scale_columns(p, rows, columns)
 
 
 @part
