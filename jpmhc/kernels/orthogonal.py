@@ -100,10 +100,10 @@ def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: f
     """
     if x.shape[-2] == x.shape[-1]:
         whole, straight = whole + straight, 0.0  # x x^T e is e
-        part = (x @ e.mT) @ x
         if whole == 1:
+            part = (x @ e.mT) @ x
             return torch.add(e, part, alpha=crossed, out=part)
-        return part.mul_(crossed).add_(e, alpha=whole)
+        return _added_to(e, x @ e.mT, x, whole, crossed)
     if not straight:
         mixed, factor = e.mT @ x, crossed
     elif not crossed:
@@ -117,9 +117,13 @@ def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: f
         return torch.add(e, part, alpha=factor, out=part)
     if not whole:
         return (x @ mixed).mul_(factor)
-    n, p = e.shape[-2:]
-    vectors, points = e.reshape(-1, n, p), x.reshape(-1, n, p)
-    return torch.baddbmm(vectors, points, mixed.reshape(-1, p, p), beta=whole, alpha=factor).view(e.shape)
+    return _added_to(e, x, mixed, whole, factor)
+
+
+def _added_to(e: Tensor, a: Tensor, b: Tensor, whole: float, factor: float) -> Tensor:
+    """Return ``whole e + factor a b`` in one operation."""
+    flat, left, right = (value.reshape(-1, *value.shape[-2:]) for value in (e, a, b))
+    return torch.baddbmm(flat, left, right, beta=whole, alpha=factor).view(e.shape)
 
 
 def _like(x: Tensor) -> Tensor:

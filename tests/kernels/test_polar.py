@@ -89,3 +89,33 @@ def test_large_matrices_are_near_where_no_direction_is_far_though_many_are_a_lit
     near = polar._near(matrix)
     assert near is not None
     torch.testing.assert_close(near, u @ vh, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("condition", [1.0, 5.0, 9.0, 30.0, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_forward_of_tall_matrices_is_the_factor_of_the_singular_vectors(condition, dtype):
+    # Through their Gram matrix up to a condition of 10, which squares it.
+    generator = torch.Generator().manual_seed(0)
+    left = torch.linalg.qr(torch.randn(3, 80, 20, dtype=torch.float64, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(3, 20, 20, dtype=torch.float64, generator=generator)).Q
+    values = 7 * torch.logspace(0, -torch.tensor(condition).log10().item(), 20, dtype=torch.float64)
+    matrix = (left * values) @ right.mT
+    result = kernels.polar_forward(matrix.to(dtype)).double()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(result, left @ right.mT, rtol=0, atol=4 * condition * eps)
+    torch.testing.assert_close(result.mT @ result, torch.eye(20).double().expand(3, 20, 20), rtol=0, atol=20 * eps)
+
+
+def test_tall_matrices_that_are_steep_or_huge_leave_their_neighbours_alone():
+    matrix = torch.randn(4, 40, 20, generator=torch.Generator().manual_seed(0))
+    expected = kernels.polar_forward(matrix[:1])
+    matrix[1, :, 3] *= 1e-4
+    matrix[2] *= 1e25  # whose squares float32 does not hold
+    matrix[3, 0, 0] = float("nan")
+    result = kernels.polar_forward(matrix)
+    assert result[3].isnan().all()
+    torch.testing.assert_close(result[:1], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(kernels.polar_forward(matrix[:2])[:1], expected, rtol=0, atol=0)
+    u, _, vh = torch.linalg.svd(matrix[:3].double(), full_matrices=False)
+    torch.testing.assert_close(result[[0, 2]].double(), (u @ vh)[[0, 2]], rtol=0, atol=2e-6)
+    torch.testing.assert_close(result[:3].mT @ result[:3], torch.eye(20).expand(3, 20, 20), rtol=0, atol=3e-6)
