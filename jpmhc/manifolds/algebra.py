@@ -40,6 +40,16 @@ def identity(like: Tensor) -> Tensor:
     return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
+def sum_of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor, start: Tensor | None = None) -> Tensor:
+    """Return ``a b + c d``, and `start` where there is one, without passes over the data for the sums."""
+    given = [a, b, c, d] if start is None else [a, b, c, d, start]
+    batch = torch.broadcast_shapes(*(value.shape[:-2] for value in given))
+    count = math.prod(batch)
+    a, b, c, d, *first = (value.expand(*batch, -1, -1).reshape(count, *value.shape[-2:]) for value in given)
+    total = torch.baddbmm(first[0], a, b) if first else torch.bmm(a, b)
+    return torch.baddbmm(total, c, d).reshape(*batch, *total.shape[-2:])
+
+
 def polish(matrix: Tensor) -> Tensor:
     """Newton-Schulz step ``Q (3 I - Q^T Q) / 2``: squares the distance of the columns from orthonormal.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from jpmhc import autodiff
 from jpmhc.kernels.primitive import primitive
 from jpmhc.manifolds import steps
-from jpmhc.manifolds.algebra import divided_exponential, exponential, identity, polish, skew, symmetric
+from jpmhc.manifolds.algebra import divided_exponential, exponential, identity, polish, skew, sum_of_products, symmetric
 from jpmhc.manifolds.base import Manifold
 
 _SHOTS = 60
@@ -166,8 +166,7 @@ class Stiefel(Manifold):
     def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """`expmap` and `v` carried along by the two rotations it is made of: an isometry of both metrics."""
         end, forth, _ = self._geodesic(x, u)
-        y = polish(end())
-        return y, self.proju(y, forth(v))
+        return polish(end()), forth(v)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
         """Shortest tangent vector with ``expmap(x, u) = y``, by shooting; NaN where that did not converge."""
@@ -226,21 +225,23 @@ class Stiefel(Manifold):
         def end() -> Tensor:
             first, second = (phi @ torch.cat([turn, scale], -2)).chunk(2, -2)
             second = second / s
-            return x @ ((identity(a) + first - xu @ second) @ r) + u @ (second @ r)
+            return sum_of_products(x, (identity(a) + first - xu @ second) @ r, u, second @ r)
 
         def forth(w: Tensor) -> Tensor:
-            along = x.mT @ w
-            across = u.mT @ w - xu.mT @ along  # N^T w
+            xw = x.mT @ w
+            across = u.mT @ w - xu.mT @ xw  # N^T w
+            along = skew(xw)  # what is not tangent in w is dropped
             first, second = (phi @ torch.cat([turn @ along - across, s * along], -2)).chunk(2, -2)
             second = second / s
-            return w @ r + x @ ((first - xu @ second) @ r) + u @ (second @ r)
+            # x^T w - along is that part; off it goes with the terms in x.
+            return sum_of_products(x, (first - xu @ second - xw + along) @ r, u, second @ r, w @ r)
 
         def back(w: Tensor) -> Tensor:
             w = w @ r.mT
             along = x.mT @ w
             across = u.mT @ w - xu.mT @ along
             first, second = (phi.mT @ torch.cat([along, across / s], -2)).chunk(2, -2)
-            return w + x @ (s * second - turn @ first + xu @ first) - u @ first
+            return sum_of_products(x, s * second - turn @ first + xu @ first, u, -first, w)
 
         return end, forth, back
 
@@ -262,7 +263,7 @@ def _square_carries(x: Tensor, turn: Tensor, last: Tensor) -> tuple[_Carry, _Car
     """Return ``w -> e^W w e^last`` and its inverse, for square x with ``W = x turn x^T``."""
 
     def forth(w: Tensor) -> Tensor:
-        return x @ (exponential(turn) @ (x.mT @ w) @ exponential(last))
+        return x @ (exponential(turn) @ skew(x.mT @ w) @ exponential(last))
 
     def back(w: Tensor) -> Tensor:
         return x @ (exponential(turn).mT @ (x.mT @ (w @ exponential(last).mT)))
