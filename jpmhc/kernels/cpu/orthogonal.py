@@ -56,11 +56,11 @@ def _run(x: Tensor, u: Tensor, v: Tensor, y: Tensor, moved: Tensor, transport: b
     """Fill y and moved; return a mask of the batch where that needs pivots, or None."""
     n, p = x.shape[-2:]
     arrays = [numbers(tensor, n * p) for tensor in (x, u, v, y, moved)]
-    steep = torch.zeros(x.shape[:-2], dtype=torch.bool)
     ranges = pool.split(len(arrays[0]), GRAIN)
     if n == p <= 4:
         pool.run(_turn, ranges, *arrays, extent(n), transport)
         return None
+    steep = torch.zeros(x.shape[:-2], dtype=torch.bool)
     pool.run(_cayley, ranges, *arrays, steep.view(-1).numpy(), extent(n), extent(p), transport)
     return steep if bool(steep.any()) else None
 
