@@ -9,7 +9,8 @@ from torch import Tensor
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled, part, summing
-from jpmhc.kernels.cpu.sinkhorn import balance, few_numbers, scale_rows_and_columns
+from jpmhc.kernels.cpu.scaling import balance, scale
+from jpmhc.kernels.cpu.sinkhorn import few_numbers
 from jpmhc.kernels.cpu.sweeps import swept
 from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, LARGEST, exp, extent, load, numbers, store
 from jpmhc.kernels.retraction import birkhoff_retraction as primitive_retraction
@@ -72,30 +73,30 @@ def _moved(x, u, result, again, root, least, start, stop):  # type: ignore[no-un
 
 
 @compiled
-def _in_tiles(x, u, result, again, size, root, least, tol, max_steps, start, stop):  # type: ignore[no-untyped-def]
+def _in_tiles(x, along, result, again, size, root, least, tol, max_steps, start, stop):  # type: ignore[no-untyped-def]
     """Move, sweep and step; `again` marks what came near to overflow or underflow and is not finished here."""
     n = len(size)
     p, h = np.empty((n * n, LANES), x.dtype), np.empty((n * n, LANES), x.dtype)
+    u, v, row = np.empty((n, LANES), x.dtype), np.empty((n, LANES), x.dtype), np.empty((n, LANES), x.dtype)
     active = np.empty(LANES, x.dtype)
     one = x.dtype.type(1)
     low = x.dtype.type(np.sqrt(np.finfo(x.dtype).tiny))
     for base in range(start, stop, LANES):
         load(x, p, base, stop)
-        load(u, h, base, stop)
+        load(along, h, base, stop)
         active[:] = one
         for k in range(n * n):
             for t in range(LANES):
                 value = _bent(p[k, t], h[k, t], least, one) if root else _exponential(p[k, t], h[k, t], least)
                 active[t] = active[t] if low < value < one / low else one - one
                 p[k, t] = value
-        for _ in range(FIRST_SWEEPS):
-            scale_rows_and_columns(p, size, size)
+        scale(p, u, v, size, size, FIRST_SWEEPS)
         for k in range(n * n):
             for t in range(LANES):
                 active[t] = active[t] if p[k, t] > low else one - one
         for t in range(min(LANES, stop - base)):
             again[base + t] = active[t] == 0
-        balance(p, h, active, size, size, tol, max_steps)
+        balance(p, h, u, v, row, active, size, size, tol, max_steps)
         for k in range(n * n):
             for t in range(LANES):
                 p[k, t] = max(p[k, t], least)

@@ -8,22 +8,10 @@ from torch import Tensor
 
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
-from jpmhc.kernels.cpu.compile import compiled, part
+from jpmhc.kernels.cpu.compile import compiled
+from jpmhc.kernels.cpu.scaling import balance, solve, sweep
 from jpmhc.kernels.cpu.sweeps import swept
-from jpmhc.kernels.cpu.tiles import (
-    DTYPES,
-    GRAIN,
-    LANES,
-    LARGEST,
-    exp,
-    extent,
-    few,
-    load,
-    log1p_ratio,
-    numbers,
-    small,
-    store,
-)
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, LARGEST, extent, few, load, numbers, small, store
 from jpmhc.kernels.sinkhorn import FIRST_SWEEPS
 from jpmhc.kernels.sinkhorn import sinkhorn_forward as primitive_forward
 from jpmhc.kernels.sinkhorn import sinkhorn_scaled as primitive_scaled
@@ -140,10 +128,10 @@ def _solved(matrix: Tensor, other: Tensor, adjoint: bool) -> Tensor:
 @compiled
 def _sweeps(logits, result, rows, columns, iterations, start, stop):  # type: ignore[no-untyped-def]
     p = np.empty((len(rows) * len(columns), LANES), logits.dtype)
-    scales = np.empty((len(rows), LANES), logits.dtype)
+    u, v = np.empty((len(rows), LANES), logits.dtype), np.empty((len(columns), LANES), logits.dtype)
     for base in range(start, stop, LANES):
         load(logits, p, base, stop)
-        _sweep(p, scales, rows, columns, iterations)
+        sweep(p, u, v, rows, columns, iterations)
         store(result, p, base, stop)
 
 
@@ -153,12 +141,13 @@ def _forward(logits, result, again, rows, columns, tol, max_steps, start, stop):
     n, m = len(rows), len(columns)
     p = np.empty((n * m, LANES), logits.dtype)
     weights = np.empty((n * n, LANES), logits.dtype)
-    scales = np.empty((n, LANES), logits.dtype)
+    u, row = np.empty((n, LANES), logits.dtype), np.empty((n, LANES), logits.dtype)
+    v = np.empty((m, LANES), logits.dtype)
     active = np.empty(LANES, logits.dtype)
     far_from_underflow = logits.dtype.type(np.sqrt(np.finfo(logits.dtype).tiny))
     for base in range(start, stop, LANES):
         load(logits, p, base, stop)
-        _sweep(p, scales, rows, columns, FIRST_SWEEPS)
+        sweep(p, u, v, rows, columns, FIRST_SWEEPS)
         for t in range(LANES):
             low = p[0, t]
             for k in range(1, n * m):
@@ -166,7 +155,7 @@ def _forward(logits, result, again, rows, columns, tol, max_steps, start, stop):
             active[t] = low > far_from_underflow
         for t in range(min(LANES, stop - base)):
             again[base + t] = active[t] == 0
-        balance(p, weights, active, rows, columns, tol, max_steps)
+        balance(p, weights, u, v, row, active, rows, columns, tol, max_steps)
         store(result, p, base, stop)
 
 
@@ -195,10 +184,10 @@ def _potentials(matrix, other, result, rows, columns, adjoint, start, stop):  # 
                 for i in range(1, n):
                     total += h[i * m + j, t]
                     column += p[i * m + j, t]
-                scale = one / column
-                wanted[j, t] = total * scale
+                factor = one / column
+                wanted[j, t] = total * factor
                 for i in range(n):
-                    conditional[i * m + j, t] = p[i * m + j, t] * scale
+                    conditional[i * m + j, t] = p[i * m + j, t] * factor
         for i in range(n):
             for t in range(LANES):
                 total, mass = h[i * m, t] - p[i * m, t] * wanted[0, t], p[i * m, t]
@@ -213,7 +202,7 @@ def _potentials(matrix, other, result, rows, columns, adjoint, start, stop):  # 
                     for j in range(1, m):
                         total += p[i * m + j, t] * conditional[k * m + j, t]
                     weights[i * n + k, t] = total
-        _solve(weights, u, row, rows)
+        solve(weights, u, row, rows)
         for j in range(m):
             for t in range(LANES):
                 v = wanted[j, t]
@@ -223,168 +212,3 @@ def _potentials(matrix, other, result, rows, columns, adjoint, start, stop):  # 
                     w = u[i, t] + v
                     h[i * m + j, t] = h[i * m + j, t] - p[i * m + j, t] * w if adjoint else w
         store(result, h, base, stop)
-
-
-@part
-def balance(p, weights, active, rows, columns, tol, max_steps):  # type: ignore[no-untyped-def]
-    """Take Newton's steps of the reference in the lanes that are active, until all of them are finished.
-
-    `p` holds numbers far from underflow whose column sums are right; `weights`, n^2 numbers a lane, is scratch.
-    """
-    n, m = len(rows), len(columns)
-    u, row = np.empty((n, LANES), p.dtype), np.empty((n, LANES), p.dtype)
-    error = np.empty(LANES, p.dtype)
-    one = p.dtype.type(1)
-    row[:] = one
-    inverse = p.dtype.type(m / n)
-    for _ in range(max_steps):
-        for t in range(LANES):
-            worst = one - one
-            for i in range(n):
-                total = p[i * m, t]
-                for j in range(1, m):
-                    total += p[i * m + j, t]
-                u[i, t] = one - total
-                worst = max(worst, abs(one - total))
-            error[t] = worst
-        _weights(p, weights, inverse, rows, columns)
-        _solve(weights, u, row, rows)
-        some = False
-        for t in range(LANES):
-            low = high = u[0, t]
-            for i in range(1, n):
-                low, high = min(low, u[i, t]), max(high, u[i, t])
-            length = active[t] * log1p_ratio(high - low)
-            # A step of span M < 1 leaves at most M times the error.
-            error[t] = active[t] if min(high - low, one) * error[t] > tol else one - one
-            for i in range(n):
-                u[i, t] = exp(length * u[i, t])
-        for j in range(m):
-            for t in range(LANES):
-                total = p[j, t] * u[0, t]
-                for i in range(1, n):
-                    total += p[i * m + j, t] * u[i, t]
-                factor = one / (inverse * total) if active[t] > 0 else one
-                for i in range(n):
-                    p[i * m + j, t] *= u[i, t] * factor
-        for t in range(LANES):
-            active[t] = error[t]
-            some |= error[t] > 0
-        if not some:
-            break
-
-
-@part
-def _sweep(p, scales, rows, columns, times):  # type: ignore[no-untyped-def]
-    """Turn logits into the matrix after so many sweeps.
-
-    In the first a maximum is taken out of every row, then of every column, so that no sum underflows.
-    """
-    n, m = len(rows), len(columns)
-    one = p.dtype.type(1)
-    for i in range(n):
-        for t in range(LANES):
-            top = p[i * m, t]
-            for j in range(1, m):
-                top = max(top, p[i * m + j, t])
-            for j in range(m):
-                p[i * m + j, t] -= top
-        for t in range(LANES):
-            scales[i, t] = 0
-        for j in range(m):
-            for t in range(LANES):
-                scales[i, t] += exp(p[i * m + j, t])
-        for t in range(LANES):
-            scales[i, t] = one / scales[i, t]
-    for j in range(m):
-        for t in range(LANES):
-            top = p[j, t]
-            for i in range(1, n):
-                top = max(top, p[i * m + j, t])
-            for i in range(n):
-                p[i * m + j, t] -= top
-        for i in range(n):
-            for t in range(LANES):
-                p[i * m + j, t] = exp(p[i * m + j, t]) * scales[i, t]
-    _scale_columns(p, rows, columns)
-    for _ in range(times - 1):
-        scale_rows_and_columns(p, rows, columns)
-
-
-@part
-def scale_rows_and_columns(p, rows, columns):  # type: ignore[no-untyped-def]
-    """Sweep once."""
-    n, m = len(rows), len(columns)
-    one = p.dtype.type(1)
-    for i in range(n):
-        for t in range(LANES):
-            total = p[i * m, t]
-            for j in range(1, m):
-                total += p[i * m + j, t]
-            total = one / total
-            for j in range(m):
-                p[i * m + j, t] *= total
-    _scale_columns(p, rows, columns)
-
-
-@part
-def _scale_columns(p, rows, columns):  # type: ignore[no-untyped-def]
-    n, m = len(rows), len(columns)
-    wanted = p.dtype.type(n / m)
-    for j in range(m):
-        for t in range(LANES):
-            total = p[j, t]
-            for i in range(1, n):
-                total += p[i * m + j, t]
-            total = wanted / total
-            for i in range(n):
-                p[i * m + j, t] *= total
-
-
-@part
-def _weights(p, weights, inverse, rows, columns):  # type: ignore[no-untyped-def]
-    """Weights between rows, above the diagonal, of a matrix with equal column sums."""
-    n, m = len(rows), len(columns)
-    for i in range(n - 1):
-        for k in range(i + 1, n):
-            for t in range(LANES):
-                total = p[i * m, t] * p[k * m, t]
-                for j in range(1, m):
-                    total += p[i * m + j, t] * p[k * m + j, t]
-                weights[i * n + k, t] = total * inverse
-
-
-@part
-def _solve(weights, u, row, rows):  # type: ignore[no-untyped-def]
-    """Replace the right side u by the solution, whose last number is zero; see `kernels.sinkhorn_potentials`.
-
-    The weights of the graph are symmetric, and elimination keeps them so: only those above the diagonal are held, and
-    inverse pivots on it.
-    """
-    n = len(rows)
-    one = weights.dtype.type(1)
-    ridge = weights.dtype.type(np.finfo(weights.dtype).eps)
-    for k in range(n - 1):
-        for t in range(LANES):
-            weights[k * n + n - 1, t] += ridge * row[k, t]
-    for k in range(n - 1):
-        for t in range(LANES):
-            total = weights[k * n + n - 1, t]
-            for i in range(k + 1, n - 1):
-                total += weights[k * n + i, t]
-            weights[k * n + k, t] = one / total
-        for i in range(k + 1, n - 1):
-            for t in range(LANES):
-                factor = weights[k * n + i, t] * weights[k * n + k, t]
-                u[i, t] += factor * u[k, t]
-                for l in range(i + 1, n):
-                    weights[i * n + l, t] += factor * weights[k * n + l, t]
-    for t in range(LANES):
-        u[n - 1, t] = 0
-    for back in range(n - 1):
-        k = n - 2 - back
-        for t in range(LANES):
-            total = u[k, t]
-            for i in range(k + 1, n - 1):
-                total += weights[k * n + i, t] * u[i, t]
-            u[k, t] = total * weights[k * n + k, t]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jpmhc.kernels.cpu.compile import part
+from jpmhc.kernels.cpu.transpose import BLOCK, transpose
 
 LANES = 32
 GRAIN = 16 * LANES  # tokens that are worth a thread
@@ -59,18 +60,38 @@ def extent(n: int) -> tuple[int, ...]:
 @part
 def load(numbers, tile, base, stop):  # type: ignore[no-untyped-def]
     """Copy tokens from `base` on, shape (tokens, numbers), to a tile; beyond `stop` the last one is repeated."""
-    for t in range(LANES):
-        token = min(base + t, stop - 1)
-        for k in range(tile.shape[0]):
-            tile[k, t] = numbers[token, k]
+    count = tile.shape[0]
+    whole = count - count % BLOCK
+    if base + LANES <= stop:
+        for t in range(0, LANES, BLOCK):
+            for k in range(0, whole, BLOCK):
+                transpose(numbers, base + t, k, tile, k, t)
+            for k in range(whole, count):
+                for lane in range(BLOCK):
+                    tile[k, t + lane] = numbers[base + t + lane, k]
+    else:
+        for t in range(LANES):
+            token = min(base + t, stop - 1)
+            for k in range(count):
+                tile[k, t] = numbers[token, k]
 
 
 @part
 def store(numbers, tile, base, stop):  # type: ignore[no-untyped-def]
     """Copy a tile back to the tokens from `base` on, as far as `stop`."""
-    for t in range(min(LANES, stop - base)):
-        for k in range(tile.shape[0]):
-            numbers[base + t, k] = tile[k, t]
+    count = tile.shape[0]
+    whole = count - count % BLOCK
+    if base + LANES <= stop:
+        for t in range(0, LANES, BLOCK):
+            for k in range(0, whole, BLOCK):
+                transpose(tile, k, t, numbers, base + t, k)
+            for k in range(whole, count):
+                for lane in range(BLOCK):
+                    numbers[base + t + lane, k] = tile[k, t + lane]
+    else:
+        for t in range(stop - base):
+            for k in range(count):
+                numbers[base + t, k] = tile[k, t]
 
 
 def exp(x):  # type: ignore[no-untyped-def]
