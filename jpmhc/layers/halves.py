@@ -143,7 +143,9 @@ class Halves(Coefficients):
         kept = matrix if self.mixer.mixes else None
         with full_precision(x.device):
             pieces, rows = hand_on(read_rows, pull_rows, self._pieces(x), pre, keep_result=False)
-            inputs = rows.to(x.dtype).unflatten(-2, (self.reads, self.fractions)).flatten(-2).unbind(-2)
+            inputs = rows.to(x.dtype).unflatten(-2, (self.reads, self.fractions)).flatten(-2)
+        # One view each: a branch that changes its input in place may not do so to one of several views.
+        reads = tuple(inputs.select(-2, i) for i in range(self.reads))
 
         def write(y: Tensor) -> Tensor:
             check_result(y, x)
@@ -152,7 +154,7 @@ class Halves(Coefficients):
                     return cross(pieces, Writing(kept, post, y)).streams
                 return write_fractions(pieces, kept, post, y, self.fractions).view(x.shape).to(x.dtype)
 
-        return inputs if self.reads > 1 else inputs[0], write
+        return reads if self.reads > 1 else reads[0], write
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "last": None}

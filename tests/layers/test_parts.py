@@ -86,6 +86,26 @@ def test_values_of_the_first_layer_reach_later_ones():
     assert second.branch.share.grad.abs() > 0
 
 
+FORMS = [{}, {"norm": "layer"}, {"fractions": 2}, {"reads": 2}, {"dynamic": False}]
+
+
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_a_branch_may_change_its_input_in_place(options):
+    """As pre-activation blocks do, whose first layer is ``ReLU(inplace=True)``."""
+    linear = nn.Linear(D, D, dtype=torch.float64)
+    branches = {
+        True: lambda u, v=0.0: linear(u.relu_() + v),
+        False: lambda u, v=0.0: linear(u.relu() + v),
+    }
+    found = {}
+    for in_place, branch in branches.items():
+        hc = shaken(layers.HyperConnection(D, branch, streams=N, dtype=torch.float64, **options))
+        x = double(5, N, D).requires_grad_()
+        out = hc(x)
+        found[in_place] = out, torch.autograd.grad(out.sin().sum(), [x, linear.weight, *hc.parameters()])
+    torch.testing.assert_close(found[True], found[False], rtol=0, atol=0)
+
+
 # --- fractions ----------------------------------------------------------------------------------------
 
 
