@@ -13,7 +13,19 @@ from jpmhc.layers.arguments import check_size
 from jpmhc.layers.constants import ConstantModule
 
 # Options of mixers, for their repr.
-_CHOICES = ("step", "iterations", "clamp", "packed", "rank", "reflector", "blocks", "factors", "chosen", "tangent")
+_CHOICES = (
+    "step",
+    "iterations",
+    "clamp",
+    "packed",
+    "rank",
+    "reflector",
+    "stored",
+    "blocks",
+    "factors",
+    "chosen",
+    "tangent",
+)
 
 
 class Mixer(ConstantModule):

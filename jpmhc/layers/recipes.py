@@ -136,8 +136,8 @@ _RECIPES = {
             "arXiv 2602.18308, appendix J and table 9",
             "unstated",
             f"{_OPEN} Table 9 has the basis made from the token (n p numbers, taken here), appendix J a stored one "
-            "that an optimiser moves (layers.Manifold). The retraction is exact here and starts at the all-ones "
-            "direction.",
+            "that an optimiser moves (layers.Grassmann(n, stored=True)). The retraction is exact here and starts at "
+            "the all-ones direction.",
             lambda n: {**_JPMHC, "mixer": Grassmann(n)},
             _jpmhc_start,
         ),

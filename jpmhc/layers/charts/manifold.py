@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from jpmhc.layers.charts.base_point import BasePointMixer, parameter_dtype
 from jpmhc.layers.charts.birkhoff import START_DIAGONAL
 from jpmhc.layers.charts.cayley import orthogonality_defect
 from jpmhc.layers.charts.contrasts import contrasts
-from jpmhc.layers.mixer import Mixer, register_mixer
+from jpmhc.layers.mixer import register_mixer
 
 if TYPE_CHECKING:
     from jpmhc import manifolds
 
 
 @register_mixer("grassmann", set="rank-p projectors", coefficients="n p", exact=True)
-class Grassmann(Mixer):
+class Grassmann(BasePointMixer):
     """Projector ``M = U U^T`` onto a subspace of the streams (JPmHC, arXiv 2602.18308, section on Grassmann mixers).
 
     ``U = retr(U_0, raw)``: raw is read row by row as an n x p matrix and projected to a tangent vector of the
     Grassmannian at U_0. A projector erases n - p directions of the streams in every layer; the reflector
-    ``2 U U^T - I`` erases none.
+    ``2 U U^T - I`` erases none. ``stored=True`` does without raw numbers: U itself is a
+    :class:`jpmhc.manifolds.Parameter` that a Riemannian optimiser moves, as the publication's appendix J has it.
 
     Parameters
     ----------
@@ -33,6 +35,8 @@ class Grassmann(Mixer):
         Dimension p of the subspace, 1 to n; half of n by default.
     reflector : bool
         Whether M is the reflector.
+    stored : bool
+        Whether U is a parameter, the same for all tokens.
 
     Notes
     -----
@@ -49,7 +53,7 @@ class Grassmann(Mixer):
 
     base: Tensor
 
-    def __init__(self, streams: int, rank: int | None = None, reflector: bool = False) -> None:
+    def __init__(self, streams: int, rank: int | None = None, reflector: bool = False, stored: bool = False) -> None:
         super().__init__(streams)
         from jpmhc import manifolds
 
@@ -57,15 +61,23 @@ class Grassmann(Mixer):
         if not 1 <= self.rank <= streams:
             raise ValueError(f"rank: expected 1 to {streams}, got {rank}")
         self.reflector = reflector
-        self.n_coefficients = streams * self.rank
+        self.n_coefficients = 0 if stored else streams * self.rank
         self.manifold = manifolds.Grassmann()
-        self.register_constant("base", partial(_subspace, streams, self.rank))
+        if stored:
+            self.stored = True
+            with torch.device("cpu"):
+                start = _subspace(streams, self.rank).to(parameter_dtype())
+            self.set_base(start, self.manifold)
+        else:
+            self.register_constant("base", partial(_subspace, streams, self.rank))
 
     def forward(self, raw: Tensor) -> Tensor:
-        """Map raw (..., n p) to projectors or reflectors (..., n, n)."""
-        tangent = self._coefficients(raw).unflatten(-1, (self.streams, self.rank))
-        base = self.base.to(tangent).expand_as(tangent)
-        frame = self.manifold.retr(base, self.manifold.proju(base, tangent))
+        """Map raw (..., n p), or (..., 0) where U is stored, to projectors or reflectors (..., n, n)."""
+        raw = self._coefficients(raw)
+        frame = self.base.to(raw).expand(*raw.shape[:-1], *self.base.shape)
+        if self.n_coefficients:
+            tangent = raw.unflatten(-1, (self.streams, self.rank))
+            frame = self.manifold.retr(frame, self.manifold.proju(frame, tangent))
         projector = frame @ frame.mT
         if not self.reflector:
             return projector
@@ -82,12 +94,13 @@ class Grassmann(Mixer):
 
 
 @register_mixer("manifold", set="any manifold", coefficients="0, or a point's", exact=True)
-class Manifold(Mixer):
+class Manifold(BasePointMixer):
     """A point of a manifold that an optimiser moves: a static mixer without a chart of its own.
 
     The base point is a :class:`jpmhc.manifolds.Parameter`, so the Riemannian optimisers of ``jpmhc.optim`` (and
-    geoopt's) keep it on its manifold; with any other optimiser it leaves it. ``tangent=True`` adds raw numbers, read
-    as a tangent vector at the base point, that move M away from it token by token.
+    geoopt's) keep it on its manifold; with any other optimiser it leaves it. It stays in float32 in a model of lower
+    precision. ``tangent=True`` adds raw numbers, read as a tangent vector at the base point, that move M away from it
+    token by token.
 
     Parameters
     ----------
@@ -128,10 +141,8 @@ class Manifold(Mixer):
         self.manifold = manifolds.SpecialOrthogonal() if manifold is None else manifold
         if base is None:
             with torch.device("cpu"):
-                base = _start_point(self.manifold, streams, rank).to(torch.get_default_dtype())
-        self.initial = base.detach().cpu().clone()
-        # Where a default device is set, "meta" for one, parameters are made there.
-        self.base = manifolds.Parameter(base.detach().clone().to(torch.empty(0).device), manifold=self.manifold)
+                base = _start_point(self.manifold, streams, rank).to(parameter_dtype())
+        self.set_base(base, self.manifold)
         if tuple(self.manifold.embed(self.base).shape) != (streams, streams):
             raise ValueError(
                 f"base: expected a point that is, or projects to, a matrix of shape ({streams}, {streams}), "
@@ -152,11 +163,6 @@ class Manifold(Mixer):
     def start(self) -> Tensor:
         """Zero tangent vector: M is the base point."""
         return torch.zeros(self.n_coefficients, dtype=torch.float64)
-
-    def reset_parameters(self) -> None:
-        """Return the base point to where it started."""
-        with torch.no_grad():
-            self.base.copy_(self.initial)
 
     def describe(self) -> str:
         """Return the choices, the manifold among them."""
