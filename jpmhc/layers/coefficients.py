@@ -81,6 +81,8 @@ class Coefficients(Labelled):
         )
         self.sizes = [self.gate.n_read, self.gate.n_write, self.mixer.n_coefficients]
         self._check_start(projection, pieces)
+        # A uniform gate beside a mixer without raw numbers: parameters that nothing depends on would stop DDP.
+        dynamic, static = dynamic and sum(self.sizes) > 0, static and sum(self.sizes) > 0
         self.shared = projection == "shared"
         rows = sum(self.sizes) // pieces if self.shared else sum(self.sizes)
         columns = dim // fractions if self.shared else streams * dim

@@ -87,7 +87,7 @@ class HyperConnection(Halves):
     static : Parameter or buffer, shape (m,)
         Raw numbers in the order read, write, mixer; ``sizes`` has how many of each.
     projection : Parameter, shape (m, n d); shared (n + 2, d)
-        Only if dynamic; zero at the start.
+        Only if dynamic, with raw numbers to make; zero at the start.
     scale : Parameter, shape (3,)
         Only if dynamic; of read, write and mixer; 0.01 at the start.
     label : buffer

@@ -213,6 +213,16 @@ def test_a_uniform_gate_without_an_embedding_is_refused():
     torch.testing.assert_close(hc(torch.ones(1, D)), 2 * torch.ones(1, D))
 
 
+@pytest.mark.parametrize("kind", [{}, {"dynamic": False}, {"static": False}, {"scale": None}], ids=str)
+@pytest.mark.parametrize("gate", ["softmax", "sigmoid", "tanh", "uniform"])
+@pytest.mark.parametrize("mixer", [str(info) for info in layers.mixers()])
+def test_every_parameter_gets_a_gradient(mixer, gate, kind):
+    """DDP waits for all of them."""
+    hc = layers.HyperConnection(D, nn.Linear(D, D), mixer=mixer, gate=gate, stream_embedding=True, **kind)
+    hc(torch.randn(5, 4, D)).sum().backward()
+    assert all(p.grad is not None for p in hc.parameters())
+
+
 class Embedded(nn.Module):
     def __init__(self, mixer, wrap):
         super().__init__()
