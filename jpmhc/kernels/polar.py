@@ -3,9 +3,12 @@
 All functions work on any batch of m x n matrices with m >= n and full column rank.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.elimination import FEW, inverse, orthonormal_columns
 from jpmhc.kernels.primitive import primitive
 
 _NEWTON_STEPS = 10  # 7 reach round-off at condition number 1e14 (measured)
@@ -30,7 +33,16 @@ def polar_forward(matrix: Tensor) -> Tensor:
         Orthonormal to round-off. Where the columns are linearly dependent, to round-off or exactly, the factor is not
         unique and the result is arbitrary, orthonormal or not, or NaN.
     """
-    return _by_reading(matrix) if matrix.device.type == "cpu" else polar_newton(matrix)
+    if matrix.device.type == "cpu":
+        return _by_reading(matrix)
+    return polar_newton(matrix) if matrix.shape[-1] > FEW else _by_elimination(matrix)
+
+
+def _by_elimination(matrix: Tensor) -> Tensor:
+    """`polar_newton` without a library's factorisations."""
+    scaled = matrix / _largest(matrix)
+    q = orthonormal_columns(scaled)
+    return _newton(q, q.mT @ scaled, inverse)
 
 
 def _by_reading(matrix: Tensor) -> Tensor:
@@ -114,13 +126,19 @@ def polar_newton(matrix: Tensor) -> Tensor:
     Newton's iteration ``X <- (g X + X^-T / g) / 2`` on the triangular factor, with Higham's scaling
     ``g = (|X^-1|_F / |X|_F)^(1/2)``. It converges quadratically at any spectrum and, unlike a singular value
     decomposition, never waits for the device; a fixed number of steps reaches round-off. A Newton-Schulz step ends it.
+    `polar_forward` of few columns on a GPU is the same without a library's factorisations.
     """
     # The factor does not depend on the scale, but sums of squares overflow at half the range of exponents.
     q, x = torch.linalg.qr(matrix / _largest(matrix.detach()))
+    return _newton(q, x, lambda x: torch.linalg.inv_ex(x).inverse)
+
+
+def _newton(q: Tensor, x: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return q times the polar factor of x."""
     for _ in range(_NEWTON_STEPS):
-        inverse = torch.linalg.inv_ex(x).inverse.mT
-        scale = (_norm(inverse) / _norm(x)).sqrt()
-        x = (scale * x + inverse / scale) / 2
+        other = inverse(x).mT
+        scale = (_norm(other) / _norm(x)).sqrt()
+        x = (scale * x + other / scale) / 2
     u = q @ x
     return u + (u - u @ (u.mT @ u)) / 2
 
@@ -146,7 +164,7 @@ def polar_adjoint(matrix: Tensor, factor: Tensor, cotangent: Tensor) -> Tensor:
     inner = factor.mT @ cotangent
     result = factor @ sylvester(symmetric, inner - inner.mT)
     if factor.shape[-2] > factor.shape[-1]:
-        result += (cotangent - factor @ inner) @ torch.linalg.inv_ex(symmetric).inverse
+        result += (cotangent - factor @ inner) @ inverse(symmetric)
     return result
 
 
@@ -172,10 +190,10 @@ def sylvester(symmetric: Tensor, right_side: Tensor) -> Tensor:
     size = _largest(symmetric)
     h, c = symmetric / size, right_side / size
     for _ in range(_NEWTON_STEPS):
-        inverse = torch.linalg.inv_ex(h).inverse
-        scale = (_norm(inverse) / _norm(h)).sqrt()
-        h = (scale * h + inverse / scale) / 2
-        c = (scale * c + inverse @ c @ inverse / scale) / 2
+        other = inverse(h)
+        scale = (_norm(other) / _norm(h)).sqrt()
+        h = (scale * h + other / scale) / 2
+        c = (scale * c + other @ c @ other / scale) / 2
     return c / 2
 
 
