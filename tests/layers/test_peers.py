@@ -78,7 +78,8 @@ def test_transformers_hunyuan():
         return post.unsqueeze(-1) * branch(u).unsqueeze(-2) + x
 
     ours = layers.HyperConnection.from_peer(theirs, branch)
-    weights = [(ours.projection, theirs.fn), (ours.static, theirs.base)]
+    weights = [(ours.projection, theirs.fn), (ours.static, theirs.base), (branch.weight, branch.weight)]
+    weights += [(ours.scale, theirs.scale, lambda scale: torch.cat([scale, torch.zeros(1)]))]  # there is no mixer's
     agree(ours, forward, torch.randn(2, 3, 4, 8), weights)
     theirs.hc_post_magnitude = 1.5
     with pytest.raises(ValueError, match=r"module: HYV4HyperConnection with hc_post_magnitude=1\.5 has no equal here"):
@@ -115,7 +116,12 @@ def test_lucidrains_hyper_connections(layer_index):
         return theirs(flat).unflatten(0, (x.shape[0], 4)).movedim(1, -2)
 
     ours = layers.HyperConnection.from_peer(theirs)
-    agree(ours, forward, torch.randn(2, 3, 4, 8), lucidrains_weights(ours, theirs))
+    x = torch.randn(2, 3, 4, 8)
+    agree(ours, forward, x, lucidrains_weights(ours, theirs))
+    (scale,) = torch.autograd.grad(ours(x).sin().sum(), ours.scale)
+    peers = [theirs.dynamic_alpha_scale, theirs.dynamic_beta_scale]  # the first is of the read and of the mixer
+    expected = torch.autograd.grad(forward(x).sin().sum(), peers)
+    torch.testing.assert_close((scale[0] + scale[2], scale[1]), tuple(g.reshape(()) for g in expected))
     gated = peer.HyperConnections(4, dim=8, layer_index=0, depth_residual_fn=lambda y, x: 0.5 * y + x)
     with pytest.raises(ValueError, match=r"depth_residual_fn=.* has no equal here"):
         layers.HyperConnection.from_peer(gated)
@@ -127,7 +133,9 @@ def test_lucidrains_mhc():
     theirs = peer.ManifoldConstrainedHyperConnections(4, dim=8, branch=nn.Linear(8, 8), layer_index=1)
     shake(theirs, 0.3)
     ours = layers.HyperConnection.from_peer(theirs)
-    agree(ours, theirs, torch.randn(2, 3, 4, 8), lucidrains_weights(ours, theirs))
+    scales = (theirs.pre_branch_scale, theirs.h_post_scale, theirs.residual_scale)
+    weights = [(ours.scale, scales, lambda *found: torch.stack([scale.reshape(()) for scale in found]))]
+    agree(ours, theirs, torch.randn(2, 3, 4, 8), [*weights, *lucidrains_weights(ours, theirs)])
     gated = peer.ManifoldConstrainedHyperConnections(4, dim=8, layer_index=0, depth_residual_fn=torch.maximum)
     with pytest.raises(ValueError, match=r"depth_residual_fn=.* has no equal here"):
         layers.HyperConnection.from_peer(gated)
@@ -142,16 +150,21 @@ from torch import nn
 from liger_kernel.transformers.mhc import LigerMHC
 from jpmhc import layers
 
-torch.manual_seed(0)
-theirs = LigerMHC(nn.Linear(8, 8), hc=2, c=8, phi_dtype=torch.float32, allow_fp32=True)
-with torch.no_grad():
-    for parameter in theirs.parameters():
-        parameter.copy_(0.3 * torch.randn_like(parameter))
-ours = layers.HyperConnection.from_peer(theirs)
-x = torch.randn(3, 2, 8, requires_grad=True)
-torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
-found, expected = (torch.autograd.grad(layer(x).sin().sum(), [x, theirs.layer.weight]) for layer in (ours, theirs))
-torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+for streams in (2, 4):
+    torch.manual_seed(0)
+    theirs = LigerMHC(nn.Linear(8, 8), hc=streams, c=8, phi_dtype=torch.float32, allow_fp32=True)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+    ours = layers.HyperConnection.from_peer(theirs)
+    x = torch.randn(3, streams, 8, requires_grad=True)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    weights = [ours.static, ours.projection, ours.scale]
+    found = torch.autograd.grad(ours(x).sin().sum(), [x, theirs.layer.weight, *weights])
+    weights = [theirs.b, theirs.phi, theirs.alpha_pre, theirs.alpha_post, theirs.alpha_res]
+    *expected, b, phi, pre, post, res = torch.autograd.grad(theirs(x).sin().sum(), [x, theirs.layer.weight, *weights])
+    expected += [b, phi.mT, torch.stack([alpha.reshape(()) for alpha in (pre, post, res)])]
+    torch.testing.assert_close(found, tuple(expected), rtol=1e-5, atol=1e-5)
 """
 
 
