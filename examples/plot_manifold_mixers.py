@@ -4,8 +4,8 @@ A mixer without a chart: points on a manifold, moved by a Riemannian optimiser
 
 A chart makes a mixer of raw numbers that any optimiser may change. ``mixer="manifold"`` does without: the matrix itself
 is the parameter, a point on a manifold, and :class:`~jpmhc.optim.RiemannianAdam` moves it along the manifold while
-everything else in the model gets AdamW. Here both ways train the same small network, on rotations and on doubly
-stochastic matrices, and a third run shows what an ordinary optimiser does to a point.
+everything else in the model gets AdamW. Here both ways train the same small network, on rotations, on doubly stochastic
+matrices and on projectors onto a subspace, and a third run shows what an ordinary optimiser does to a point.
 """
 
 import matplotlib.pyplot as plt
@@ -74,12 +74,15 @@ runs = {
     ("doubly stochastic", "chart (sinkhorn), AdamW"): ("sinkhorn", ordinary),
     ("doubly stochastic", "point, RiemannianAdam"): (layers.Manifold(streams, manifolds.Birkhoff()), riemannian),
     ("doubly stochastic", "point, AdamW"): (layers.Manifold(streams, manifolds.Birkhoff()), ordinary),
+    ("projectors", "chart (grassmann), AdamW"): ("grassmann", ordinary),
+    ("projectors", "point, RiemannianAdam"): (layers.Grassmann(streams, stored=True), riemannian),
+    ("projectors", "point, AdamW"): (layers.Grassmann(streams, stored=True), ordinary),
 }
 results = {}
 for key, (mixer, make) in runs.items():
     results[key] = train(mixer, make)
     losses, residuals, _ = results[key]
-    print(f"{key[0]:18} {key[1]:24} loss {sum(losses[-20:]) / 20:.4f}, off the set by {residuals[-1]:.1e}")
+    print(f"{key[0]:18} {key[1]:25} loss {sum(losses[-20:]) / 20:.4f}, off the set by {residuals[-1]:.1e}")
 
 # %%
 # The chart and the point on its manifold find similar losses: for one small static matrix the choice is a matter of
@@ -87,16 +90,16 @@ for key, (mixer, make) in runs.items():
 # and an ordinary one walks off it at once; the layer then runs with whatever the matrix has become. Always give
 # ``optim.parameter_groups(model)`` to an optimiser of ``jpmhc.optim`` or geoopt where a model holds such points.
 
-figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
+figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained", sharex=True)
 for (title, name), (losses, residuals, _) in results.items():
-    column = 0 if title == "rotations" else 1
+    column = ["rotations", "doubly stochastic", "projectors"].index(title)
     smooth = torch.tensor(losses).unfold(0, 10, 1).mean(-1)
     axes[0, column].plot(range(9, steps), smooth, label=name)
     axes[1, column].semilogy([max(r, 1e-8) for r in residuals], label=name)
     axes[0, column].set(title=title, yscale="log")
 axes[0, 0].set(ylabel="loss, mean of ten steps")
-axes[1, 0].set(ylabel="distance from the set", xlabel="step")
-axes[1, 1].set(xlabel="step")
-axes[0, 0].legend(fontsize=8)
-axes[0, 1].legend(fontsize=8)
+axes[1, 0].set(ylabel="distance from the set")
+for column in range(3):
+    axes[1, column].set(xlabel="step")
+    axes[0, column].legend(fontsize=8)
 plt.show()
