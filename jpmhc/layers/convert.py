@@ -84,8 +84,8 @@ def convert(
         that streams cannot replace (they are named, with their line), or has an output that changed. The model is
         as it was.
     TypeError
-        For options that are conversion's own: ``dim``, ``branch``, ``layer_index``, ``reads``, ``stream_embedding``,
-        ``device``, ``dtype``.
+        For anything but a module, and for options that are conversion's own: ``dim``, ``branch``, ``layer_index``,
+        ``reads``, ``stream_embedding``, ``device``, ``dtype``.
 
     Warns
     -----
@@ -119,6 +119,8 @@ def convert(
     >>> [name for name, _ in model.layers[1].named_parameters() if "hyper" in name][:2]
     ['hyper_connections.0.static', 'hyper_connections.0.projection']
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, HyperConnection) for module in model.modules()):
         raise ValueError("model: it has hyper-connections already; convert the original")
     taken = sorted(_OWN & set(layer_options))

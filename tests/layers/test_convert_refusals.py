@@ -117,6 +117,11 @@ def test_a_model_that_changes_vectors_between_blocks_is_refused():
         convert(Between([Block(), Block()]), example=torch.randn(1, 3, 8))
 
 
+def test_what_is_no_module_is_named():
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got str"):
+        convert("gpt2")
+
+
 def test_a_model_is_converted_once():
     model = convert(build("gpt2"))
     with pytest.raises(ValueError, match="model: it has hyper-connections already"):

@@ -43,7 +43,7 @@ else:
     loss /= 2
     dist.destroy_process_group()
 if rank <= 0:
-    torch.save([loss, *[p.detach() for p in model.parameters()]], sys.argv[4])
+    torch.save([loss, *[t for p in model.parameters() for t in (p.grad, p.detach())]], sys.argv[4])
 """
 
 
