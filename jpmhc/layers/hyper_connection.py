@@ -232,8 +232,9 @@ class HyperConnection(Halves):
         Parameters
         ----------
         module : Module
-            Transformers' ``DeepseekV4HyperConnection`` or ``HYV4HyperConnection``, lucidrains' ``HyperConnections`` or
-            ``mHCv2.ManifoldConstrainedHyperConnections`` (fractions, views and proposals of 1), Liger's ``LigerMHC``.
+            Transformers' ``DeepseekV4HyperConnection``, ``Glm5NextTextHyperConnection`` or ``HYV4HyperConnection``,
+            lucidrains' ``HyperConnections`` or ``ManifoldConstrainedHyperConnections`` of either version (fractions,
+            views and proposals of 1), Liger's ``LigerMHC``.
         branch : Callable, optional
             The branch; the module's own where it wraps one.
 

@@ -154,11 +154,13 @@ def _lucidrains_mhc(make: _Layer, module: Any, branch: Any) -> HyperConnection:
     _require(module, num_fracs=1, num_input_views=1, num_dynamic_alpha_proposals=1, add_branch_out_to_residual=True)
     constraint = module.residual_mix_constraint_fn
     named = isinstance(constraint, functools.partial) and constraint.func.__name__.endswith("sinkhorn_knopps")
-    plain = module.maybe_mix_streams is None and isinstance(module.residual_transform, nn.Identity)
+    # The first version has no mix of streams before the norm, the second one no channels first.
+    special = getattr(module, "maybe_mix_streams", None) is not None or getattr(module, "channel_first", False)
+    plain = not special and isinstance(module.residual_transform, nn.Identity)
     if not named or not plain or module.dropout.p:
         raise ValueError(
             "module: ManifoldConstrainedHyperConnections has an equal here only with its Sinkhorn constraint, without "
-            "dropout, residual_transform and mix_streams_before_norm"
+            "dropout, residual_transform, mix_streams_before_norm and channel_first"
         )
     mixer = Sinkhorn(module.num_residual_streams, iterations=constraint.keywords["iters"])
     scale = [module.pre_branch_scale, module.h_post_scale, module.residual_scale]
@@ -167,6 +169,7 @@ def _lucidrains_mhc(make: _Layer, module: Any, branch: Any) -> HyperConnection:
 
 _READERS: dict[tuple[str, str], Callable[[_Layer, Any, Any], HyperConnection]] = {
     ("transformers", "DeepseekV4HyperConnection"): _deepseek,
+    ("transformers", "Glm5NextTextHyperConnection"): _deepseek,
     ("transformers", "HYV4HyperConnection"): _hunyuan,
     ("liger_kernel", "LigerMHC"): _liger,
     ("hyper_connections", "HyperConnections"): _lucidrains_hc,

@@ -45,12 +45,16 @@ def agree(ours, theirs, x, weights):
 
 
 @pytest.mark.parametrize("streams", [4, 8])
-def test_transformers_deepseek(streams):
-    peer = pytest.importorskip("transformers.models.deepseek_v4.modeling_deepseek_v4")
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("deepseek_v4", "DeepseekV4HyperConnection"), ("glm5_next", "Glm5NextTextHyperConnection")],
+)
+def test_transformers_deepseek_and_glm(model, name, streams):
+    peer = pytest.importorskip(f"transformers.models.{model}.modeling_{model}")
     torch.manual_seed(0)
     config = Config()
     config.hc_mult = streams
-    theirs, branch = peer.DeepseekV4HyperConnection(config), nn.Linear(8, 8)
+    theirs, branch = getattr(peer, name)(config), nn.Linear(8, 8)
     shake(theirs)
 
     def forward(x):
@@ -142,6 +146,23 @@ def test_lucidrains_mhc():
     fractional = peer.ManifoldConstrainedHyperConnections(4, dim=8, num_fracs=2, layer_index=0)
     with pytest.raises(ValueError, match="num_fracs=2 has no equal here"):
         layers.HyperConnection.from_peer(fractional)
+
+
+def test_the_first_mhc_of_lucidrains():
+    peer = pytest.importorskip("hyper_connections.manifold_constrained_hyper_connections")
+    torch.manual_seed(0)
+    theirs = peer.ManifoldConstrainedHyperConnections(4, dim=8, branch=nn.Linear(8, 8), layer_index=1)
+    shake(theirs, 0.3)
+
+    def forward(x):  # streams stand in the batch there
+        flat = x.movedim(-2, 1).flatten(0, 1)
+        return theirs(flat).unflatten(0, (x.shape[0], 4)).movedim(1, -2)
+
+    ours = layers.HyperConnection.from_peer(theirs)
+    agree(ours, forward, torch.randn(2, 3, 4, 8), lucidrains_weights(ours, theirs))
+    channels = peer.ManifoldConstrainedHyperConnections(4, dim=8, layer_index=1, channel_first=True)
+    with pytest.raises(ValueError, match="channel_first"):
+        layers.HyperConnection.from_peer(channels)
 
 
 LIGER = """
