@@ -130,6 +130,16 @@ def test_one_layer_of_torch_is_converted_by_itself(norm_first):
         assert len(converted.hyper_connections) == additions
 
 
+def test_an_example_says_how_many_dimensions_vectors_have():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0)
+    model, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.randn(5, 16)
+    expected = model(x)
+    torch.testing.assert_close(convert(model, example=x)(x), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"src: expected 2 dimensions that end in \(16,\), got \(5, 3, 16\)"):
+        model(torch.randn(5, 3, 16))
+
+
 def test_a_whole_transformer_of_torch_has_two_chains():
     torch.manual_seed(0)
     model = nn.Transformer(16, 2, 2, 2, 32, dropout=0.0, batch_first=True).eval()
