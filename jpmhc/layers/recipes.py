@@ -137,7 +137,8 @@ _RECIPES = {
             "unstated",
             f"{_OPEN} Table 9 has the basis made from the token (n p numbers, taken here), appendix J a stored one "
             "that an optimiser moves (layers.Grassmann(n, stored=True)). The retraction is exact here and starts at "
-            "the all-ones direction.",
+            "the all-ones direction. Norm and gates are those of its Cayley arm, which the publication does not say: "
+            "the 32,796 numbers of table 9 have no room for a layer norm's gain and shift, and have some for biases.",
             lambda n: {**_JPMHC, "mixer": Grassmann(n)},
             _jpmhc_start,
         ),
