@@ -55,6 +55,11 @@ class Batches:
         self._epoch = self._position = 0
         self._rows, self._offsets = self._plan(0)
 
+    @property
+    def samples_an_epoch(self) -> float:
+        """Samples of an epoch, on average over the variants that it may draw."""
+        return float(sum(np.mean([stop - start for start, stop in spans]) for spans in self._visits))
+
     def next(self, count: int | None = None, keep: slice = slice(None)) -> dict[str, torch.Tensor]:
         """Return the next samples of the stream, which may span several epochs.
 

@@ -60,6 +60,8 @@ class Settings:
     """float32 or bfloat16."""
     compile: bool | None = None
     """Whether the net is compiled."""
+    buckets: tuple[int, ...] = ()
+    """Grid sides, rising: batches of one bucket work on that corner of the square, such as 10 15 20 30."""
     extra_task_dirs: tuple[Path, ...] = ()
     """Folders of further tasks in the ARC JSON format."""
     tensorboard: bool = False
@@ -70,7 +72,8 @@ class Settings:
     def chosen(self) -> Preset:
         """Return the preset with the changes."""
         names = ("steps", "batch", "streams", "streams_scope", "norm_placement", "precision", "compile")
-        return find_preset(self.preset).changed(**{name: getattr(self, name) for name in names})
+        changes = {name: getattr(self, name) for name in names}
+        return find_preset(self.preset).changed(**changes, buckets=self.buckets or None)
 
 
 @dataclass

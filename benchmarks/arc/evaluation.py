@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.arc import processes
+from benchmarks.arc import buckets, processes
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.dataset import ArcData
 from benchmarks.arc.encode import VOCAB, decode
@@ -35,12 +35,20 @@ class Predictor:
         Averaged weights, buffers and the puzzle table.
     device : torch.device or str
         Where the model runs.
+    sides : ndarray of int, shape (num_ids,), optional
+        Bucket in which the samples of every puzzle id were trained, see `buckets.id_sides`; without it every sample is
+        the whole square.
     """
 
     def __init__(
-        self, preset: Preset, arm: Arm, weights: dict[str, Tensor], device: torch.device | str = "cpu"
+        self,
+        preset: Preset,
+        arm: Arm,
+        weights: dict[str, Tensor],
+        device: torch.device | str = "cpu",
+        sides: buckets.Sides | None = None,
     ) -> None:
-        self.settings = preset.train
+        self.settings, self.buckets, self.sides = preset.train, preset.data.buckets, sides
         self.device = torch.device(device)
         self.model = TinyRecursiveModel(preset.model, arm, seed=0).to(self.device)
         try:
@@ -50,12 +58,28 @@ class Predictor:
             raise ValueError(f"the weights are not of arm {arm.text!r} at this size ({first})") from error
         self.table = weights["table"].to(self.device)
 
-    @torch.no_grad()
     def __call__(self, inputs: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Answer encoded inputs (N, L) under puzzle ids (N,): tokens (N, L) and halting probabilities (N,).
 
         Every sample gets all the segments, whatever its halting logit says. Several processes share the samples.
+
+        With buckets a sample is answered in that of its task, or in a larger one where its input asks for it. What is
+        outside is answered by `PAD`; the true output plays no part, and may be larger.
         """
+        if self.sides is None:
+            return self._answer(inputs, ids)
+        sides = np.maximum(self.sides[ids], buckets.holding(inputs, self.buckets))
+        tokens, scores = np.empty_like(inputs), np.empty(len(ids))
+        for side in np.unique(sides).tolist():
+            here = sides == side
+            found, scores[here] = self._answer(buckets.crop(inputs[here], side), ids[here])
+            tokens[here] = buckets.widen(found, self.model.config.side)
+        return tokens, scores
+
+    @torch.no_grad()
+    def _answer(self, inputs: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Answer inputs of one side."""
+        side = round(inputs.shape[1] ** 0.5)
         mine = processes.share(len(ids))
         tokens = torch.zeros(0, inputs.shape[1], dtype=torch.uint8, device=self.device)
         scores = torch.zeros(0, dtype=torch.float64, device=self.device)
@@ -63,7 +87,7 @@ class Predictor:
             chunk = slice(start, min(start + self.settings.evaluation_batch, mine.stop))
             batch = torch.from_numpy(inputs[chunk]).to(self.device)
             puzzle = self.table[torch.from_numpy(ids[chunk]).to(self.device)]
-            latents = self.model.initial(len(batch), self.settings.stream_dtype)
+            latents = self.model.initial(len(batch), self.settings.stream_dtype, side)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
                 for _ in range(self.settings.segments):
                     latents, logits, halt = self.model(latents, batch, puzzle)

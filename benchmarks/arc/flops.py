@@ -8,6 +8,8 @@ passes over the streams; the maps themselves (tens to hundreds of operations a t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +58,11 @@ def segment(config: ModelConfig, arm: Arm, train: bool) -> int:
     heads = 2 * config.width * (VOCAB * config.side**2 + 1)
     forward = config.calls * call + heads
     return forward + 2 * (config.gradient_calls * call + heads) if train else forward
+
+
+def mean_segment(config: ModelConfig, arm: Arm, shares: Mapping[int, float], train: bool) -> float:
+    """Return the operations of one segment on one sample, on average over sides with these shares of the samples."""
+    return sum(share * segment(replace(config, side=side), arm, train) for side, share in shares.items())
 
 
 def chart(config: ModelConfig, arm: Arm) -> int | None:

@@ -290,9 +290,13 @@ class TinyRecursiveModel(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def initial(self, batch: int, dtype: torch.dtype | None = None) -> Latents:
-        """Return the latents every sample starts from; in bfloat16 the streams are kept in it throughout."""
-        shape = (batch, self.config.positions, self.config.streams, self.config.width)
+    def initial(self, batch: int, dtype: torch.dtype | None = None, side: int | None = None) -> Latents:
+        """Return the latents every sample starts from; in bfloat16 the streams are kept in it throughout.
+
+        ``side`` is that of the square of tokens, the configured one unless told otherwise.
+        """
+        positions = self.config.prefix + (self.config.side if side is None else side) ** 2
+        shape = (batch, positions, self.config.streams, self.config.width)
         if not self.persistent:
             shape = (shape[0], shape[1], shape[3])
         # Copies, as a trainer overwrites single samples.
@@ -307,7 +311,8 @@ class TinyRecursiveModel(nn.Module):
         latents : Latents
             Carried from the last segment.
         tokens : Tensor, shape (B, side^2), integers
-            Encoded input grid.
+            Encoded input grid: the configured square, or its top-left corner of a smaller side. The tokens of a
+            corner keep their positions; those outside are not there to be attended to.
         puzzle : Tensor, shape (B, d)
             Puzzle embedding of every sample.
 
@@ -344,10 +349,22 @@ class TinyRecursiveModel(nn.Module):
         return self._call(y + z), z
 
     def _call(self, x: Tensor) -> Tensor:
-        rotary = (self.cos, self.sin)
+        rotary = self._rotary(x.shape[1])
         if self.checkpoint_calls and torch.is_grad_enabled():
             return checkpoint(self.net, x, rotary, use_reentrant=False)
         return self.net(x, rotary)
+
+    def _rotary(self, length: int) -> tuple[Tensor, Tensor]:
+        """Return the rotary angles of a sequence: all, or those of the square's top-left corner."""
+        whole, prefix = self.config.side, self.config.prefix
+        if length == self.config.positions:
+            return self.cos, self.sin
+        side = math.isqrt(max(0, length - prefix))
+        if not (1 <= side <= whole and prefix + side**2 == length):
+            raise ValueError(f"tokens: expected a square of side 1 to {whole}, got {length - prefix} tokens")
+        corner = (t[prefix:].unflatten(0, (whole, whole))[:side, :side].flatten(0, 1) for t in (self.cos, self.sin))
+        cos, sin = (torch.cat((t[:prefix], c)) for t, c in zip((self.cos, self.sin), corner, strict=True))
+        return cos, sin
 
     def answer(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Read the output logits (B, side^2, 12) and the halting logit (B,) from y."""

@@ -10,10 +10,10 @@ import numpy as np
 from benchmarks.arc import checkpoint, dataset
 from benchmarks.arc.drawing import grid_svg
 from benchmarks.arc.encode import encode
-from benchmarks.arc.evaluation import SUBMITTED, Predictor
+from benchmarks.arc.evaluation import SUBMITTED
 from benchmarks.arc.files import write_json
 from benchmarks.arc.palette import Ink
-from benchmarks.arc.run import RunSpec, build_data, check_data
+from benchmarks.arc.run import RunSpec, build_data, check_data, predictor
 from benchmarks.arc.submission import submission
 from benchmarks.arc.tasks import Task, load_task_file
 from benchmarks.arc.vote import vote
@@ -55,14 +55,14 @@ def predict(path: Path, folder: Path, out: Path, *, step: int | None = None, dev
     data = build_data(spec.preset, spec.extra_task_dirs)
     check_data(folder, data)
     place = _find(task, data, path)
-    predictor = Predictor(spec.preset, spec.arm, files["weights"], device)
+    ready = predictor(spec, data, files["weights"], device)
     predictions = []
     for index, pair in enumerate(task.tests):
         if max(pair.input.shape) > data.side:
             raise ValueError(f"{path}: test {index} is {pair.input.shape}, the run was trained up to side {data.side}")
         ids = np.array(data.ids_of(place), dtype=np.int64)
         variants = [data.augmentations[id][1] for id in ids]
-        tokens, scores = predictor(np.stack([encode(v.apply(pair.input), data.side) for v in variants]), ids)
+        tokens, scores = ready(np.stack([encode(v.apply(pair.input), data.side) for v in variants]), ids)
         ranking = vote(zip(tokens, variants, scores, strict=True))
         candidates = [{"grid": c.grid.tolist(), "votes": c.votes, "score": c.score} for c in ranking[:SUBMITTED]]
         predictions.append({"task": task.id, "test": index, "input": pair.input.tolist(), "candidates": candidates})

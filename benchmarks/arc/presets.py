@@ -31,6 +31,9 @@ class DataConfig:
         ``"demos"`` or ``"published"``, see `dataset.Split`.
     translate : bool
         Whether training pairs move inside the square.
+    buckets : tuple of int
+        Sides, rising: a batch then holds tasks of one bucket and works on that corner of the square, see
+        `benchmarks.arc.buckets`. Empty for the published recipe, in which every sample is the whole square.
     """
 
     sources: tuple[str, ...] = ("arc-agi-1",)
@@ -39,6 +42,15 @@ class DataConfig:
     variants: int = 1000
     split: str = "published"
     translate: bool = True
+    buckets: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(type(side) is not int or side < 1 for side in self.buckets) or self.buckets != tuple(
+            sorted(set(self.buckets))
+        ):
+            raise ValueError(
+                f"buckets: expected integers of at least 1, each larger than the one before, got {self.buckets}"
+            )
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,12 @@ class Preset:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        if self.data.buckets and self.data.buckets[-1] > self.model.side:
+            raise ValueError(
+                f"buckets: expected none above the side of the square, {self.model.side}, got {self.data.buckets}"
+            )
+
     def changed(self, **changes: Any) -> Preset:
         """Return the preset with other settings, each by its own name; None leaves one as it is.
 
@@ -139,7 +157,9 @@ class Preset:
     def from_json(cls, value: dict[str, Any]) -> Preset:
         """Read what `to_json` wrote."""
         train = {**value["train"], "betas": tuple(value["train"]["betas"])}
-        data = {**value["data"], "sources": tuple(value["data"].get("sources", DataConfig.sources))}
+        # Settings that older files do not have yet keep their defaults.
+        tuples = {name: tuple(value["data"].get(name, getattr(DataConfig, name))) for name in ("sources", "buckets")}
+        data = {**value["data"], **tuples}
         return cls(value["name"], DataConfig(**data), ModelConfig(**value["model"]), TrainConfig(**train))
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from benchmarks import environment
-from benchmarks.arc import checkpoint, dataset, flops, processes, tasks
+from benchmarks.arc import buckets, checkpoint, dataset, flops, processes, tasks
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.boards import Board
 from benchmarks.arc.dataset import ArcData
@@ -175,7 +177,7 @@ def train(
         if step == 1 or step % settings.probe_every == 0 or last:
             log.write({"kind": "probe", "step": step, **trainer.probe()})
         if step % settings.evaluate_every == 0 or last:
-            evaluated = _evaluate(Predictor(spec.preset, spec.arm, trainer.weights(), device), data, folder, step)
+            evaluated = _evaluate(predictor(spec, data, trainer.weights(), device), data, folder, step)
             log.write({"kind": "evaluation", **summary(evaluated)})
         # Last, so that a checkpoint vouches for everything logged and evaluated up to its step.
         if step % settings.checkpoint_every == 0 or last:
@@ -190,7 +192,7 @@ def train(
         say(f"stopped after {seconds:g} s at step {trainer.step_number} of {settings.steps}; --resume goes on")
     end = trainer.step_number
     if not stopped and not processes.from_first(_is_json(_evaluation_path(folder, end))):
-        _evaluate(Predictor(spec.preset, spec.arm, trainer.weights(), device), data, folder, end)
+        _evaluate(predictor(spec, data, trainer.weights(), device), data, folder, end)
     result = {
         "arm": spec.arm.text,
         "seed": spec.seed,
@@ -201,13 +203,19 @@ def train(
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "mixing_parameters": trainer.mixing_parameters,
         "table_parameters": trainer.table.numel(),
-        "segment_gflops": flops.segment(spec.preset.model, spec.arm, train=True) / 1e9,
+        "segment_gflops": flops.mean_segment(spec.preset.model, spec.arm, trainer.shares, train=True) / 1e9,
         "processes": processes.world(),
         "evaluation": None if stopped else _evaluation_path(folder, end).name,
         "metrics": _METRICS,
     }
     _on_first(lambda: write_json(folder / _RESULT, result))
     return result
+
+
+def predictor(spec: RunSpec, data: ArcData, weights: dict[str, Tensor], device: str = "cpu") -> Predictor:
+    """Make a run's weights ready to answer, in the buckets that it was trained in."""
+    sides = buckets.id_sides(data, spec.preset.data.buckets)
+    return Predictor(spec.preset, spec.arm, weights, device, sides)
 
 
 def evaluate_run(folder: Path, step: int | None = None, device: str = "cpu") -> dict[str, Any]:
@@ -223,10 +231,10 @@ def evaluate_run(folder: Path, step: int | None = None, device: str = "cpu") -> 
     data = build_data(spec.preset, spec.extra_task_dirs)
     check_data(folder, data)
     try:
-        predictor = Predictor(spec.preset, spec.arm, files["weights"], device)
+        ready = predictor(spec, data, files["weights"], device)
     except ValueError as error:
         raise ValueError(f"{folder / _CHECKPOINTS / f'step-{found:08d}'}: {error}") from error
-    return _evaluate(predictor, data, folder, found)
+    return _evaluate(ready, data, folder, found)
 
 
 def _open(folder: Path, spec: RunSpec, data: ArcData, resume: bool) -> None:
@@ -308,8 +316,8 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _evaluate(predictor: Predictor, data: ArcData, folder: Path, step: int) -> dict[str, Any]:
-    result = evaluate(predictor, data, step)
+def _evaluate(ready: Predictor, data: ArcData, folder: Path, step: int) -> dict[str, Any]:
+    result = evaluate(ready, data, step)
     votes, answers = result.pop("votes"), submission(result["predictions"])
 
     def write() -> None:

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.arc import probe, processes
+from benchmarks.arc import buckets, probe, processes
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.batches import Batches
+from benchmarks.arc.carried import Carried
 from benchmarks.arc.checkpoint import TensorFiles
 from benchmarks.arc.dataset import ArcData
 from benchmarks.arc.losses import correct_tokens, stablemax_cross_entropy
@@ -31,7 +32,8 @@ class Trainer:
     """A model, its optimisers and the batch it works on.
 
     Every batch slot holds one sample and the latents carried for it. A step is one segment of every slot; a slot whose
-    sample has halted takes the next sample of the stream first.
+    sample has halted takes the next sample of the stream first. With buckets of grid sides there is a batch and a
+    stream for each, and a step works on one of them.
 
     Parameters
     ----------
@@ -53,10 +55,7 @@ class Trainer:
         self.model = TinyRecursiveModel(preset.model, arm, seed).to(self.device)
         self.model.checkpoint_calls = self.settings.checkpoint_calls
         if self.settings.compile:
-            # torch keeps eight graphs of one piece of code, over all models of a process, and runs the rest uncompiled
-            # without a word: the later arms of a comparison.
-            torch.compiler.reset()
-            self.model.net.compile()
+            self._compile(len(preset.data.buckets))
         self.average = Average(self.model, self.settings.ema)
         mixing = set(layers.mixing_parameters(self.model))
         self.mixing_parameters = sum(p.numel() for p in mixing)
@@ -69,23 +68,29 @@ class Trainer:
             groups, lr=self.settings.lr, betas=self.settings.betas, weight_decay=self.settings.weight_decay
         )
         self.table = torch.zeros(data.num_ids, preset.model.width, device=self.device)
-        self.stream = Batches(data, self.settings.batch, seed, preset.data.translate, self.device)
         self.generator = torch.Generator().manual_seed(seed)
         self.step_number = 0
         if processes.world() > self.settings.batch:
             raise ValueError(f"batch: expected one sample a process at least, got {self.settings.batch}")
-        self.mine = processes.share(self.settings.batch)
-        size, length = self.mine.stop - self.mine.start, preset.model.side**2
-        latents = self.model.initial(size, self.settings.stream_dtype)
-        self.slots = {
-            "inputs": torch.zeros(size, length, dtype=torch.uint8, device=self.device),
-            "labels": torch.zeros(size, length, dtype=torch.int64, device=self.device),
-            "ids": torch.zeros(size, dtype=torch.int64, device=self.device),
-            "y": latents.y,
-            "z": latents.z,
-            "segments": torch.zeros(size, dtype=torch.int64, device=self.device),
-            "halted": torch.ones(size, dtype=torch.bool, device=self.device),
-        }
+        self.seed, self.bucketed = seed, bool(preset.data.buckets)
+        streams = [
+            Batches(part, self.settings.batch, seed, preset.data.translate, self.device)
+            for part in buckets.divide(data, preset.data.buckets).values()
+        ]
+        self.carried = [Carried(self.model, stream, self.settings) for stream in streams]
+        samples = sum(stream.samples_an_epoch for stream in streams)
+        # By the side of the square; a whole run's steps are divided so.
+        self.shares = {stream.data.side: stream.samples_an_epoch / samples for stream in streams}
+
+    @property
+    def stream(self) -> Batches:
+        """Stream that the last step drew from."""
+        return self._carried(self.step_number).stream
+
+    @property
+    def slots(self) -> dict[str, Tensor]:
+        """Batch that the last step worked on, by name."""
+        return self._carried(self.step_number).slots
 
     def step(self) -> dict[str, float]:
         """Do one optimiser step and return its measures, averaged over all samples of the batch.
@@ -95,8 +100,9 @@ class Trainer:
         TrainingError
             If the loss or its gradient is not finite; the weights are still those of the last step then.
         """
-        self._refill()
-        slots, batch = self.slots, self.settings.batch
+        carried = self._carried(self.step_number + 1)
+        carried.refill()
+        slots, batch = carried.slots, self.settings.batch
         puzzle = self.table[slots["ids"]].requires_grad_()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             latents, logits, halt = self.model(Latents(slots["y"], slots["z"]), slots["inputs"], puzzle)
@@ -137,8 +143,9 @@ class Trainer:
         decay = self.settings.embedding_weight_decay
         sign_sgd_(self.table, ids, rows, self.settings.embedding_lr * warm, decay)
         self.average.update(self.model)
-        self._advance(latents, halt.detach())
-        return {**measures, "gradient_norm": norm.item(), "learning_rate": self.settings.lr * warm}
+        carried.advance(latents, halt.detach(), self.generator)
+        side = {"side": carried.side} if self.bucketed else {}
+        return {**measures, "gradient_norm": norm.item(), "learning_rate": self.settings.lr * warm, **side}
 
     def probe(self) -> dict[str, Any]:
         """Return what the mixers and the gradient do along the recursion on the first samples of the batch."""
@@ -148,31 +155,6 @@ class Trainer:
             self.model, Latents(few["y"], few["z"]), few["inputs"], self.table[few["ids"]], few["labels"]
         )
 
-    def _refill(self) -> None:
-        free = self.slots["halted"].nonzero().squeeze(-1)
-        # Free slots of all processes, in their order, take the samples of one stream.
-        counts = processes.gather(torch.tensor([len(free)], device=self.device)).tolist()
-        if sum(counts) == 0:
-            return
-        before = sum(counts[: processes.rank()])
-        samples = self.stream.next(sum(counts), keep=slice(before, before + len(free)))
-        if len(free) == 0:
-            return
-        for name in ("inputs", "labels", "ids"):
-            self.slots[name][free] = samples[name].to(self.slots[name].dtype)
-        fresh = self.model.initial(len(free), self.settings.stream_dtype)
-        self.slots["y"][free], self.slots["z"][free] = fresh.y, fresh.z
-        self.slots["segments"][free] = 0
-
-    def _advance(self, latents: Latents, halt: Tensor) -> None:
-        slots, most, batch = self.slots, self.settings.segments, self.settings.batch
-        slots["y"], slots["z"] = (latent.to(slots["y"].dtype) for latent in latents)
-        slots["segments"] += 1
-        explore = torch.rand(batch, generator=self.generator) < self.settings.exploration
-        least = torch.where(explore, torch.randint(min(2, most), most + 1, (batch,), generator=self.generator), 1)
-        least = least[self.mine].to(self.device)
-        slots["halted"] = (slots["segments"] >= most) | ((halt > 0) & (slots["segments"] >= least))
-
     def weights(self) -> dict[str, Tensor]:
         """Return what evaluation needs: averaged weights, the model's buffers, the puzzle embeddings."""
         own = self.model.state_dict()
@@ -181,8 +163,8 @@ class Trainer:
     def state(self) -> tuple[TensorFiles, dict[str, Any]]:
         """Return everything needed to go on exactly from here, as tensor files and JSON values."""
         training = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        # All processes' slots, so that a checkpoint does not depend on their number.
-        training |= {f"slots.{name}": processes.gather(value) for name, value in self.slots.items()}
+        for carried in self.carried:
+            training |= {f"{self._prefix(carried)}{name}": value for name, value in carried.gathered().items()}
         training["generator"] = self.generator.get_state()
         adam_steps = {}
         for name, parameter in self.model.named_parameters():
@@ -190,7 +172,11 @@ class Trainer:
                 continue
             training[f"mean.{name}"], training[f"square.{name}"] = state["mean"], state["square"]
             adam_steps[name] = state["step"]
-        json_state = {"step": self.step_number, "adam_steps": adam_steps, "stream": self.stream.state_dict()}
+        if self.bucketed:
+            streams = {"streams": {str(carried.side): carried.stream.state_dict() for carried in self.carried}}
+        else:
+            streams = {"stream": self.stream.state_dict()}
+        json_state = {"step": self.step_number, "adam_steps": adam_steps, **streams}
         return {"weights": self.weights(), "training": training}, json_state
 
     def load_state(self, files: TensorFiles, state: dict[str, Any]) -> None:
@@ -199,7 +185,9 @@ class Trainer:
         self.model.load_state_dict(
             {name.removeprefix("model."): value for name, value in training.items() if name.startswith("model.")}
         )
-        self.slots = {name: training[f"slots.{name}"][self.mine].to(self.device, copy=True) for name in self.slots}
+        for carried in self.carried:
+            carried.scatter({name: training[f"{self._prefix(carried)}{name}"] for name in carried.slots})
+            carried.stream.load_state_dict(state["streams"][str(carried.side)] if self.bucketed else state["stream"])
         self.generator.set_state(training["generator"])
         for name, parameter in self.model.named_parameters():
             if name in state["adam_steps"]:
@@ -210,5 +198,23 @@ class Trainer:
                 }
         self.average.weights = {name: weights[name].to(self.device, copy=True) for name in self.average.weights}
         self.table = weights["table"].to(self.device, copy=True)
-        self.stream.load_state_dict(state["stream"])
         self.step_number = state["step"]
+
+    def _compile(self, sides: int) -> None:
+        # torch keeps eight graphs of one piece of code, over all models of a process, and runs the rest uncompiled
+        # without a word: the later arms of a comparison.
+        torch.compiler.reset()
+        if sides == 0:
+            self.model.net.compile()
+            return
+        # The few lengths of sequence get graphs of their own, each with and without gradient.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * sides)
+        self.model.net.compile(dynamic=False)
+
+    def _carried(self, step: int) -> Carried:
+        """Return the batch that a step works on."""
+        return self.carried[buckets.pick(list(self.shares.values()), self.seed, step)]
+
+    def _prefix(self, carried: Carried) -> str:
+        """Return what the names of a batch's slots begin with in a checkpoint."""
+        return f"slots.{carried.side}." if self.bucketed else "slots."
