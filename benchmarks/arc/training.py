@@ -144,16 +144,17 @@ class Trainer:
         sign_sgd_(self.table, ids, rows, self.settings.embedding_lr * warm, decay)
         self.average.update(self.model)
         carried.advance(latents, halt.detach(), self.generator)
-        side = {"side": carried.side} if self.bucketed else {}
-        return {**measures, "gradient_norm": norm.item(), "learning_rate": self.settings.lr * warm, **side}
+        measures |= {"gradient_norm": norm.item(), "learning_rate": self.settings.lr * warm}
+        return measures | self._side(carried)
 
     def probe(self) -> dict[str, Any]:
         """Return what the mixers and the gradient do along the recursion on the first samples of the batch."""
         few = {name: value[: probe.SAMPLES] for name, value in self.slots.items()}
         few |= {name: few[name].float() for name in ("y", "z")}
-        return probe.describe(
+        found = probe.describe(
             self.model, Latents(few["y"], few["z"]), few["inputs"], self.table[few["ids"]], few["labels"]
         )
+        return found | self._side(self._carried(self.step_number))
 
     def weights(self) -> dict[str, Tensor]:
         """Return what evaluation needs: averaged weights, the model's buffers, the puzzle embeddings."""
@@ -214,6 +215,10 @@ class Trainer:
     def _carried(self, step: int) -> Carried:
         """Return the batch that a step works on."""
         return self.carried[buckets.pick(list(self.shares.values()), self.seed, step)]
+
+    def _side(self, carried: Carried) -> dict[str, int]:
+        """Return what measures of this batch say of its bucket."""
+        return {"side": carried.side} if self.bucketed else {}
 
     def _prefix(self, carried: Carried) -> str:
         """Return what the names of a batch's slots begin with in a checkpoint."""
