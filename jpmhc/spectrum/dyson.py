@@ -153,7 +153,8 @@ def _anderson(
         proposal = z + (damping if moves else 0.5) * change
         if moves:
             proposal = proposal - _correction(moves, changes, change, unit, damping)
-            outside = ~((proposal.imag < 0) | (scale.abs() == 0)).all(1) | ~proposal.isfinite().all(1)
+            # A layer without energy stays at zero.
+            outside = ~((proposal.imag < 0) | (scale.abs() == 0) | (proposal == 0)).all(1) | ~proposal.isfinite().all(1)
             proposal = torch.where(outside[:, None], z + 0.5 * change, proposal)
         z_before, change_before, unit = z[keep], change[keep], unit[keep]
         z, index = proposal[keep], index[keep]

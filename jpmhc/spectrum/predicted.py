@@ -73,6 +73,10 @@ class PredictedLaw(Law):
             self._share = chain.mixers.shape[-1] / model.streams
             # Above it the fourth moment leaves at most 1e-6 of the mass.
             top = (1e6 * float(self._low_moments[1].detach()) / self._share) ** 0.25
+            if top == 0 and float(self._low_moments[0].detach()) == 0:
+                # Whatever is written is taken to zero.
+                self._split_places, self._share = model.mixers.new_zeros(model.streams), 0.0
+                return
             if not 0 < top < 1e150:
                 raise ValueError(
                     f"mixers: expected a product of a size that float64 can hold, got E[s^4]^(1/4) = {top:g}"

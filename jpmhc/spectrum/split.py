@@ -25,12 +25,12 @@ def split(model: Model) -> tuple[Chain | None, Tensor]:
 
     What A takes to zero stays in the other block, so that U's images keep their dimension; the rank tells of it there.
     """
-    U = _kept(model.mixers.detach(), _untouched(model))
-    if (model.read is None or model.write is None) and U.shape[1] == 0:
-        return Chain(model.mixers, None, None, model.energy, model.branch), model.mixers.new_zeros(0)
-    frames = _images(model.mixers.detach(), U) if U.shape[1] else None
+    if not (model.load > 0).any():
+        return None, _of_mixers(model.mixers)
     if model.read is None or model.write is None:
-        return None, torch.linalg.svdvals(torch.linalg.multi_dot([*model.mixers.flip(0), U])).flip(0)
+        return Chain(model.mixers, None, None, model.energy, model.branch), model.mixers.new_zeros(0)
+    U = _kept(model.mixers.detach(), _untouched(model))
+    frames = _images(model.mixers.detach(), U) if U.shape[1] else None
     if frames is None:
         return _normalised(model.mixers, model.read, model.write, model), model.mixers.new_zeros(0)
     ends, rests = frames
@@ -38,8 +38,6 @@ def split(model: Model) -> tuple[Chain | None, Tensor]:
     for l in range(model.layers):
         product = ends[l + 1].mT @ model.mixers[l] @ ends[l] @ product
     atoms = torch.linalg.svdvals(product).flip(0)
-    if U.shape[1] == model.streams:
-        return None, atoms
     before, after = torch.stack(rests[:-1]), torch.stack(rests[1:])
     mixers = after.mT @ model.mixers @ before
     read = (before.mT @ model.read.unsqueeze(-1)).squeeze(-1)
@@ -47,10 +45,23 @@ def split(model: Model) -> tuple[Chain | None, Tensor]:
     return _normalised(mixers, read, write, model), atoms
 
 
+def _of_mixers(mixers: Tensor) -> Tensor:
+    """Singular values (n,), ascending, of the product of mixers (L, n, n), zero in what a single one takes to zero."""
+    n = mixers.shape[-1]
+    product = _kept(mixers.detach(), torch.eye(n, dtype=mixers.dtype))
+    kept = product.shape[1]
+    for matrix in mixers:
+        product = matrix @ product
+    return torch.cat([mixers.new_zeros(n - kept), torch.linalg.svdvals(product).flip(0)])
+
+
 def _normalised(mixers: Tensor, read: Tensor, write: Tensor, model: Model) -> Chain:
     lengths = [gate.norm(dim=-1, keepdim=True) for gate in (read, write)]
+    # A gate that is zero counts by its energy; its direction must still be one.
+    one = torch.eye(read.shape[-1], dtype=read.dtype)[0]
     read, write = (
-        gate / torch.where(length > 0, length, 1) for gate, length in zip((read, write), lengths, strict=True)
+        torch.where(length > 0, gate / torch.where(length > 0, length, 1), one)
+        for gate, length in zip((read, write), lengths, strict=True)
     )
     energy = model.energy * (lengths[0] * lengths[1]).squeeze(-1).square()
     return Chain(mixers, read, write, energy, model.branch)
@@ -60,8 +71,8 @@ def _untouched(model: Model) -> Tensor:
     """Orthonormal basis (n, k) of the largest subspace that the branches leave alone."""
     M, n = model.mixers.detach(), model.streams
     eye = torch.eye(n, dtype=M.dtype)
-    if model.read is None or model.write is None:
-        return eye if not (model.energy > 0).any() else eye[:, :0]
+    assert model.read is not None
+    assert model.write is not None
     live = (model.load > 0).tolist()
     seen, A = [], eye
     for l in range(model.layers):
@@ -75,8 +86,6 @@ def _untouched(model: Model) -> Tensor:
             written.append(model.write[l].detach() @ tail.mT)
         tail = tail @ M[l]
         tail = tail / tail.norm().clamp_min(1e-300)
-    if not seen:
-        return eye
     # `written @ A` pulled back to the input, in the unit of A.
     rows = torch.stack([*(_unit(row) for row in seen), *(_unit(row) @ A for row in written)])
     gram = A.mT @ A
@@ -118,7 +127,8 @@ def _unit(row: Tensor) -> Tensor:
 
 def _row_space(rows: Tensor) -> Tensor:
     _, values, basis = torch.linalg.svd(rows, full_matrices=False)
-    return basis[values > _RANK_TOLERANCE * values[0].clamp_min(1e-300)]
+    # Where the mixers take all to zero there is no row.
+    return basis[values > _RANK_TOLERANCE * values[:1].clamp_min(1e-300)]
 
 
 def _images(M: Tensor, U: Tensor) -> tuple[list[Tensor], list[Tensor]] | None:

@@ -136,3 +136,53 @@ def test_quantiles_below_the_floor_are_zero_without_a_warning():
     assert found[:2].tolist() == [0, 0]
     assert found[2] > 0.1
     assert float(law.cdf(0.0)) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("branch", ["gaussian", "isotropic"])
+@pytest.mark.parametrize("kind", ["rank", "nearly", "zero"])
+def test_silent_branches_leave_the_product_and_what_it_takes_to_zero(branch, kind):
+    # Single precision leaves round-off where a mixer takes a direction to zero.
+    raw = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    M = {"rank": raw[..., :2] @ raw[..., 2:].mT, "nearly": (raw[..., :1] @ raw[..., 1:2].mT).float(), "zero": 0 * raw}[
+        kind
+    ]
+    gates = (None, None) if branch == "isotropic" else (torch.ones(4), torch.ones(4))
+    law = spectrum.predict(M, *gates, 0.0, branch)
+    product = torch.linalg.svdvals(torch.linalg.multi_dot(list(M.double().flip(0)))).flip(0)
+    assert float(law.atoms[1].sum()) == pytest.approx(1)
+    assert law.quantile(torch.tensor([0.1, 0.3, 0.6, 0.9])).tolist() == pytest.approx(product.tolist(), abs=1e-12)
+    assert float(law.cdf(1e-9)) == {"rank": 0.5, "nearly": 0.75, "zero": 1.0}[kind]
+    assert law.cdf(2 * law.edges[1] + 1) == 1
+
+
+def test_branches_that_write_what_the_next_mixer_takes_to_zero():
+    # The last layer reads what no mixer and no branch leaves anything of.
+    read = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    law = spectrum.predict(torch.zeros(2, 2, 2), read, torch.ones(2), 0.5)
+    assert law.edges == (0.0, 0.0)
+    assert law.cdf(0.0) == 1
+
+
+def test_a_layer_without_energy_does_not_slow_the_others():
+    # Next to the edge the iteration alone takes hundreds of steps.
+    one = torch.ones(2, 1, 1)
+    alone = spectrum.predict(one[:1], [1.0], [1.0], 1.25)
+    for dead in ({"energy": [0.0, 1.25], "read": [1.0]}, {"energy": 1.25, "read": [[0.0], [1.0]]}):
+        law = spectrum.predict(one, dead["read"], [1.0], dead["energy"])
+        s = law.edges[1] * torch.tensor([0.3, 0.9, 0.995, 0.9967, 0.999], dtype=torch.float64)
+        points = law.points(s)
+        assert points.converged.all()
+        assert points.steps.max() <= 60
+        assert torch.allclose(points.cdf, alone.cdf(s), atol=1e-6)
+
+
+@pytest.mark.parametrize("branch", ["haar", "gaussian", "relu"])
+def test_a_layer_without_a_read_or_write_is_its_mixer(branch):
+    M, read, write, energy = setting("cayley", "random", 3)
+    merged, wrote = torch.stack([M[1] @ M[0], M[2]]), torch.stack([M[1] @ write[0], write[2]])
+    alone = spectrum.predict(merged, read[[0, 2]], wrote, energy[[0, 2]], branch)
+    for gate in (read, write):
+        kept, gate[1] = gate[1].clone(), 0
+        law = spectrum.predict(M, read, write, energy, branch)
+        assert torch.allclose(law.quantile(torch.tensor([0.1, 0.5])), alone.quantile(torch.tensor([0.1, 0.5])))
+        gate[1] = kept
