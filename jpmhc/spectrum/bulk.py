@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -15,6 +16,7 @@ from jpmhc.spectrum.axis import Axis, Grid
 from jpmhc.spectrum.chain import Chain
 from jpmhc.spectrum.dyson import SelfEnergies, attach, descend, point, solve
 from jpmhc.spectrum.kernel import kernel_share
+from jpmhc.spectrum.poles import merged, pole_masses, whole
 
 TOLERANCE = 1e-8
 # Singular values this far below the largest count as zero: double precision tells no more about a product.
@@ -22,9 +24,11 @@ FLOOR = 1e-10
 _RISE = 0.01
 # A distribution function that changes by more as the angle halves is read nearer to the axis, by 5, up to 3 times.
 _SMEARED, _FINER = 5e-4, 3
-_ATOM_ANGLES = (1e-3, 4e-4, 2e-4)
-# Places as near as a tenth of the last angle look like one from there.
-_ONE_PLACE = 2e-5
+# Steps of a quantile, of which nearly all take three; a steep band in a wide gap is found by halving.
+_HALVINGS = 60
+_GOLDEN = (math.sqrt(5) - 1) / 2
+# A quantile next to places where nothing converges is NaN unless it is known that well.
+_CLOSE = 0.03
 
 
 class Bulk:
@@ -138,9 +142,15 @@ class Bulk:
     def grid(self) -> Grid:
         """Places between which the distribution function without atoms rises by at most a hundredth."""
         grid = self._raw_grid
-        if not len(self.atoms[0]):
+        if len(self.atoms[0]):
+            grid = self._sorted(grid.x, grid.far, grid.near)
+        # Smeared places would bracket quantiles wrongly.
+        smeared = (self._evaluate(grid.x, grid.far, grid.near, attached=False).cdf_error > _SMEARED).nonzero()[:, 0]
+        if not len(smeared):
             return grid
-        return self._sorted(grid.x, grid.far, grid.near)
+        with torch.no_grad():
+            cdf = grid.cdf.index_put((smeared,), self.at(grid.x[smeared], attached=False).cdf)
+        return replace(grid, cdf=torch.where(cdf.isnan(), grid.cdf, cdf).cummax(0).values)
 
     def start(self, x: Tensor) -> tuple[SelfEnergies, SelfEnergies]:
         """Solutions between those of the grid's neighbours, at both angles."""
@@ -241,28 +251,17 @@ class Bulk:
         """Places and masses of atoms: at zero, and others that only the resolvent shows.
 
         These lie at singular values of the product of the mixers of which there are more than the branches have
-        directions to move. At one, ``-w g`` is the mass over twice the angle.
+        directions to move.
         """
         product = torch.eye(self.chain.mixers.shape[-1], dtype=torch.float64)
         for matrix in self.chain.mixers.detach():
             product = matrix @ product
         places = torch.linalg.svdvals(product).flip(0)
-        places = _merged(places[places > FLOOR * places[-1]])
+        places = merged(places[places > FLOOR * places[-1]])
         if not len(places):
             return self._kernel
-        found = descend(self._numbers, places, _ATOM_ANGLES, self.solve(places)[1])
-        heights = []
-        for angle, energies in zip(_ATOM_ANGLES[1:], found[1:], strict=True):
-            w = point(places, angle)
-            height = -(w * self._numbers.resolvent(w, energies.s, energies.t).g).imag
-            heights.append(torch.where(energies.residual <= TOLERANCE, 2 * math.tan(angle) * height, 0))
-        mass = 2 * heights[1] - heights[0]
-        # A narrow band instead of an atom loses height as the angle passes its width.
-        real = (mass > 1e-3) & ((heights[1] - heights[0]).abs() < 1e-3 * mass + 1e-3 * heights[0])
-        places, mass = places[real], mass[real]
-        streams = self.chain.mixers.shape[-1]
-        whole = (mass * streams).round() / streams
-        mass = torch.where((mass - whole).abs() < 1e-3, whole, mass)
+        mass = pole_masses(self._numbers, places, self.solve(places)[1])
+        places, mass = places[mass > 0], whole(self.chain, mass[mass > 0])
         return torch.cat([self._kernel[0], places]), torch.cat([self._kernel[1], mass])
 
     # --- the whole ---------------------------------------------------------------------------------------------------
@@ -280,6 +279,15 @@ class Bulk:
         weight = ((share - cdf[right - 1]) / rise).clamp(0, 1)
         return x[right - 1] * (x[right] / x[right - 1]) ** weight
 
+    def below(self, x: Tensor) -> Tensor:
+        """Distribution function without atoms, as numbers; as the grid has it where the solve does not converge."""
+        grid = self.grid
+        with torch.no_grad():
+            cdf = self.at(x, attached=False).cdf
+        right = torch.searchsorted(grid.x, x.contiguous()).clamp(1, len(grid.x) - 1)
+        weight = ((x / grid.x[right - 1]).log() / (grid.x[right] / grid.x[right - 1]).log()).clamp(0, 1)
+        return torch.where(cdf.isnan(), torch.lerp(grid.cdf[right - 1], grid.cdf[right], weight), cdf)
+
     def quantile(self, share: Tensor) -> Tensor:
         """Smallest x below which there is that share, in [0, mass]; 0 for what lies below the grid."""
         grid = self.grid
@@ -288,25 +296,45 @@ class Bulk:
         return x.index_put((found,), self._inside(share[found])) if len(found) else x
 
     def _inside(self, share: Tensor) -> Tensor:
-        """Quantiles that lie within the grid: Newton's steps, or halving where they leave the bracket."""
+        """Quantiles that lie within the grid: Newton's steps, or halving where they leave the bracket; NaN if lost."""
         grid = self.grid
         x = self.interpolated(share)
         right = torch.searchsorted(grid.cdf, share).clamp(1, len(grid.x) - 1)
         low, high = grid.x[right - 1].clone(), grid.x[right].clone()
-        for _ in range(4):
+        left = torch.arange(len(x))
+        lost = torch.zeros_like(x, dtype=torch.bool)
+        for k in range(_HALVINGS):
             with torch.no_grad():
-                found = self.at(x, attached=False)
-                above = found.cdf >= share
-                high, low = torch.where(above, x, high), torch.where(above, low, x)
-                move = ((share - found.cdf) / (x * found.density).clamp_min(1e-30)).clamp(-1, 1)
-                newton = x * move.exp()
-                inside = (newton > low) & (newton < high)
-                x = torch.where((found.cdf - share).abs() < 1e-7, x, torch.where(inside, newton, (low * high).sqrt()))
+                found = self.at(x[left], attached=False)
+            here, off, density = x[left], share[left] - found.cdf, found.density
+            lost[left] = off.isnan()
+            low[left] = torch.where(off > 0, here, low[left])
+            high[left] = torch.where(off < 0, here, high[left])
+            going = ~(off.abs() < 1e-7) & (high[left] > (1 + 1e-9) * low[left])
+            left, here, off, density = left[going], here[going], off[going], density[going]
+            if not len(left):
+                break
+            newton = here * (off / (here * density).clamp_min(1e-30)).clamp(-1, 1).exp()
+            inside = (newton > low[left]) & (newton < high[left])
+            # Beside a place that was lost there may be one that is not: wander through the bracket.
+            part = torch.where(lost[left], (0.5 + _GOLDEN * k) % 1, 0.5)
+            x[left] = torch.where(inside, newton, low[left] * (high[left] / low[left]) ** part)
+        # The bracket of what stays lost still holds the quantile.
+        x = torch.where(lost, (low * high).sqrt(), x)
+        x = torch.where(lost & (high > (1 + _CLOSE) * low), math.nan, x)
         if self.chain.differentiated:
-            found = self.at(x)
+            known = (~x.isnan()).nonzero()[:, 0]
+            found = self.at(x[known])
             # dq = -dF / density.
-            x = x - (found.cdf - found.cdf.detach()) / found.density.detach()
+            x = x.index_add(0, known, -(found.cdf - found.cdf.detach()) / found.density.detach())
         return x
+
+    @cached_property
+    def reaches_zero(self) -> bool:
+        """Whether mass remains below the grid, or a density reaches down to it."""
+        grid = self.grid
+        lowest = self._evaluate(grid.x[:1], grid.far[:1], grid.near[:1], attached=False)
+        return float(grid.cdf[0]) > 1e-4 or bool(lowest.inside)
 
     @cached_property
     def edges(self) -> tuple[float, float]:
@@ -315,9 +343,7 @@ class Bulk:
         middle = self.interpolated(torch.tensor([0.5 * self.mass], dtype=torch.float64))
         inside = torch.cat([x[(cdf > 1e-4) & (cdf < self.mass - 1e-4)], middle])
         high = self._boundary(float(inside.max()), float(x[-1]))
-        if float(cdf[0]) > 1e-4 or bool(
-            self._evaluate(x[:1], self.grid.far[:1], self.grid.near[:1], attached=False).inside
-        ):
+        if self.reaches_zero:
             return 0.0, high
         return self._boundary(float(inside.min()), float(x[0])), high
 
@@ -350,14 +376,6 @@ class Bulk:
         s, t = attach(self.chain, w[index], found[index])
         g = torch.full_like(w, complex(math.nan, math.nan))
         return g.index_put((index,), self.chain.resolvent(w[index], s, t).g)
-
-
-def _merged(places: Tensor) -> Tensor:
-    """Return ascending places, the geometric mean of every run of them that is one seen from the last angle."""
-    logs = places.log()
-    apart = logs.diff(prepend=logs[:1] - 1) > _ONE_PLACE
-    group = apart.cumsum(0) - 1
-    return torch.stack([logs[group == k].mean().exp() for k in range(int(apart.sum()))]) if len(places) else places
 
 
 def _scattered(rows: Tensor, index: Tensor, length: int) -> tuple[Tensor, ...]:

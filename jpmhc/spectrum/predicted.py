@@ -152,8 +152,7 @@ class PredictedLaw(Law):
         s = torch.as_tensor(s, dtype=torch.float64).reshape(-1)
         if not (s.isfinite() & (s > 0)).all():
             raise ValueError("s: expected finite numbers > 0")
-        places, masses = self.atoms
-        step = torch.where(places.detach() <= s.unsqueeze(-1), masses, 0).sum(-1)
+        step = self._atoms_below(s)
         if self._bulk is None:
             zero = torch.zeros_like(s)
             return Points(s, step, zero, zero, zero, zero, zero.long(), zero == 0)
@@ -178,13 +177,19 @@ class PredictedLaw(Law):
         """Probability of a singular value at most ``s``, atoms included; at 0 the mass of all that counts as zero."""
         s = _places(s)
         flat = s.reshape(-1)
-        value = torch.where(flat == math.inf, 1.0, 0.0).double()
-        if self._zero:
-            value = torch.where(flat >= 0, self._zero, value).where(flat < math.inf, value)
-        index = ((flat >= 0 if self.floor else flat > 0) & flat.isfinite()).nonzero()[:, 0]
-        if len(index):
-            value = value.index_put((index,), self.points(flat[index].clamp_min(self._lowest)).cdf)
+        value = self._atoms_below(flat)
+        if self._bulk is not None:
+            value = torch.where(flat == math.inf, 1.0, value)
+            index = ((flat >= 0 if self.floor else flat > 0) & flat.isfinite()).nonzero()[:, 0]
+            if len(index):
+                # Atoms are where they are; the rest is not asked for further down.
+                bulk = self._bulk.at(flat[index].clamp_min(self._lowest)).cdf
+                value = value.index_put((index,), value[index] + self._share * bulk)
         return value.reshape(s.shape)
+
+    def _atoms_below(self, s: Tensor) -> Tensor:
+        places, masses = self.atoms
+        return torch.where(places.detach() <= s.unsqueeze(-1), masses, 0).sum(-1)
 
     @cached_property
     def _zero(self) -> float:
@@ -203,18 +208,17 @@ class PredictedLaw(Law):
     def floor(self) -> float:
         """Place below which all counts as zero, or zero if nothing does.
 
-        It is 1e-10 of the largest value, or higher where double precision does not solve the equation further down.
+        It is some 1e-10 of the largest value, or higher where double precision does not solve the equation further
+        down; zero where the law ends above. Atoms, which are not solved for, keep their places.
         """
-        if self._bulk is None or float(self._bulk.grid.cdf[0]) <= 1e-4:
-            return 0.0
-        return float(self._bulk.grid.x[0])
+        return float(self._bulk.grid.x[0]) if self._bulk is not None and self._bulk.reaches_zero else 0.0
 
     @cached_property
     def _power_at_zero(self) -> float:
         """Power of s with which the distribution function starts at zero: 0 with mass there, else infinite off zero."""
-        if self._zero or self.floor:
+        if self._zero or (self._bulk is not None and float(self._bulk.grid.cdf[0]) > 1e-4):
             return 0.0
-        if self.edges[0] > 0 or self._bulk is None:
+        if self._bulk is None or not self._bulk.reaches_zero:
             return math.inf
         x, cdf = self._bulk.grid.x, self._bulk.grid.cdf
         # Where differences to one no longer round.
@@ -231,7 +235,7 @@ class PredictedLaw(Law):
         return min(ends), max(ends)
 
     def quantile(self, q: Tensor | float) -> Tensor:
-        """Smallest ``s`` with ``cdf(s) >= q``, for ``q`` in [0, 1]; 0 below 1e-10 of the largest."""
+        """Smallest ``s`` with ``cdf(s) >= q``, for ``q`` in [0, 1]; 0 below the floor, NaN where nothing converges."""
         q = torch.as_tensor(q, dtype=torch.float64)
         flat = q.reshape(-1)
         if not ((flat >= 0) & (flat <= 1)).all():
@@ -240,13 +244,13 @@ class PredictedLaw(Law):
         value = torch.full_like(flat, math.nan)
         below = torch.zeros_like(flat)
         if len(places):
-            left = torch.zeros_like(masses)
-            above = (places > 0).nonzero()[:, 0]
-            if len(above):
-                with torch.no_grad():
-                    left[above] = self.points(places.detach()[above]).cdf - masses[above]
-            on = (flat.unsqueeze(-1) > left) & (flat.unsqueeze(-1) <= left + masses + 1e-12)
-            below = torch.where(flat.unsqueeze(-1) > left + masses, masses, 0).sum(-1)
+            left = self._atoms_below(places.detach()) - masses
+            if self._bulk is not None:
+                left = left + self._share * self._bulk.below(places.detach().clamp_min(self._lowest))
+            # A level that round-off of the solve puts past an atom is the atom's.
+            over = flat.unsqueeze(-1) > left + masses + 10 * TOLERANCE
+            on = (flat.unsqueeze(-1) > left) & ~over
+            below = torch.where(over, masses, 0).sum(-1)
             value = torch.where(on.any(-1), places[on.to(torch.uint8).argmax(-1)], value)
         ends = (flat == 0) | (flat == 1)
         rest = (value.isnan() & ~ends).nonzero()[:, 0]

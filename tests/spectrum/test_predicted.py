@@ -247,6 +247,30 @@ def test_a_peak_narrower_than_the_regularisation_is_not_smeared():
     assert float(law.points(1 + 3e-4).cdf_error) < 1e-3
 
 
+def test_quantiles_of_a_law_narrower_than_the_regularisation_invert_it():
+    # The scalar law of so small a load is a semicircle of log s of that variance over two, around one.
+    load = 1e-8
+    law = spectrum.predict(torch.ones(10, 1, 1), [1.0], [1.0], load / 10)
+    shares = torch.cat([SHARES, torch.tensor([1e-3, 0.3])])
+    found = law.quantile(shares)
+    t = found.log() / (2 * load) ** 0.5
+    semicircle = 0.5 + (t * (1 - t * t).clamp_min(0).sqrt() + t.clamp(-1, 1).asin()) / math.pi
+    assert torch.allclose(semicircle, shares, atol=5e-3)
+    assert torch.allclose(law.cdf(found), shares, atol=1e-6)
+
+
+def test_quantiles_in_a_steep_band_beside_a_gap_invert_the_law():
+    # Strong branches leave the values of diagonal mixers in narrow bands far apart.
+    raw = torch.tensor([0.98, 0.92, 1.03, 1.15], dtype=torch.float64)
+    gate = torch.tensor([0.9, -0.4, 1.1, 0.3], dtype=torch.float64)
+    energy = 20 * 4 / 6 / gate.square().sum().square()
+    law = spectrum.predict(torch.diag(raw).expand(6, 4, 4), gate, gate, energy)
+    shares = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
+    # Of a band a fifth of a percent wide, a tenth is as much as halving resolves.
+    found = law.quantile(shares)
+    assert torch.allclose(law.cdf(found), shares, atol=1e-5)
+
+
 def test_points_that_do_not_converge_are_nan_and_warn(monkeypatch):
     law = spectrum.predict(*setting("cayley", "softmax", 3))
     law.quantile(0.5)

@@ -176,6 +176,31 @@ def test_a_layer_without_energy_does_not_slow_the_others():
         assert torch.allclose(points.cdf, alone.cdf(s), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("layers", "branch", "energy"), [(1, "haar", 1e4), (3, "gaussian", 1e4), (3, "gaussian", 1e10)]
+)
+def test_atoms_far_below_the_rest_keep_their_places(layers, branch, energy):
+    # Three of four streams stay at one; the mean stream is |1 + 100 e^(i theta)|, or a product that reaches down.
+    M, one = torch.eye(4).expand(layers, 4, 4), torch.ones(4)
+    law = spectrum.predict(M, one / 4, one, energy, branch)
+    assert law.quantile(torch.tensor([0.3, 0.7])).tolist() == pytest.approx([1, 1])
+    assert float(law.cdf(0.999)) == pytest.approx(0, abs=5e-4)
+    assert float(law.cdf(1.001)) == pytest.approx(0.75, abs=5e-4)
+    assert float(law.cdf(law.quantile(0.9))) == pytest.approx(0.9, abs=1e-5)
+
+
+def test_nothing_is_asked_below_the_floor():
+    # Two strong layers: a density down to zero, not all of which double precision solves.
+    M, read, write, energy = setting("bistochastic", "random", 4, 20.0, n=2)
+    law = spectrum.predict(M, read, write, energy)
+    assert law.edges[0] == 0 < law.floor < 1e-6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cdf = law.cdf(law.edges[1] * torch.logspace(-14, 0, 60, dtype=torch.float64))
+    assert (cdf.diff() >= -1e-9).all()
+    assert law.cdf(0.0) == cdf[0]
+
+
 @pytest.mark.parametrize("branch", ["haar", "gaussian", "relu"])
 def test_a_layer_without_a_read_or_write_is_its_mixer(branch):
     M, read, write, energy = setting("cayley", "random", 3)
@@ -186,3 +211,36 @@ def test_a_layer_without_a_read_or_write_is_its_mixer(branch):
         law = spectrum.predict(M, read, write, energy, branch)
         assert torch.allclose(law.quantile(torch.tensor([0.1, 0.5])), alone.quantile(torch.tensor([0.1, 0.5])))
         gate[1] = kept
+
+
+def test_an_atom_in_a_steep_density_has_its_mass():
+    # Half of the two directions that reflectors between equal gates leave; the density grows towards them.
+    raw = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    frame = torch.linalg.qr(raw)[0]
+    M = 2 * frame @ frame.mT - torch.eye(4, dtype=torch.float64)
+    gate = torch.tensor([0.9, -0.4, 1.1, 0.3], dtype=torch.float64)
+    energy = torch.full((2,), 0.5 * 4 / 2, dtype=torch.float64) / gate.square().sum().square()
+    law = spectrum.predict(M, gate, gate, energy, "relu")
+    draw = spectrum.simulate(M, gate, gate, energy, "relu", width=96)
+    share = float(draw.cdf(1 + 1e-9) - draw.cdf(1 - 1e-9))
+    assert share == pytest.approx(0.5, abs=1e-2)
+    assert law.atoms[1].tolist() == pytest.approx([0.5], abs=1e-6)
+    assert float(law.cdf(1 + 1e-5) - law.cdf(1 - 1e-5)) == pytest.approx(0.5, abs=5e-3)
+
+
+@pytest.mark.parametrize("load", [1e-8, 1e-4, 20.0])
+def test_atoms_of_rank_are_found_at_any_energy(load):
+    # I - J^T J has rank 2 C: three of five streams' worth stays at one.
+    M, read, write, energy = setting("identity", "one", 10, load, n=5)
+    assert spectrum.predict(M, read, write, energy).atoms[1].tolist() == pytest.approx([0.6])
+
+
+def test_a_level_at_the_top_of_an_atom_is_the_atom():
+    # Between uniform gates: bands of the mean stream around atoms, whose levels the solve knows to 1e-8.
+    M, read, write, energy = setting("bistochastic", "uniform", 3, 2.0)
+    law = spectrum.predict(M, read, write, energy)
+    places, masses = law.atoms
+    for place, top in zip(places, law.cdf(places), strict=True):
+        levels = top + torch.tensor([-1e-9, 0.0, 1e-9], dtype=torch.float64)
+        assert law.quantile(levels).tolist() == pytest.approx([float(place)] * 3)
+    assert masses.tolist() == [0.25] * 3
