@@ -151,7 +151,8 @@ class Jacobian:
     def _evaluate(self, x: Tensor) -> Tensor:
         if self._seed is not None:
             torch.manual_seed(self._seed)
-        return self._fn(x)
+        # The function's own: it may work in place.
+        return self._fn(x.clone())
 
     def _products(self, mode: str, product: Product, vectors: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         results = []

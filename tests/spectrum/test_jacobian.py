@@ -166,3 +166,13 @@ def test_products_are_adjoint():
     jacobian = Jacobian(network("sinkhorn"), torch.randn(3, 6, dtype=torch.float64))
     u, v = jacobian.probes(4, 18, 0), jacobian.probes(4, 18, 1)
     torch.testing.assert_close((jacobian.times(v) * u).sum(-1), (jacobian.transposed_times(u) * v).sum(-1))
+
+
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+def test_functions_that_work_in_place_leave_the_point_alone(method):
+    x = torch.tensor([1.0, -2.0, 3.0])
+    for fn in (torch.nn.Sequential(torch.nn.ReLU(inplace=True)), lambda x: x.mul_(2) * (x > 0)):
+        law = spectrum.measure(fn, x, method, probes=3)
+        assert law.edges[0] == pytest.approx(0, abs=1e-7)
+        assert float(law.mass_below(1e-6)) == pytest.approx(1 / 3, abs=1e-6)
+    assert x.tolist() == [1, -2, 3]
