@@ -200,9 +200,12 @@ class Bulk:
             angles = (angles[0] / 5, angles[1] / 5)
             far, close = descend(self._numbers, x[index], angles, near[index])
             finer = self._evaluate(x[index], far, close, atoms=self.atoms, attached=attached, angles=angles)
-            # Not where it gets worse: at a singular point round-off grows as the angle falls.
-            better = (finer.residual <= TOLERANCE) & (finer.cdf_error < found.cdf_error[index])
-            found, near = found.replaced(index[better], finer[better]), near.replaced(index, close)
+            # Its error may be larger for once: from far away a peak looks as if half of it were below.
+            good = finer.residual <= TOLERANCE
+            if not self.chain.branch.closed:
+                # Quadrature loses the potential of a branch by its S-transform next to a pole.
+                good &= finer.cdf_error < found.cdf_error[index]
+            found, near = found.replaced(index[good], finer[good]), near.replaced(index, close)
             index = index[(finer.residual <= TOLERANCE) & (found.cdf_error[index] > _SMEARED)]
         return found
 

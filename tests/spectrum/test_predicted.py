@@ -271,6 +271,20 @@ def test_quantiles_in_a_steep_band_beside_a_gap_invert_the_law():
     assert torch.allclose(law.cdf(found), shares, atol=1e-5)
 
 
+def test_a_narrow_peak_beside_a_place_is_read_on_the_right_side():
+    # Half of the values lie in a band some 1e-5 wide next to one: seen from 5e-4 half of them lie on either side.
+    move = torch.tensor([[0.3, -0.8], [0.5, -0.6]], dtype=torch.float64)
+    M = (torch.eye(2, dtype=torch.float64) + 4e-5 * move).unsqueeze(0)
+    gates = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
+    law = spectrum.predict(M, gates, gates, 1.0)
+    draw = torch.linalg.svdvals(jacobian(M, gates, gates, torch.ones(1).double(), 256))
+    peak = draw[(draw - 1).abs() < 1e-3].sort().values
+    assert len(peak) > 200
+    places = torch.stack([peak[0] - 5e-5, peak[0] - 2e-5, peak[-1] + 2e-5, peak[-1] + 5e-5])
+    measured = (draw <= places[:, None]).double().mean(1)
+    assert torch.allclose(law.cdf(places), measured, atol=0.01)
+
+
 def test_points_that_do_not_converge_are_nan_and_warn(monkeypatch):
     law = spectrum.predict(*setting("cayley", "softmax", 3))
     law.quantile(0.5)
