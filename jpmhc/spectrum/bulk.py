@@ -23,7 +23,8 @@ TOLERANCE = 1e-8
 FLOOR = 1e-10
 _RISE = 0.01
 # A distribution function that changes by more as the angle halves is read nearer to the axis, by 5, up to 3 times.
-_SMEARED, _FINER = 5e-4, 3
+# So is one with that much mass within the angle, over pi.
+_SMEARED, _CROWDED, _FINER = 5e-4, 0.02, 3
 # Steps of a quantile, of which nearly all take three; a steep band in a wide gap is found by halving.
 _HALVINGS = 60
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -193,7 +194,7 @@ class Bulk:
         far, near = self.solve(x)
         found = self._evaluate(x, far, near, atoms=self.atoms, attached=attached)
         warn_about(found.residual)
-        angles, index = self.angles, (found.cdf_error > _SMEARED).nonzero()[:, 0]
+        angles, index = self.angles, _smeared(x, found, self.angles[1]).nonzero()[:, 0]
         for _ in range(_FINER):
             if not len(index):
                 break
@@ -206,7 +207,7 @@ class Bulk:
                 # Quadrature loses the potential of a branch by its S-transform next to a pole.
                 good &= finer.cdf_error < found.cdf_error[index]
             found, near = found.replaced(index[good], finer[good]), near.replaced(index, close)
-            index = index[(finer.residual <= TOLERANCE) & (found.cdf_error[index] > _SMEARED)]
+            index = index[(finer.residual <= TOLERANCE) & _smeared(x[index], found[index], angles[1])]
         return found
 
     def _evaluate(
@@ -379,6 +380,11 @@ class Bulk:
         s, t = attach(self.chain, w[index], found[index])
         g = torch.full_like(w, complex(math.nan, math.nan))
         return g.index_put((index,), self.chain.resolvent(w[index], s, t).g)
+
+
+def _smeared(x: Tensor, found: Axis, angle: float) -> Tensor:
+    """Whether an angle is too coarse: by the estimate, or because much mass lies within it."""
+    return (found.cdf_error > _SMEARED) | (x * found.density.detach() * angle > _CROWDED)
 
 
 def _scattered(rows: Tensor, index: Tensor, length: int) -> tuple[Tensor, ...]:

@@ -12,11 +12,12 @@ from jpmhc.spectrum.chain import Chain
 from jpmhc.spectrum.dyson import SelfEnergies, point, solve
 
 _TOLERANCE = 1e-8
-# Down to the last, as a density beside an atom may grow towards it; none is taken above the first that counts.
+# The last is as near as the law itself is read: a band that it sees is no atom.
 _ANGLES = (1e-3, *(4e-4 / 2**k for k in range(9)))
-_FIRST = 2e-4
+# None is taken from farther away, where nothing converges nearer.
+_FARTHEST = 2e-4
 # Places as near as a tenth of that are one: round-off of the mixers may have split it.
-_ONE_PLACE = _FIRST / 10
+_ONE_PLACE = _FARTHEST / 10
 # Less is none, and a mass is known to that.
 _LEAST = 1e-3
 
@@ -38,26 +39,27 @@ def pole_masses(chain: Chain, places: Tensor, start: SelfEnergies) -> Tensor:
     that of a narrow band as the angle passes its width: what stays is an atom. One place is told from the next at
     angles below a tenth of their distance.
     """
-    mass, open_ = torch.zeros_like(places), torch.arange(len(places))
     gaps = torch.nn.functional.pad(places.log().diff(), (1, 1), value=math.inf)
-    first = (0.1 * torch.minimum(gaps[:-1], gaps[1:])).clamp_max(_FIRST)
-    before, height_before = torch.full_like(places, math.inf), torch.full_like(places, math.inf)
+    farthest = (0.1 * torch.minimum(gaps[:-1], gaps[1:])).clamp_max(_FARTHEST)
+    # The last two that converged: angle and height.
+    before = last = torch.full((2, len(places)), math.inf, dtype=torch.float64)
+    open_ = torch.arange(len(places))
     for angle in _ANGLES:
         w = point(places[open_], angle)
         start = solve(chain, w, start, _TOLERANCE)
         height = -2 * math.tan(angle) * (w * chain.resolvent(w, start.s, start.t).g).imag
         good = start.residual <= _TOLERANCE
-        fall = height_before[open_] - height
-        limit = height - fall * angle / (before[open_] - angle)
-        stays = good & (angle <= first[open_]) & (limit > _LEAST)
-        stays &= fall.abs() < _LEAST * (limit + height_before[open_])
-        mass[open_[stays]] = limit[stays]
-        before[open_[good]], height_before[open_[good]] = angle, height[good]
-        left = (~stays & ~(good & (height < _LEAST))).nonzero()[:, 0]
+        before, last = before.clone(), last.clone()
+        before[:, open_[good]] = last[:, open_[good]]
+        last[:, open_[good]] = torch.stack([torch.full_like(height, angle), height])[:, good]
+        # What does not converge any more is as near as it gets.
+        ended = torch.where(good, height < _LEAST, last[0, open_] <= _FARTHEST)
+        left = (~ended).nonzero()[:, 0]
         open_, start = open_[left], start[left]
-        if not len(open_):
-            break
-    return mass
+    fall = before[1] - last[1]
+    mass = last[1] - fall * last[0] / (before[0] - last[0])
+    stays = (fall.abs() < _LEAST * (mass + before[1])) & (last[0] <= farthest) & (mass > _LEAST) & before[0].isfinite()
+    return torch.where(stays, mass, 0)
 
 
 def whole(chain: Chain, mass: Tensor) -> Tensor:

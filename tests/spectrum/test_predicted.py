@@ -285,6 +285,17 @@ def test_a_narrow_peak_beside_a_place_is_read_on_the_right_side():
     assert torch.allclose(law.cdf(places), measured, atol=0.01)
 
 
+def test_beside_the_middle_of_a_narrow_law_its_distribution_function_rises():
+    # There the estimate from the regularisation vanishes.
+    law = spectrum.predict(torch.ones(1, 1, 1), [1.0], [1.0], 1e-8)
+    s = 1 + 1e-5 * torch.linspace(-3, 3, 61, dtype=torch.float64)
+    cdf = law.cdf(s)
+    assert (cdf.diff() > 0).all()
+    t = (s - 1) / 2e-4  # the real part of a Gaussian matrix: a semicircle of variance v / 2
+    scaled = (2**0.5 * t).clamp(-1, 1)
+    assert torch.allclose(cdf, 0.5 + (scaled * (1 - scaled**2).sqrt() + scaled.asin()) / math.pi, atol=5e-3)
+
+
 def test_points_that_do_not_converge_are_nan_and_warn(monkeypatch):
     law = spectrum.predict(*setting("cayley", "softmax", 3))
     law.quantile(0.5)
