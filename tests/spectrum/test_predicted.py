@@ -434,3 +434,11 @@ def test_a_plot_names_what_a_logarithmic_axis_cannot_show():
     (line,) = law.plot(log=True).get_lines()
     assert line.get_label() == "predicted (50 % zero)"
     plt.close("all")
+
+
+def test_a_law_that_is_not_reached_from_above_is_refused():
+    # Fourth moments of 1e160 above values of one: no march gets there, and all quantiles were zero.
+    L = 24
+    law = spectrum.predict(torch.eye(4).expand(L, 4, 4), [1.0, 0.5, -1.0, 0.3], [1.0, 0.5, -1.0, 0.3], 3e3)
+    with pytest.raises(RuntimeError, match=r"the law lies below .* too much energy over so many layers"):
+        law.quantile(0.5)
