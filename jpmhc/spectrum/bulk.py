@@ -64,7 +64,7 @@ class Bulk:
         xs: list[Tensor] = []
         fars: list[SelfEnergies] = []
         nears: list[SelfEnergies] = []
-        highest, inside_found = self.top, False
+        highest = self.top
         while True:
             *_, far, near = rays
             xs, fars, nears = [*xs, x], [*fars, far], [*nears, near]
@@ -75,7 +75,6 @@ class Bulk:
             if not len(known) or (float(cdf[known].min()) < 1e-4 and not bool(axis.inside[known[-1]])):
                 break
             inside = x[cdf < whole - 1e-3]
-            inside_found |= len(inside) > 0
             highest = min(highest, float(inside.max())) if len(inside) and highest == self.top else highest
             lowest = x[-1]
             if lowest <= FLOOR * highest:
@@ -92,9 +91,10 @@ class Bulk:
             raise RuntimeError(
                 "spectrum: the self-consistent equation was solved nowhere; check the scale of the mixers"
             )
-        if not inside_found:
+        bottom = float(grid.x[0])
+        if float(grid.cdf[0]) > whole - 1e-3 and bottom > 10 * FLOOR * self.top:
             raise RuntimeError(
-                f"spectrum: the law lies below {float(grid.x[0]):.2g}, where the equation was not solved, while its "
+                f"spectrum: the law lies below {bottom:.2g}, where the equation was not solved, while its "
                 f"fourth moment reaches up to {self.top:.2g}: too much energy over so many layers"
             )
         for _ in range(12):
