@@ -80,5 +80,6 @@ def test_derivatives_are_those_of_the_reference(retraction, shape):
             second = torch.autograd.grad(sum((g * weights).sum() for g in first), arguments)
             tangent = torch.func.jvp(birkhoff.retr, (x, u), (torch.zeros_like(u), weights))[1]
             found.append((*first, *second, tangent))
+    # Solutions that differ by round-off, divided by entries of 1e-4, twice.
     for ours, expected in zip(*found, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9 * float(expected.detach().abs().max()))
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-7 * float(expected.detach().abs().max()))

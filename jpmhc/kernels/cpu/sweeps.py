@@ -6,7 +6,7 @@ import numpy as np
 
 from jpmhc.kernels.cpu.compile import summing
 
-SWEEPS = 64  # a matrix that needs more is close to a permutation; Newton's method takes as long as 400 of them (measured)
+SWEEPS = 64  # a matrix that needs more is close to a permutation; a run of Newton takes as long as 400 (measured)
 _ROWS = 32  # column sums are summed in parts of so many rows, or 512 of them would lose a digit of float32
 
 
