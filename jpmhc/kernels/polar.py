@@ -76,17 +76,20 @@ def _by_singular_vectors(matrix: Tensor) -> Tensor:
 def _by_gram(matrix: Tensor) -> Tensor:
     """``X G^(-1/2)`` with ``G = X^T X`` and a Newton-Schulz step, half of the time of singular vectors.
 
-    Its error grows with the square of the condition number; a matrix of more than 10 takes the other way.
+    Its error grows with the square of the condition number; a matrix of more than 10 takes the other way, as does one
+    whose squares are out of range.
     """
     gram = matrix.mT @ matrix
-    if not bool(gram.isfinite().all()):  # squares may overflow where the numbers do not
+    if not bool(gram.isfinite().all()):  # squares overflow where the numbers do not
         return _by_singular_vectors(matrix)
     values, vectors = torch.linalg.eigh(gram)
     x = matrix @ ((vectors * values.rsqrt().unsqueeze(-2)) @ vectors.mT)
     step = (x.mT @ x).mul_(-0.5)
     step.diagonal(dim1=-2, dim2=-1).add_(1.5)
     x = x @ step
-    steep = ~(values[..., 0] > _ROUND * values[..., -1])
+    info = torch.finfo(matrix.dtype)
+    # Squares may underflow, too.
+    steep = ~(values[..., 0] > _ROUND * values[..., -1].clamp_min(info.tiny / info.eps**2))
     if bool(steep.any()):
         x[steep] = _by_singular_vectors(matrix[steep])
     return x

@@ -114,6 +114,7 @@ def test_tall_matrices_that_are_steep_or_huge_leave_their_neighbours_alone():
     matrix[3, 0, 0] = float("nan")
     result = kernels.polar_forward(matrix)
     assert result[3].isnan().all()
+    torch.testing.assert_close(kernels.polar_forward(1e-22 * matrix[:1]), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(result[:1], expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(kernels.polar_forward(matrix[:2])[:1], expected, rtol=0, atol=0)
     u, _, vh = torch.linalg.svd(matrix[:3].double(), full_matrices=False)
