@@ -15,6 +15,7 @@ from jpmhc.autodiff import ConvergenceWarning
 from jpmhc.spectrum.axis import Axis, Grid
 from jpmhc.spectrum.chain import Chain
 from jpmhc.spectrum.dyson import SelfEnergies, attach, descend, point, solve
+from jpmhc.spectrum.inverse import invert
 from jpmhc.spectrum.kernel import kernel_share
 from jpmhc.spectrum.poles import merged, pole_masses, whole
 
@@ -25,11 +26,6 @@ _RISE = 0.01
 # A distribution function that changes by more as the angle halves is read nearer to the axis, by 5, up to 3 times.
 # So is one with that much mass within the angle, over pi.
 _SMEARED, _CROWDED, _FINER = 5e-4, 0.02, 3
-# Steps of a quantile, of which nearly all take three; a steep band in a wide gap is found by halving.
-_HALVINGS = 60
-_GOLDEN = (math.sqrt(5) - 1) / 2
-# A quantile next to places where nothing converges is NaN unless it is known that well.
-_CLOSE = 0.03
 
 
 class Bulk:
@@ -303,41 +299,7 @@ class Bulk:
         grid = self.grid
         x = torch.zeros_like(share)
         found = (~((share <= grid.cdf[0]) & (grid.cdf[0] > 1e-4))).nonzero()[:, 0]
-        return x.index_put((found,), self._inside(share[found])) if len(found) else x
-
-    def _inside(self, share: Tensor) -> Tensor:
-        """Quantiles that lie within the grid: Newton's steps, or halving where they leave the bracket; NaN if lost."""
-        grid = self.grid
-        x = self.interpolated(share)
-        right = torch.searchsorted(grid.cdf, share).clamp(1, len(grid.x) - 1)
-        low, high = grid.x[right - 1].clone(), grid.x[right].clone()
-        left = torch.arange(len(x))
-        lost = torch.zeros_like(x, dtype=torch.bool)
-        for k in range(_HALVINGS):
-            with torch.no_grad():
-                found = self.at(x[left], attached=False)
-            here, off, density = x[left], share[left] - found.cdf, found.density
-            lost[left] = off.isnan()
-            low[left] = torch.where(off > 0, here, low[left])
-            high[left] = torch.where(off < 0, here, high[left])
-            going = ~(off.abs() < 1e-7) & (high[left] > (1 + 1e-9) * low[left])
-            left, here, off, density = left[going], here[going], off[going], density[going]
-            if not len(left):
-                break
-            newton = here * (off / (here * density).clamp_min(1e-30)).clamp(-1, 1).exp()
-            inside = (newton > low[left]) & (newton < high[left])
-            # Beside a place that was lost there may be one that is not: wander through the bracket.
-            part = torch.where(lost[left], (0.5 + _GOLDEN * k) % 1, 0.5)
-            x[left] = torch.where(inside, newton, low[left] * (high[left] / low[left]) ** part)
-        # The bracket of what stays lost still holds the quantile.
-        x = torch.where(lost, (low * high).sqrt(), x)
-        x = torch.where(lost & (high > (1 + _CLOSE) * low), math.nan, x)
-        if self.chain.differentiated:
-            known = (~x.isnan()).nonzero()[:, 0]
-            found = self.at(x[known])
-            # dq = -dF / density.
-            x = x.index_add(0, known, -(found.cdf - found.cdf.detach()) / found.density.detach())
-        return x
+        return x.index_put((found,), invert(self, share[found])) if len(found) else x
 
     @cached_property
     def reaches_zero(self) -> bool:

@@ -16,19 +16,10 @@ from benchmarks.arc.dataset import build
 from benchmarks.arc.encode import EOG, FIRST_COLOUR, encode
 from benchmarks.arc.model import ModelConfig, TinyRecursiveModel
 from benchmarks.arc.presets import DataConfig, preset
-from benchmarks.arc.tasks import Pair, Task, load_arc_agi_1, subset
+from benchmarks.arc.tasks import load_arc_agi_1, subset
+from tests.benchmarks.arc.squares import square, task
 
 SMALL = ModelConfig(side=6, width=16, heads=2, inner=32, h_cycles=2, l_cycles=2, prefix=3)
-
-
-def square(size, colour):
-    return np.full((size, size), colour, dtype=np.uint8)
-
-
-def task(name, *sizes, test=(2, 1)):
-    """Recolour squares of these sizes; the test's input and output have sizes of their own."""
-    demos = tuple(Pair(square(size, 1), square(size, 2)) for size in sizes)
-    return Task(name, "training", demos, (Pair(square(test[0], 3), square(test[1], 4)),))
 
 
 @pytest.fixture(scope="module")
