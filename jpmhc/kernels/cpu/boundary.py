@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
 from torch import Tensor
 
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.boundary import Boundary, Pullback
 from jpmhc.kernels.cpu.compile import summing
-from jpmhc.kernels.cpu.rows import add, add_scaled, combine, dot, dots, gram, mixed, scaled, summed
+from jpmhc.kernels.cpu.rows import combine, dot, dots, gram, mixed, weighted
 
 # Streams between two matrix products stay in the cache: so many bytes of them or, where tokens are wide, so many
 # tokens, with which the products are large enough for the library that makes them. Narrow tokens in short chunks would
@@ -70,7 +72,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
     slope = x.new_empty(0 if pre is None else (tokens, n))
     grad_raw = x.new_empty(0 if z is None else z.shape)
     radial = x.new_empty(0 if rms is None else tokens)
-    projected = x.new_empty(0 if weight is None else (min(tokens, length), n * d))
+    projected = x.new_empty(0 if weight is None else (min(tokens, length), n, d))
     gated = _arrays(streams, grad_u, grad_z, scale, z, pre, rms, slope, grad_raw, radial)
     terms = _arrays(grad_streams, grad_u, pre, projected, radial, streams, post_rms, x, matrix, post, y)
     written = _arrays(grad_x, grad_matrix, grad_post, grad_y)
@@ -82,7 +84,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
         if pre is not None:
             pool.run(_read_backward, ranges, *gated, _CODES[gate])
         if weight is not None:
-            torch.mm(grad_raw[start:stop], weight, out=projected[: stop - start])
+            torch.mm(grad_raw[start:stop], weight, out=projected[: stop - start].flatten(1))
             grad_weight.addmm_(grad_raw[start:stop].t(), flat[start:stop])
         pool.run(_write_backward, ranges, *terms, *written, start)
     if scale is None or z is None:
@@ -101,36 +103,30 @@ def _arrays(*tensors: Tensor | None) -> list[np.ndarray | None]:
 @summing
 def _write(x, matrix, post, y, out, post_rms, post_eps, start, stop):  # type: ignore[no-untyped-def]
     n, d = x.shape[1], x.shape[2]
-    a, b, c, e = np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(d, x.dtype)
     for t in range(start, stop):
         if matrix is not None:
-            mixed(out[t], x[t], matrix[t], y[t], post[t], a, b, c, e)
+            mixed(out[t], x[t], matrix[t], y[t], post[t])
         for j in range(n):
             row = out[t, j]
             if matrix is None:
-                row[:] = x[t, j]
-                add_scaled(row, y[t], post[t, j])
+                weighted(row, (x[t, j], y[t]), (None, post[t, j]))
             if post_rms is not None:
-                factor = 1 / math.sqrt(dot(row, row) / d + post_eps)
-                post_rms[t, j] = factor
-                scaled(row, row, post_rms[t, j])
+                post_rms[t, j] = 1 / math.sqrt(dot(row, row) / d + post_eps)
+                weighted(row, (row,), (post_rms[t, j],))
 
 
 @summing
 def _read(x, z, bias, scale, rms, u, pre, gate, normed, eps, start, stop):  # type: ignore[no-untyped-def]
     n, d = x.shape[1], x.shape[2]
+    flat = x.reshape(x.shape[0], n * d)
     for t in range(start, stop):
         weights = pre[t]
         if z is None:
             weights[:] = bias[t]
         else:
             if rms is not None:
-                square = dot(x[t, 0], x[t, 0])
-                for i in range(1, n):
-                    square += dot(x[t, i], x[t, i])
-                rms[t] = 1 / math.sqrt(square / (n * d) + eps)
-                for j in range(z.shape[1]):
-                    z[t, j] *= rms[t]
+                rms[t] = 1 / math.sqrt(dot(flat[t], flat[t]) / (n * d) + eps)
+                weighted(z[t], (z[t],), (rms[t],))
             _open(weights, z[t], bias, scale[0], gate)
         combine(u[t], x[t], weights)
 
@@ -192,7 +188,7 @@ def _read_backward(  # type: ignore[no-untyped-def]
             raw[i] += out[i] * factor
         if rms is not None:
             radial[t] = -dot(raw, z[t]) * rms[t] * rms[t] / (n * d)
-            scaled(raw, raw, rms[t])
+            weighted(raw, (raw,), (rms[t],))
 
 
 @summing
@@ -218,37 +214,44 @@ def _write_backward(  # type: ignore[no-untyped-def]
 ):
     n, d = x.shape[1], x.shape[2]
     total = np.empty((n, d), x.dtype)
-    a, b, c, e = np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(d, x.dtype)
     for t in range(start, stop):
         for i in range(n):
-            row = total[i]
-            if grad_streams is None:
-                row[:] = 0
-            elif grad_u is not None and pre is not None and projected is not None and radial is not None:
-                part = projected[t - first, i * d : (i + 1) * d]
-                summed(row, grad_streams[t, i], grad_u[t], pre[t, i], streams[t, i], radial[t], part)
-            else:
-                row[:] = grad_streams[t, i]
-            if grad_streams is None or projected is None or radial is None or grad_u is None:
-                if grad_u is not None and pre is not None:
-                    add_scaled(row, grad_u[t], pre[t, i])
-                if radial is not None:
-                    add_scaled(row, streams[t, i], radial[t])
-                if projected is not None:
-                    add(row, projected[t - first, i * d : (i + 1) * d])
+            row, place = total[i], (t, i)
+            read, turned = _at(grad_u, t), _if(radial, streams[t, i])
+            arriving = (_at(grad_streams, place), read, turned, _at(projected, (t - first, i)))
+            weighted(row, arriving, (None, _at(pre, place), _at(radial, t), None))
             if post_rms is not None:
-                post_sum = -dot(row, streams[t, i]) / d
-                add_scaled(row, streams[t, i], x.dtype.type(post_sum))
-                scaled(row, row, post_rms[t, i])
+                inner = x.dtype.type(-dot(row, streams[t, i]) / d)
+                weighted(row, (row, streams[t, i]), (post_rms[t, i], inner * post_rms[t, i]))
         if post is None:
-            for i in range(n):
-                grad_x[t, i] = total[i]
+            grad_x[t] = total
             continue
         dots(grad_post[t], y[t], total)
         combine(grad_y[t], total, post[t])
         if matrix is None:
-            for i in range(n):
-                grad_x[t, i] = total[i]
+            grad_x[t] = total
         else:
             gram(grad_matrix[t], total, x[t])
-            mixed(grad_x[t], total, matrix[t].T, None, None, a, b, c, e)
+            mixed(grad_x[t], total, matrix[t].T, None, None)
+
+
+def _at(array: Any, place: Any) -> Any:
+    """Return what is at a place of an array that may be None."""
+
+
+def _if(array: Any, value: Any) -> Any:
+    """Return a value, or None where there is no such array."""
+
+
+@overload(_at)
+def _at_typed(array, place):  # type: ignore[no-untyped-def]
+    if isinstance(array, types.NoneType):
+        return lambda array, place: None
+    return lambda array, place: array[place]
+
+
+@overload(_if)
+def _if_typed(array, value):  # type: ignore[no-untyped-def]
+    if isinstance(array, types.NoneType):
+        return lambda array, value: None
+    return lambda array, value: value

@@ -1,106 +1,175 @@
-"""Loops over the width of the streams, several rows at a time, as parts of compiled functions.
+"""Sums of rows and products between them, several rows at a time, as parts of compiled functions.
 
-Whoever changes this file must remove ``__pycache__``: Numba looks at the file of the function that it keeps alone.
+Rows are contiguous; they, their factors and results are of one dtype, and nobody checks their sizes. Whoever changes
+this file must remove ``__pycache__``: Numba looks at the file of the function that it keeps alone.
 """
 
 from __future__ import annotations
 
-from jpmhc.kernels.cpu.compile import summing, summing_part
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from jpmhc.kernels.cpu.compile import summing_part
+from jpmhc.kernels.cpu.vectors import Array, Value, along, counted, load, number, plus_product, spread, store
 
 
-@summing
-def combine(out, rows, weights):  # type: ignore[no-untyped-def]
-    """``out = sum_i weights_i rows_i``."""
-    n = rows.shape[0]
-    if n >= 4:
-        _start(out, rows[0], rows[1], rows[2], rows[3], weights[0], weights[1], weights[2], weights[3])
-        i = 4
-    else:
-        scaled(out, rows[0], weights[0])
-        i = 1
-    _rest(out, rows, weights, i)
+def _mixing(block: int, unroll: int) -> Any:
+    @intrinsic
+    def mix(_context, out, first, rows, factors, y, post):  # type: ignore[no-untyped-def]
+        """``out_j = sum_i factors_ji rows_i + post_j y`` for ``block`` rows from the first on, y None for zero."""
+
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+            kinds = signature.args
+            made, given, shares = (Array(context, builder, kinds[k], arguments[k]) for k in (0, 2, 3))
+            places = _from(builder, arguments[1], block)
+            start: tuple[Array, Array] | None = None
+            if not isinstance(kinds[4], types.NoneType):
+                start = tuple(Array(context, builder, kinds[k], arguments[k]) for k in (4, 5))  # type: ignore[assignment]
+
+            def body(where: list[Value], kind: ir.Type, _sums: list[Value]) -> list[Value]:
+                def add(i: Value, totals: list[Value]) -> list[Value]:
+                    values = [load(builder, given.row(i), k, kind) for k in where]
+                    of_row = [spread(builder, builder.load(shares.seat(j, i)), kind) for j in places]
+                    pairs = [(share, value) for share in of_row for value in values]
+                    return [plus_product(builder, total, *pair) for total, pair in zip(totals, pairs, strict=True)]
+
+                if start is None:
+                    totals = [_zero(made, kind)] * (block * len(where))
+                else:
+                    values = [load(builder, start[0].row(), k, kind) for k in where]
+                    of_row = [spread(builder, builder.load(start[1].at(j)), kind) for j in places]
+                    totals = [builder.fmul(share, value) for share in of_row for value in values]
+                totals = counted(builder, number(0), given.shape[0], 1, totals, add)
+                for total, (j, k) in zip(totals, ((j, k) for j in places for k in where), strict=True):
+                    store(builder, total, made.row(j), k)
+                return []
+
+            along(builder, made.shape[-1], made.item, body, unroll=unroll)
+            return context.get_dummy_value()
+
+        return types.void(out, first, rows, factors, y, post), generate
+
+    return mix
 
 
-@summing
-def _rest(out, rows, weights, i):  # type: ignore[no-untyped-def]
-    """``out += sum_(j >= i) weights_j rows_j``."""
-    n = rows.shape[0]
-    while i + 4 <= n:
-        _add(
-            out,
-            rows[i],
-            rows[i + 1],
-            rows[i + 2],
-            rows[i + 3],
-            weights[i],
-            weights[i + 1],
-            weights[i + 2],
-            weights[i + 3],
-        )
-        i += 4
-    while i < n:
-        add_scaled(out, rows[i], weights[i])
-        i += 1
+def _multiplying(block: tuple[int, int], unroll: int) -> Any:
+    @intrinsic
+    def multiply(_context, out, a, i, b, j):  # type: ignore[no-untyped-def]
+        """``out_ij = a_i . b_j`` for a block of rows of both from i and j on."""
+
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+            made, left, right = (Array(context, builder, signature.args[k], arguments[k]) for k in (0, 1, 3))
+            above, beside = (_from(builder, arguments[k], size) for k, size in zip((2, 4), block, strict=True))
+
+            def body(where: list[Value], kind: ir.Type, sums: list[Value]) -> list[Value]:
+                found = []
+                for u, k in enumerate(where):
+                    of_left = [load(builder, left.row(p), k, kind) for p in above]
+                    of_right = [load(builder, right.row(q), k, kind) for q in beside]
+                    pairs = [(p, q) for p in of_left for q in of_right]
+                    found += [plus_product(builder, sums[u * len(pairs) + s], *pair) for s, pair in enumerate(pairs)]
+                return found
+
+            sums = along(builder, left.shape[-1], left.item, body, sums=block[0] * block[1], unroll=unroll)
+            for total, (p, q) in zip(sums, ((p, q) for p in above for q in beside), strict=True):
+                builder.store(total, made.seat(p, q))
+            return context.get_dummy_value()
+
+        return types.void(out, a, i, b, j), generate
+
+    return multiply
 
 
-@summing
-def _start(out, a, b, c, e, wa, wb, wc, we):  # type: ignore[no-untyped-def]
-    for k in range(out.shape[0]):
-        out[k] = (wa * a[k] + wb * b[k]) + (wc * c[k] + we * e[k])
+_mix4, _mix1 = _mixing(4, 2), _mixing(1, 4)
+# Sixteen sums stay in registers, and so many are enough to hide how long an addition takes.
+_multiply44, _multiply14 = _multiplying((4, 4), 1), _multiplying((1, 4), 2)
+_multiply41 = _multiplying((4, 1), 2)
 
 
-@summing
-def _add(out, a, b, c, e, wa, wb, wc, we):  # type: ignore[no-untyped-def]
-    for k in range(out.shape[0]):
-        out[k] += (wa * a[k] + wb * b[k]) + (wc * c[k] + we * e[k])
+@intrinsic
+def weighted(_context, out, rows, factors):  # type: ignore[no-untyped-def]
+    """``out = sum_q factors_q rows_q`` of tuples, a row None for zero, a factor None for one; `out` may be a row."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        made = Array(context, builder, signature.args[0], arguments[0])
+        values, shares = (cgutils.unpack_tuple(builder, arguments[k]) for k in (1, 2))
+        terms = [
+            (Array(context, builder, kind, value).row(), None if isinstance(of_share, types.NoneType) else share)
+            for kind, value, of_share, share in zip(
+                signature.args[1].types, values, signature.args[2].types, shares, strict=True
+            )
+            if not isinstance(kind, types.NoneType)
+        ]
+
+        def body(where: list[Value], kind: ir.Type, _sums: list[Value]) -> list[Value]:
+            for k in where:
+                total = None
+                for row, share in terms:
+                    value = load(builder, row, k, kind)
+                    if share is None:
+                        total = value if total is None else builder.fadd(total, value)
+                    elif total is None:
+                        total = builder.fmul(spread(builder, share, kind), value)
+                    else:
+                        total = plus_product(builder, total, spread(builder, share, kind), value)
+                store(builder, _zero(made, kind) if total is None else total, made.row(), k)
+            return []
+
+        along(builder, made.shape[-1], made.item, body, unroll=2)
+        return context.get_dummy_value()
+
+    return types.void(out, rows, factors), generate
 
 
-@summing
-def scaled(out, a, wa):  # type: ignore[no-untyped-def]
-    """``out = wa a``."""
-    for k in range(out.shape[0]):
-        out[k] = wa * a[k]
+@intrinsic
+def dot(_context, a, b):  # type: ignore[no-untyped-def]
+    """Return ``a . b`` of two rows."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        left, right = (Array(context, builder, signature.args[k], arguments[k]) for k in (0, 1))
+
+        def body(where: list[Value], kind: ir.Type, sums: list[Value]) -> list[Value]:
+            factors = [[load(builder, array.row(), k, kind) for array in (left, right)] for k in where]
+            return [plus_product(builder, total, *pair) for total, pair in zip(sums, factors, strict=True)]
+
+        return along(builder, left.shape[-1], left.item, body, sums=1, unroll=8)[0]
+
+    return a.dtype(a, b), generate
 
 
-@summing
-def add_scaled(out, a, wa):  # type: ignore[no-untyped-def]
-    """``out += wa a``."""
-    for k in range(out.shape[0]):
-        out[k] += wa * a[k]
+@summing_part
+def mixed(out, rows, factors, y, post):  # type: ignore[no-untyped-def]
+    """``out = factors rows + post y^T``, y None for zero; `out` is apart from what is given."""
+    n, j = out.shape[0], 0
+    while j + 4 <= n:
+        _mix4(out, j, rows, factors, y, post)
+        j += 4
+    while j < n:
+        _mix1(out, j, rows, factors, y, post)
+        j += 1
 
 
-@summing
-def dot(a, b):  # type: ignore[no-untyped-def]
-    """Return ``a . b``."""
-    total = a[0] * b[0]
-    for k in range(1, a.shape[0]):
-        total += a[k] * b[k]
-    return total
+@summing_part
+def combine(out, rows, factors):  # type: ignore[no-untyped-def]
+    """``out = sum_i factors_i rows_i`` of one row; `out` is apart from what is given."""
+    _mix1(out, 0, rows, factors, None, None)
 
 
-@summing
-def dots(out, a, rows):  # type: ignore[no-untyped-def]
-    """``out_i = rows_i . a``, four rows at a time."""
-    n, i = rows.shape[0], 0
-    while i + 4 <= n:
-        out[i], out[i + 1], out[i + 2], out[i + 3] = _dot4(a, rows[i], rows[i + 1], rows[i + 2], rows[i + 3])
-        i += 4
-    while i < n:
-        out[i] = dot(a, rows[i])
-        i += 1
-
-
-@summing
+@summing_part
 def gram(out, a, b):  # type: ignore[no-untyped-def]
-    """``out_ij = a_i . b_j``, in blocks of 4 x 4, which keep sixteen sums in registers."""
-    n, i = a.shape[0], 0
+    """``out_ij = a_i . b_j``."""
+    n, m, i = a.shape[0], b.shape[0], 0
     while i + 4 <= n:
         j = 0
-        while j + 4 <= n:
-            _block(out[i : i + 4, j : j + 4], a[i], a[i + 1], a[i + 2], a[i + 3], b[j], b[j + 1], b[j + 2], b[j + 3])
+        while j + 4 <= m:
+            _multiply44(out, a, i, b, j)
             j += 4
-        while j < n:
-            out[i, j], out[i + 1, j], out[i + 2, j], out[i + 3, j] = _dot4(b[j], a[i], a[i + 1], a[i + 2], a[i + 3])
+        while j < m:
+            _multiply41(out, a, i, b, j)
             j += 1
         i += 4
     while i < n:
@@ -108,132 +177,23 @@ def gram(out, a, b):  # type: ignore[no-untyped-def]
         i += 1
 
 
-@summing
-def _block(out, a, b, c, e, p, q, r, s):  # type: ignore[no-untyped-def]
-    zero = a.dtype.type(0)
-    ap, aq, ar, as_ = zero, zero, zero, zero
-    bp, bq, br, bs = zero, zero, zero, zero
-    cp, cq, cr, cs = zero, zero, zero, zero
-    ep, eq, er, es = zero, zero, zero, zero
-    for k in range(a.shape[0]):
-        vp, vq, vr, vs = p[k], q[k], r[k], s[k]
-        value = a[k]
-        ap += value * vp
-        aq += value * vq
-        ar += value * vr
-        as_ += value * vs
-        value = b[k]
-        bp += value * vp
-        bq += value * vq
-        br += value * vr
-        bs += value * vs
-        value = c[k]
-        cp += value * vp
-        cq += value * vq
-        cr += value * vr
-        cs += value * vs
-        value = e[k]
-        ep += value * vp
-        eq += value * vq
-        er += value * vr
-        es += value * vs
-    out[0, 0], out[0, 1], out[0, 2], out[0, 3] = ap, aq, ar, as_
-    out[1, 0], out[1, 1], out[1, 2], out[1, 3] = bp, bq, br, bs
-    out[2, 0], out[2, 1], out[2, 2], out[2, 3] = cp, cq, cr, cs
-    out[3, 0], out[3, 1], out[3, 2], out[3, 3] = ep, eq, er, es
-
-
-@summing
-def summed(out, a, b, wb, c, wc, e):  # type: ignore[no-untyped-def]
-    """``out = a + wb b + wc c + e``."""
-    for k in range(out.shape[0]):
-        out[k] = (a[k] + wb * b[k]) + (wc * c[k] + e[k])
-
-
-@summing
-def add(out, a):  # type: ignore[no-untyped-def]
-    """``out += a``."""
-    for k in range(out.shape[0]):
-        out[k] += a[k]
-
-
-@summing
-def _dot4(a, b, c, e, f):  # type: ignore[no-untyped-def]
-    first = a[0]
-    tb, tc, te, tf = first * b[0], first * c[0], first * e[0], first * f[0]
-    for k in range(1, a.shape[0]):
-        value = a[k]
-        tb += value * b[k]
-        tc += value * c[k]
-        te += value * e[k]
-        tf += value * f[k]
-    return tb, tc, te, tf
-
-
-# The next two write to four arrays that their caller has made: after they have become part of it the compiler knows
-# that those are apart from each other and from what is read. It would compare every pair of pointers otherwise, and
-# gives up on the processor's vectors where there are many.
 @summing_part
-def start4(a, b, c, e, rows, i, weights, j, y, post):  # type: ignore[no-untyped-def]
-    """Four rows from the j-th on of ``weights rows + post y^T``, as far as the rows i to i + 3 make them."""
-    u, v, w, x = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
-    au, av, aw, ax = weights[j, i], weights[j, i + 1], weights[j, i + 2], weights[j, i + 3]
-    bu, bv, bw, bx = weights[j + 1, i], weights[j + 1, i + 1], weights[j + 1, i + 2], weights[j + 1, i + 3]
-    cu, cv, cw, cx = weights[j + 2, i], weights[j + 2, i + 1], weights[j + 2, i + 2], weights[j + 2, i + 3]
-    eu, ev, ew, ex = weights[j + 3, i], weights[j + 3, i + 1], weights[j + 3, i + 2], weights[j + 3, i + 3]
-    if y is None:
-        for k in range(a.shape[0]):
-            a[k] = (au * u[k] + av * v[k]) + (aw * w[k] + ax * x[k])
-            b[k] = (bu * u[k] + bv * v[k]) + (bw * w[k] + bx * x[k])
-            c[k] = (cu * u[k] + cv * v[k]) + (cw * w[k] + cx * x[k])
-            e[k] = (eu * u[k] + ev * v[k]) + (ew * w[k] + ex * x[k])
-    else:
-        ay, by, cy, ey = post[j], post[j + 1], post[j + 2], post[j + 3]
-        for k in range(a.shape[0]):
-            a[k] = (au * u[k] + av * v[k]) + (aw * w[k] + ax * x[k]) + ay * y[k]
-            b[k] = (bu * u[k] + bv * v[k]) + (bw * w[k] + bx * x[k]) + by * y[k]
-            c[k] = (cu * u[k] + cv * v[k]) + (cw * w[k] + cx * x[k]) + cy * y[k]
-            e[k] = (eu * u[k] + ev * v[k]) + (ew * w[k] + ex * x[k]) + ey * y[k]
-
-
-@summing_part
-def more4(a, b, c, e, rows, i, weights, j):  # type: ignore[no-untyped-def]
-    """Add what four further rows contribute."""
-    u, v, w, x = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
-    au, av, aw, ax = weights[j, i], weights[j, i + 1], weights[j, i + 2], weights[j, i + 3]
-    bu, bv, bw, bx = weights[j + 1, i], weights[j + 1, i + 1], weights[j + 1, i + 2], weights[j + 1, i + 3]
-    cu, cv, cw, cx = weights[j + 2, i], weights[j + 2, i + 1], weights[j + 2, i + 2], weights[j + 2, i + 3]
-    eu, ev, ew, ex = weights[j + 3, i], weights[j + 3, i + 1], weights[j + 3, i + 2], weights[j + 3, i + 3]
-    for k in range(a.shape[0]):
-        a[k] += (au * u[k] + av * v[k]) + (aw * w[k] + ax * x[k])
-        b[k] += (bu * u[k] + bv * v[k]) + (bw * w[k] + bx * x[k])
-        c[k] += (cu * u[k] + cv * v[k]) + (cw * w[k] + cx * x[k])
-        e[k] += (eu * u[k] + ev * v[k]) + (ew * w[k] + ex * x[k])
-
-
-@summing_part
-def mixed(out, rows, weights, y, post, a, b, c, e):  # type: ignore[no-untyped-def]
-    """``out = weights rows + post y^T``, y None for zero; a, b, c and e are scratch of the width."""
-    n, j = rows.shape[0], 0
-    while j + 4 <= n:
-        start4(a, b, c, e, rows, 0, weights, j, y, post)
-        i = 4
-        while i + 4 <= n:
-            more4(a, b, c, e, rows, i, weights, j)
-            i += 4
-        out[j, :] = a
-        out[j + 1, :] = b
-        out[j + 2, :] = c
-        out[j + 3, :] = e
-        while i < n:
-            for r in range(4):
-                add_scaled(out[j + r], rows[i], weights[j + r, i])
-            i += 1
+def dots(out, a, rows):  # type: ignore[no-untyped-def]
+    """``out_j = a . rows_j`` of one row a."""
+    m, j = rows.shape[0], 0
+    while j + 4 <= m:
+        _multiply14(out, a, 0, rows, j)
         j += 4
-    while j < n:
-        scaled(out[j], rows[0], weights[j, 0])
-        for i in range(1, n):
-            add_scaled(out[j], rows[i], weights[j, i])
-        if y is not None:
-            add_scaled(out[j], y, post[j])
+    while j < m:
+        out[j] = dot(a, rows[j])
         j += 1
+
+
+def _from(builder: ir.IRBuilder, first: Value, count: int) -> list[Value]:
+    return [builder.add(first, number(k)) for k in range(count)]
+
+
+def _zero(array: Array, kind: ir.Type) -> Value:
+    lanes = kind.count if isinstance(kind, ir.VectorType) else 0
+    zero = ir.Constant(array.item, 0.0)
+    return ir.Constant(kind, [zero] * lanes) if lanes else zero

@@ -1,0 +1,196 @@
+"""Loops over rows of numbers in the processor's vectors, written in the compiler's own language.
+
+Left to itself the compiler compares every pair of pointers before a loop that reads and writes several rows, and where
+there are many it goes on number by number: a mixer's product with four streams took ten times longer than here. These
+are the pieces that such loops are put together from, inside the intrinsics of `rows`. A vector is as wide as the
+processor has them; what is left over at the end of a row is done number by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import binding, ir
+from numba.core import cgutils
+
+Value = Any
+"""A value of the program that is being written."""
+_INDEX = ir.IntType(64)
+
+
+def _bytes_a_vector() -> int:
+    try:
+        features = binding.get_host_cpu_features()
+    except RuntimeError:  # llvmlite does not know this processor
+        return 16
+    return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
+
+
+_WIDTH = _bytes_a_vector()
+
+
+def number(value: int) -> Value:
+    """Return an index."""
+    return ir.Constant(_INDEX, value)
+
+
+class Array:
+    """An array that the program works on, whose last dimension is contiguous.
+
+    Parameters
+    ----------
+    context, builder, kind, value : object
+        Of Numba: the target, the program so far, the array's type and the array.
+    """
+
+    def __init__(self, context: Any, builder: ir.IRBuilder, kind: Any, value: Value) -> None:
+        self._builder = builder
+        held = context.make_array(kind)(context, builder, value)
+        self._data = builder.ptrtoint(held.data, _INDEX)
+        self._strides = cgutils.unpack_tuple(builder, held.strides, kind.ndim)
+        self.shape: Sequence[Value] = cgutils.unpack_tuple(builder, held.shape, kind.ndim)
+        self.item = context.get_data_type(kind.dtype)
+
+    def row(self, index: Value = None) -> Value:
+        """Return the address of the row at an index, of the only one where the array has one dimension."""
+        return self.at() if len(self._strides) == 1 else self.at(index)
+
+    def seat(self, i: Value, j: Value) -> Value:
+        """Return the address of the number at i and j, at j where the array has one dimension."""
+        return self.at(j) if len(self._strides) == 1 else self.at(i, j)
+
+    def at(self, *place: Value) -> Value:
+        """Return the address of a number, or with fewer indices than dimensions of the first of those there."""
+        address = self._data
+        for index, stride in zip(place, self._strides, strict=False):
+            address = self._builder.add(address, self._builder.mul(index, stride))
+        return self._builder.inttoptr(address, self.item.as_pointer())
+
+
+def load(builder: ir.IRBuilder, row: Value, place: Value, kind: ir.Type) -> Value:
+    """Read a number or vector of the type ``kind`` at a place in a row."""
+    found = builder.load(_address(builder, row, place, kind))
+    found.align = _item_bytes(kind)
+    return found
+
+
+def store(builder: ir.IRBuilder, value: Value, row: Value, place: Value) -> None:
+    """Write a number or vector at a place in a row."""
+    builder.store(value, _address(builder, row, place, value.type)).align = _item_bytes(value.type)
+
+
+def spread(builder: ir.IRBuilder, value: Value, kind: ir.Type) -> Value:
+    """Return the vector of the type ``kind`` that holds one number everywhere, or the number if that is asked for."""
+    if not isinstance(kind, ir.VectorType):
+        return value
+    unset, integer = ir.Constant(kind, ir.Undefined), ir.IntType(32)
+    first = builder.insert_element(unset, value, ir.Constant(integer, 0))
+    return builder.shuffle_vector(first, unset, ir.Constant(ir.VectorType(integer, kind.count), None))
+
+
+def plus_product(builder: ir.IRBuilder, total: Value, a: Value, b: Value) -> Value:
+    """Return ``total + a b``, in one instruction where the processor has it."""
+    return _call(builder, "fmuladd", total.type, [a, b, total])
+
+
+def counted(
+    builder: ir.IRBuilder,
+    start: Value,
+    stop: Value,
+    step: int,
+    carried: Sequence[Value],
+    body: Callable[[Value, list[Value]], Sequence[Value]],
+) -> list[Value]:
+    """Write ``for k in range(start, stop, step): carried = body(k, carried)`` and return what is carried at the end."""
+    before = builder.block
+    head, inside, after = (builder.append_basic_block(name) for name in ("head", "inside", "after"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    k = builder.phi(_INDEX)
+    now = [builder.phi(value.type) for value in carried]
+    for phi, value in zip([k, *now], [start, *carried], strict=True):
+        phi.add_incoming(value, before)
+    builder.cbranch(builder.icmp_signed("<", k, stop), inside, after)
+    builder.position_at_end(inside)
+    following = [*body(k, now)]
+    following.insert(0, builder.add(k, number(step)))
+    for phi, value in zip([k, *now], following, strict=True):
+        phi.add_incoming(value, builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return now
+
+
+def along(
+    builder: ir.IRBuilder,
+    length: Value,
+    item: ir.Type,
+    body: Callable[[list[Value], ir.Type, list[Value]], Sequence[Value]],
+    *,
+    sums: int = 0,
+    unroll: int = 1,
+) -> list[Value]:
+    """Write a loop along rows and return its sums.
+
+    Parameters
+    ----------
+    length : Value
+        Of the rows.
+    item : ir.Type
+        Type of their numbers.
+    body : callable
+        From places in the rows, the type to work in there (a vector's, or `item` at the end of the rows) and the sums
+        so far, ``sums`` for every place, to the sums with what is there. Everything it makes of the places is to be
+        made place by place.
+    sums : int
+        How many it keeps, each for every number of a vector until the end.
+    unroll : int
+        Places of a step; results that wait for each other should be eight or more.
+    """
+    lanes = _WIDTH // _item_bytes(item)
+    vector = ir.VectorType(item, lanes)
+    whole = builder.and_(length, number(-lanes * unroll))
+    nothing = ir.Constant(vector, [ir.Constant(item, 0.0)] * lanes)
+
+    def wide(k: Value, carried: list[Value]) -> Sequence[Value]:
+        return body([builder.add(k, number(lanes * u)) for u in range(unroll)], vector, carried)
+
+    parts = counted(builder, number(0), whole, lanes * unroll, [nothing] * (sums * unroll), wide)
+    totals = []
+    for part, *others in (parts[i::sums] for i in range(sums)):
+        for other in others:
+            part = builder.fadd(part, other)
+        totals.append(_total(builder, part))
+    return counted(builder, whole, length, 1, totals, lambda k, carried: body([k], item, carried))
+
+
+def _total(builder: ir.IRBuilder, vector: Value) -> Value:
+    """Return the sum of a vector's numbers, added in halves."""
+    count, integer = vector.type.count, ir.IntType(32)
+    while count > 1:
+        count //= 2
+        upper = [ir.Constant(integer, count + k) for k in range(count)]
+        lower = [ir.Constant(integer, k) for k in range(count)]
+        halves = (
+            builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(integer, count), half))
+            for half in (lower, upper)
+        )
+        vector = builder.fadd(*halves)
+    return builder.extract_element(vector, ir.Constant(integer, 0))
+
+
+def _call(builder: ir.IRBuilder, name: str, kind: ir.Type, arguments: Sequence[Value]) -> Value:
+    lanes = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
+    full = f"llvm.{name}.{lanes}f{8 * _item_bytes(kind)}"
+    signature = ir.FunctionType(kind, [kind] * len(arguments))
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, full), arguments)
+
+
+def _address(builder: ir.IRBuilder, row: Value, place: Value, kind: ir.Type) -> Value:
+    return builder.bitcast(builder.gep(row, [place]), kind.as_pointer())
+
+
+def _item_bytes(kind: ir.Type) -> int:
+    item = kind.element if isinstance(kind, ir.VectorType) else kind
+    return 4 if isinstance(item, ir.FloatType) else 8
