@@ -43,6 +43,22 @@ def test_sizes_are_any(sizes, backend, device, dtype):
         assert deviation(form, backend, dtype, device, tokens=tokens, n=n, d=d, m=m) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("form", ["write, read sigmoid norm", "read softmax norm", "write post-norm"])
+def test_streams_too_large_for_a_cache(form):
+    # 16 MiB in rows of whole lines; groups of four tokens with two left over.
+    assert deviation(form, "numba", torch.float32, "cpu", tokens=514, n=8, d=1024, m=24) < 1e-4
+
+
+def test_a_token_does_not_depend_on_the_others():
+    x, write, read = boundary("write, read sigmoid norm", tokens=37, n=4, d=50, m=24, dtype=torch.float32)
+    with torch.no_grad(), kernels.backend("numba"):
+        whole = cross(x, write, read)
+        for k in (1, 3, 18):
+            part = cross(x[:k], Writing(*(t[:k] if isinstance(t, torch.Tensor) else t for t in write)), read)
+            for found, wanted in zip(part, whole, strict=True):
+                assert torch.equal(found, wanted[:k])
+
+
 @pytest.mark.parametrize(("backend", "device", "dtype"), BODIES)
 def test_strides_are_any(backend, device, dtype):
     def scattered(arguments):

@@ -14,7 +14,7 @@ def combined(out, given, factors):
 
 @summing
 def mixed(out, given, factors, y, post):
-    rows.mixed(out, given, factors, y, post)
+    rows.mixed(out, given, factors, y, post, False)
 
 
 @summing
@@ -30,6 +30,23 @@ def product(a, b):
 @summing
 def three(out, a, b, c, factor, other):
     rows.weighted(out, (a, b, c), (None, factor, other))
+
+
+@summing
+def projected(out, given, weight):
+    rows.project(out, given, weight)
+
+
+@summing
+def far(out, given, factors):
+    rows.mixed(out, given, factors, None, None, True)
+    rows.settle()
+
+
+@summing
+def away(out, given):
+    rows.moved(out, given, True)
+    rows.settle()
 
 
 @pytest.fixture(params=[1, 7, 16, 31, 128, 301])
@@ -101,3 +118,22 @@ def test_what_is_not_finite_is_kept(width, draw):
     assert np.isnan(out[:, -1]).all()
     assert (out[:, 0] == np.inf).all() or width == 1
     assert np.isnan(product(given[2], given[3]))
+
+
+@pytest.mark.parametrize("m", [1, 4, 11])
+def test_projection_in_stretches(m, draw):
+    for length in (5, 512, 1024, 2500):
+        given, weight, out = draw(4, length), draw(m, length), np.full_like(draw(4, m), np.nan)
+        projected(out, given, weight)
+        near(out, given.astype("float64") @ weight.T)
+
+
+def test_results_may_go_past_the_caches(draw):
+    given, factors = draw(5, 128), draw(5, 5)
+    room = np.empty(5 * 128 + 16, given.dtype)
+    start = -room.ctypes.data % 64 // room.itemsize
+    out = room[start : start + 5 * 128].reshape(5, 128)
+    far(out, given, factors)
+    near(out, factors @ given.astype("float64"))
+    away(out, given)
+    assert (out == given).all()

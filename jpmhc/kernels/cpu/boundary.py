@@ -1,4 +1,8 @@
-"""Numba body of the boundary: two passes over a chunk of tokens that stays in the cache, a matrix product between."""
+"""Numba body of the boundary.
+
+Forward is one pass: a few tokens are written, projected and read while they are in the innermost cache, and only then
+go to memory. Backward takes two passes over a chunk of tokens that stays in the outer cache, matrix products between.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,19 @@ from torch import Tensor
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.boundary import Boundary, Pullback
-from jpmhc.kernels.cpu.compile import summing
-from jpmhc.kernels.cpu.rows import combine, dot, dots, gram, mixed, weighted
+from jpmhc.kernels.cpu.compile import summing, summing_part
+from jpmhc.kernels.cpu.rows import combine, dot, dots, gram, mixed, moved, project, settle, weighted
 
-# Streams between two matrix products stay in the cache: so many bytes of them or, where tokens are wide, so many
-# tokens, with which the products are large enough for the library that makes them. Narrow tokens in short chunks would
-# spend their time on starting threads. Sizes alone decide, so that sums over tokens do not depend on the threads.
-_CACHE = 2 * 2**20
-_CHUNK = 256
+# Streams of the backward pass stay in the cache between two matrix products: so many bytes of them or, where tokens are
+# wide, so many tokens, with which the products are large enough for the library that makes them. Narrow tokens in short
+# chunks would spend their time on starting threads. Sizes alone decide, so that sums over tokens do not depend on the
+# threads.
+_CACHE = 2**20
+_CHUNK = 128
+# Streams of so many bytes have left the caches before anybody reads them, and are written past them.
+_FAR = 16 * 2**20
+_LINE = 64
+_GROUP = 4
 _GRAIN = 16
 _WORTH = 128
 _CODES = {"given": 0, "softmax": 1, "sigmoid": 2, "tanh": 3}
@@ -32,32 +41,20 @@ def _few(*args: Any) -> str | None:
     return f"fewer than {_WORTH} tokens" if streams.shape[0] < _WORTH else None
 
 
-def _chunk(x: Tensor) -> int:
-    """Return how many tokens of x (N, n, d) make a chunk."""
-    return max(_CHUNK, _CACHE // max(1, x[:1].numel() * x.element_size()))
+def _is_far(streams: Tensor) -> bool:
+    """Whether streams (N, n, d) are to be written past the caches, which asks for rows of whole lines of memory."""
+    row = streams.shape[-1] * streams.element_size()
+    aligned = streams.data_ptr() % _LINE == 0 and row % _LINE == 0
+    return aligned and streams.numel() * streams.element_size() >= _FAR
 
 
 @body((torch.float32, torch.float64), spares=_few)
 def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
     """See the reference."""
-    x, matrix, post, y, weight, bias, scale, gate, normed, eps, post_eps = boundary
+    x, matrix, post, y, weight, bias, scale, gate, _, eps, post_eps = boundary
     out, u, z, pre, rms, post_rms = results = boundary.results()
-    x = x.contiguous()
-    after = out if post is not None else x
-    flat = after.flatten(1)
-    columns = None if weight is None else weight.t()
-    write = _arrays(x, matrix, post, y, out, post_rms)
-    read = _arrays(after, z, bias, scale, rms, u, pre)
-    length = _chunk(x)
-    for start in range(0, len(x), length):
-        stop = min(start + length, len(x))
-        ranges = [(start + a, start + b) for a, b in pool.split(stop - start, _GRAIN)]
-        if post is not None:
-            pool.run(_write, ranges, *write, post_eps)
-        if columns is not None:
-            torch.mm(flat[start:stop], columns, out=z[start:stop])
-        if bias is not None:
-            pool.run(_read, ranges, *read, _CODES[gate], normed, eps)
+    arrays = _arrays(x, matrix, post, y, weight, bias, scale, out, u, z, pre, rms, post_rms)
+    pool.run(_cross, pool.split(len(x), _GRAIN), *arrays, _CODES[gate], eps, post_eps, _is_far(out))
     return results
 
 
@@ -68,7 +65,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
     grad_x, grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale = pullback.results()
     tokens, n, d = x.shape
     x, streams = x.contiguous(), streams.contiguous()
-    length = _chunk(x)
+    length = max(_CHUNK, _CACHE // max(1, x[:1].numel() * x.element_size()))
     slope = x.new_empty(0 if pre is None else (tokens, n))
     grad_raw = x.new_empty(0 if z is None else z.shape)
     radial = x.new_empty(0 if rms is None else tokens)
@@ -76,7 +73,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
     gated = _arrays(streams, grad_u, grad_z, scale, z, pre, rms, slope, grad_raw, radial)
     terms = _arrays(grad_streams, grad_u, pre, projected, radial, streams, post_rms, x, matrix, post, y)
     written = _arrays(grad_x, grad_matrix, grad_post, grad_y)
-    flat = streams.flatten(1)
+    flat, far = streams.flatten(1), _is_far(grad_x)
     grad_weight.zero_()
     for start in range(0, tokens, length):
         stop = min(start + length, tokens)
@@ -86,7 +83,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
         if weight is not None:
             torch.mm(grad_raw[start:stop], weight, out=projected[: stop - start].flatten(1))
             grad_weight.addmm_(grad_raw[start:stop].t(), flat[start:stop])
-        pool.run(_write_backward, ranges, *terms, *written, start)
+        pool.run(_write_backward, ranges, *terms, *written, start, far)
     if scale is None or z is None:
         grad_bias = slope
     else:
@@ -101,34 +98,78 @@ def _arrays(*tensors: Tensor | None) -> list[np.ndarray | None]:
 
 
 @summing
-def _write(x, matrix, post, y, out, post_rms, post_eps, start, stop):  # type: ignore[no-untyped-def]
+def _cross(  # type: ignore[no-untyped-def]
+    x,
+    matrix,
+    post,
+    y,
+    weight,
+    bias,
+    scale,
+    out,
+    u,
+    z,
+    pre,
+    rms,
+    post_rms,
+    gate,
+    eps,
+    post_eps,
+    far,
+    start,
+    stop,
+):
     n, d = x.shape[1], x.shape[2]
-    for t in range(start, stop):
-        if matrix is not None:
-            mixed(out[t], x[t], matrix[t], y[t], post[t])
-        for j in range(n):
-            row = out[t, j]
-            if matrix is None:
-                weighted(row, (x[t, j], y[t]), (None, post[t, j]))
-            if post_rms is not None:
-                post_rms[t, j] = 1 / math.sqrt(dot(row, row) / d + post_eps)
-                weighted(row, (row,), (post_rms[t, j],))
+    held = np.zeros((_GROUP, n, d), x.dtype)
+    for first in range(start, stop, _GROUP):
+        count = min(_GROUP, stop - first)
+        for k in range(count):
+            t = first + k
+            if post is None:
+                moved(held[k], x[t], False)
+            else:
+                _write(held[k], x[t], _at(matrix, t), post[t], y[t], _at(post_rms, t), post_eps)
+                moved(out[t], held[k], far)
+        if bias is not None:
+            _read(held, weight, bias, scale, u, z, pre, rms, gate, eps, first, count)
+    settle()
 
 
-@summing
-def _read(x, z, bias, scale, rms, u, pre, gate, normed, eps, start, stop):  # type: ignore[no-untyped-def]
-    n, d = x.shape[1], x.shape[2]
-    flat = x.reshape(x.shape[0], n * d)
-    for t in range(start, stop):
-        weights = pre[t]
-        if z is None:
-            weights[:] = bias[t]
+@summing_part
+def _write(out, x, matrix, post, y, post_rms, eps):  # type: ignore[no-untyped-def]
+    """Write to the streams of one token."""
+    n, d = out.shape
+    if matrix is not None:
+        mixed(out, x, matrix, y, post, False)
+    for j in range(n):
+        row = out[j]
+        if matrix is None:
+            weighted(row, (x[j], y), (None, post[j]))
+        if post_rms is not None:
+            post_rms[j] = 1 / math.sqrt(dot(row, row) / d + eps)
+            weighted(row, (row,), (post_rms[j],))
+
+
+@summing_part
+def _read(held, weight, bias, scale, u, z, pre, rms, gate, eps, first, count):  # type: ignore[no-untyped-def]
+    """Read from the streams of a group of tokens. What is held beyond their count is projected and left."""
+    length = held.shape[1] * held.shape[2]
+    flat = held.reshape(_GROUP, length)
+    if weight is not None:
+        raw = np.empty((_GROUP, weight.shape[0]), held.dtype)
+        project(raw, flat, weight)
+    for k in range(count):
+        t = first + k
+        if weight is None:
+            pre[t] = bias[t]
         else:
-            if rms is not None:
-                rms[t] = 1 / math.sqrt(dot(flat[t], flat[t]) / (n * d) + eps)
-                weighted(z[t], (z[t],), (rms[t],))
-            _open(weights, z[t], bias, scale[0], gate)
-        combine(u[t], x[t], weights)
+            if rms is None:
+                z[t] = raw[k]
+            else:
+                rms[t] = 1 / math.sqrt(dot(flat[k], flat[k]) / length + eps)
+                weighted(z[t], (raw[k],), (rms[t],))
+            _open(pre[t], z[t], bias, scale[0], gate)
+        combine(u[t], held[k], pre[t])
 
 
 @summing
@@ -209,6 +250,7 @@ def _write_backward(  # type: ignore[no-untyped-def]
     grad_post,
     grad_y,
     first,
+    far,
     start,
     stop,
 ):
@@ -224,15 +266,16 @@ def _write_backward(  # type: ignore[no-untyped-def]
                 inner = x.dtype.type(-dot(row, streams[t, i]) / d)
                 weighted(row, (row, streams[t, i]), (post_rms[t, i], inner * post_rms[t, i]))
         if post is None:
-            grad_x[t] = total
+            moved(grad_x[t], total, far)
             continue
         dots(grad_post[t], y[t], total)
         combine(grad_y[t], total, post[t])
         if matrix is None:
-            grad_x[t] = total
+            moved(grad_x[t], total, far)
         else:
             gram(grad_matrix[t], total, x[t])
-            mixed(grad_x[t], total, matrix[t].T, None, None)
+            mixed(grad_x[t], total, matrix[t].T, None, None, far)
+    settle()
 
 
 def _at(array: Any, place: Any) -> Any:

@@ -16,8 +16,11 @@ from numba.extending import intrinsic
 from jpmhc.kernels.cpu.compile import summing_part
 from jpmhc.kernels.cpu.vectors import Array, Value, along, counted, load, number, plus_product, spread, store
 
+# Bytes of a row of which four stay in the innermost cache, beside rows that go by.
+_STRETCH = 4096
 
-def _mixing(block: int, unroll: int) -> Any:
+
+def _mixing(block: int, unroll: int, past: bool = False) -> Any:
     @intrinsic
     def mix(_context, out, first, rows, factors, y, post):  # type: ignore[no-untyped-def]
         """``out_j = sum_i factors_ji rows_i + post_j y`` for ``block`` rows from the first on, y None for zero."""
@@ -45,7 +48,7 @@ def _mixing(block: int, unroll: int) -> Any:
                     totals = [builder.fmul(share, value) for share in of_row for value in values]
                 totals = counted(builder, number(0), given.shape[0], 1, totals, add)
                 for total, (j, k) in zip(totals, ((j, k) for j in places for k in where), strict=True):
-                    store(builder, total, made.row(j), k)
+                    store(builder, total, made.row(j), k, past)
                 return []
 
             along(builder, made.shape[-1], made.item, body, unroll=unroll)
@@ -58,8 +61,8 @@ def _mixing(block: int, unroll: int) -> Any:
 
 def _multiplying(block: tuple[int, int], unroll: int) -> Any:
     @intrinsic
-    def multiply(_context, out, a, i, b, j):  # type: ignore[no-untyped-def]
-        """``out_ij = a_i . b_j`` for a block of rows of both from i and j on."""
+    def multiply(_context, out, a, i, b, j, more):  # type: ignore[no-untyped-def]
+        """``out_ij = a_i . b_j`` for a block of rows of both from i and j on, added to what is there if ``more``."""
 
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
             made, left, right = (Array(context, builder, signature.args[k], arguments[k]) for k in (0, 1, 3))
@@ -75,54 +78,52 @@ def _multiplying(block: tuple[int, int], unroll: int) -> Any:
                 return found
 
             sums = along(builder, left.shape[-1], left.item, body, sums=block[0] * block[1], unroll=unroll)
-            for total, (p, q) in zip(sums, ((p, q) for p in above for q in beside), strict=True):
-                builder.store(total, made.seat(p, q))
+            for total, seat in zip(sums, (made.seat(p, q) for p in above for q in beside), strict=True):
+                before = builder.select(arguments[5], builder.load(seat), ir.Constant(made.item, 0.0))
+                builder.store(builder.fadd(before, total), seat)
             return context.get_dummy_value()
 
-        return types.void(out, a, i, b, j), generate
+        return types.void(out, a, i, b, j, more), generate
 
     return multiply
 
 
-_mix4, _mix1 = _mixing(4, 2), _mixing(1, 4)
-# Sixteen sums stay in registers, and so many are enough to hide how long an addition takes.
-_multiply44, _multiply14 = _multiplying((4, 4), 1), _multiplying((1, 4), 2)
-_multiply41 = _multiplying((4, 1), 2)
+def _weighing(past: bool) -> Any:
+    @intrinsic
+    def weigh(_context, out, rows, factors):  # type: ignore[no-untyped-def]
+        """``out = sum_q factors_q rows_q`` of tuples; a row None is zero, a factor None one. `out` may be a row."""
 
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+            made = Array(context, builder, signature.args[0], arguments[0])
+            values, shares = (cgutils.unpack_tuple(builder, arguments[k]) for k in (1, 2))
+            terms = [
+                (Array(context, builder, kind, value).row(), None if isinstance(of_share, types.NoneType) else share)
+                for kind, value, of_share, share in zip(
+                    signature.args[1].types, values, signature.args[2].types, shares, strict=True
+                )
+                if not isinstance(kind, types.NoneType)
+            ]
 
-@intrinsic
-def weighted(_context, out, rows, factors):  # type: ignore[no-untyped-def]
-    """``out = sum_q factors_q rows_q`` of tuples, a row None for zero, a factor None for one; `out` may be a row."""
+            def body(where: list[Value], kind: ir.Type, _sums: list[Value]) -> list[Value]:
+                for k in where:
+                    total = None
+                    for row, share in terms:
+                        value = load(builder, row, k, kind)
+                        if share is None:
+                            total = value if total is None else builder.fadd(total, value)
+                        elif total is None:
+                            total = builder.fmul(spread(builder, share, kind), value)
+                        else:
+                            total = plus_product(builder, total, spread(builder, share, kind), value)
+                    store(builder, _zero(made, kind) if total is None else total, made.row(), k, past)
+                return []
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        made = Array(context, builder, signature.args[0], arguments[0])
-        values, shares = (cgutils.unpack_tuple(builder, arguments[k]) for k in (1, 2))
-        terms = [
-            (Array(context, builder, kind, value).row(), None if isinstance(of_share, types.NoneType) else share)
-            for kind, value, of_share, share in zip(
-                signature.args[1].types, values, signature.args[2].types, shares, strict=True
-            )
-            if not isinstance(kind, types.NoneType)
-        ]
+            along(builder, made.shape[-1], made.item, body, unroll=2)
+            return context.get_dummy_value()
 
-        def body(where: list[Value], kind: ir.Type, _sums: list[Value]) -> list[Value]:
-            for k in where:
-                total = None
-                for row, share in terms:
-                    value = load(builder, row, k, kind)
-                    if share is None:
-                        total = value if total is None else builder.fadd(total, value)
-                    elif total is None:
-                        total = builder.fmul(spread(builder, share, kind), value)
-                    else:
-                        total = plus_product(builder, total, spread(builder, share, kind), value)
-                store(builder, _zero(made, kind) if total is None else total, made.row(), k)
-            return []
+        return types.void(out, rows, factors), generate
 
-        along(builder, made.shape[-1], made.item, body, unroll=2)
-        return context.get_dummy_value()
-
-    return types.void(out, rows, factors), generate
+    return weigh
 
 
 @intrinsic
@@ -141,16 +142,52 @@ def dot(_context, a, b):  # type: ignore[no-untyped-def]
     return a.dtype(a, b), generate
 
 
+# Sixteen sums stay in registers, and so many are enough to hide how long an addition takes.
+_mix4, _mix1, _mix4_past, _mix1_past = _mixing(4, 2), _mixing(1, 4), _mixing(4, 2, True), _mixing(1, 4, True)
+_multiply44, _multiply14, _multiply41 = _multiplying((4, 4), 1), _multiplying((1, 4), 2), _multiplying((4, 1), 2)
+weighted, _weighted_past = _weighing(False), _weighing(True)
+
+
+@intrinsic
+def settle(_context):  # type: ignore[no-untyped-def]
+    """Finish what was written past the caches before whatever follows, on other threads too."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, _arguments: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
 @summing_part
-def mixed(out, rows, factors, y, post):  # type: ignore[no-untyped-def]
-    """``out = factors rows + post y^T``, y None for zero; `out` is apart from what is given."""
+def mixed(out, rows, factors, y, post, past):  # type: ignore[no-untyped-def]
+    """``out = factors rows + post y^T``, y None for zero; `out` is apart from what is given.
+
+    With ``past`` the result goes past the caches; its rows begin at lines of memory then, and `settle` comes after it.
+    """
     n, j = out.shape[0], 0
     while j + 4 <= n:
-        _mix4(out, j, rows, factors, y, post)
+        if past:
+            _mix4_past(out, j, rows, factors, y, post)
+        else:
+            _mix4(out, j, rows, factors, y, post)
         j += 4
     while j < n:
-        _mix1(out, j, rows, factors, y, post)
+        if past:
+            _mix1_past(out, j, rows, factors, y, post)
+        else:
+            _mix1(out, j, rows, factors, y, post)
         j += 1
+
+
+@summing_part
+def moved(out, rows, past):  # type: ignore[no-untyped-def]
+    """``out = rows``, past the caches as in `mixed`."""
+    for j in range(out.shape[0]):
+        if past:
+            _weighted_past(out[j], (rows[j],), (None,))
+        else:
+            weighted(out[j], (rows[j],), (None,))
 
 
 @summing_part
@@ -166,10 +203,10 @@ def gram(out, a, b):  # type: ignore[no-untyped-def]
     while i + 4 <= n:
         j = 0
         while j + 4 <= m:
-            _multiply44(out, a, i, b, j)
+            _multiply44(out, a, i, b, j, False)
             j += 4
         while j < m:
-            _multiply41(out, a, i, b, j)
+            _multiply41(out, a, i, b, j, False)
             j += 1
         i += 4
     while i < n:
@@ -182,11 +219,26 @@ def dots(out, a, rows):  # type: ignore[no-untyped-def]
     """``out_j = a . rows_j`` of one row a."""
     m, j = rows.shape[0], 0
     while j + 4 <= m:
-        _multiply14(out, a, 0, rows, j)
+        _multiply14(out, a, 0, rows, j, False)
         j += 4
     while j < m:
         out[j] = dot(a, rows[j])
         j += 1
+
+
+@summing_part
+def project(out, rows, weight):  # type: ignore[no-untyped-def]
+    """``out_kr = rows_k . weight_r`` of four long rows, in stretches of which those of the four stay in the cache."""
+    length, m = rows.shape[1], weight.shape[0]
+    stretch = _STRETCH // rows.itemsize
+    for k in range(0, length, stretch):
+        part, beside, r = rows[:, k : k + stretch], weight[:, k : k + stretch], 0
+        while r + 4 <= m:
+            _multiply44(out, part, 0, beside, r, k > 0)
+            r += 4
+        while r < m:
+            _multiply41(out, part, 0, beside, r, k > 0)
+            r += 1
 
 
 def _from(builder: ir.IRBuilder, first: Value, count: int) -> list[Value]:

@@ -75,9 +75,13 @@ def load(builder: ir.IRBuilder, row: Value, place: Value, kind: ir.Type) -> Valu
     return found
 
 
-def store(builder: ir.IRBuilder, value: Value, row: Value, place: Value) -> None:
-    """Write a number or vector at a place in a row."""
-    builder.store(value, _address(builder, row, place, value.type)).align = _item_bytes(value.type)
+def store(builder: ir.IRBuilder, value: Value, row: Value, place: Value, past: bool = False) -> None:
+    """Write a number or vector at a place in a row; a vector may go past the caches, to an address that is a line's."""
+    written = builder.store(value, _address(builder, row, place, value.type))
+    written.align = _item_bytes(value.type)
+    if past and isinstance(value.type, ir.VectorType):
+        written.align = _WIDTH
+        written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
 
 
 def spread(builder: ir.IRBuilder, value: Value, kind: ir.Type) -> Value:
@@ -157,27 +161,41 @@ def along(
         return body([builder.add(k, number(lanes * u)) for u in range(unroll)], vector, carried)
 
     parts = counted(builder, number(0), whole, lanes * unroll, [nothing] * (sums * unroll), wide)
-    totals = []
+    lines = []
     for part, *others in (parts[i::sums] for i in range(sums)):
         for other in others:
             part = builder.fadd(part, other)
-        totals.append(_total(builder, part))
+        lines.append(part)
+    totals = _totals(builder, lines)
     return counted(builder, whole, length, 1, totals, lambda k, carried: body([k], item, carried))
 
 
-def _total(builder: ir.IRBuilder, vector: Value) -> Value:
-    """Return the sum of a vector's numbers, added in halves."""
-    count, integer = vector.type.count, ir.IntType(32)
-    while count > 1:
-        count //= 2
-        upper = [ir.Constant(integer, count + k) for k in range(count)]
-        lower = [ir.Constant(integer, k) for k in range(count)]
-        halves = (
-            builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(integer, count), half))
-            for half in (lower, upper)
-        )
-        vector = builder.fadd(*halves)
-    return builder.extract_element(vector, ir.Constant(integer, 0))
+def _totals(builder: ir.IRBuilder, vectors: list[Value]) -> list[Value]:
+    """Return the sum of every vector's numbers; two vectors at a time become one, as long as there are two."""
+    integer = ir.IntType(32)
+
+    def chosen(a: Value, b: Value, places: list[int]) -> Value:
+        mask = ir.Constant(ir.VectorType(integer, len(places)), [ir.Constant(integer, place) for place in places])
+        return builder.shuffle_vector(a, b, mask)
+
+    # Every vector holds `held` sums, each as a run of numbers that are still to be added.
+    held, lanes, total = 1, vectors[0].type.count if vectors else 1, len(vectors)
+    while held < lanes:
+        run = lanes // held // 2
+        halves = [[h * 2 * run + offset + k for h in range(held) for k in range(run)] for offset in (0, run)]
+        if len(vectors) > 1:
+            if len(vectors) % 2:
+                vectors = [*vectors, ir.Constant(vectors[0].type, ir.Undefined)]
+            pairs = zip(vectors[::2], vectors[1::2], strict=True)
+            vectors = [
+                builder.fadd(*(chosen(a, b, half + [lanes + place for place in half]) for half in halves))
+                for a, b in pairs
+            ]
+            held *= 2
+        else:
+            vectors = [builder.fadd(*(chosen(vectors[0], vectors[0], half) for half in halves))]
+            lanes //= 2
+    return [builder.extract_element(vectors[k // held], ir.Constant(integer, k % held)) for k in range(total)]
 
 
 def _call(builder: ir.IRBuilder, name: str, kind: ir.Type, arguments: Sequence[Value]) -> Value:
