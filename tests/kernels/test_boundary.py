@@ -51,12 +51,18 @@ def test_streams_too_large_for_a_cache(form):
 
 def test_a_token_does_not_depend_on_the_others():
     x, write, read = boundary("write, read sigmoid norm", tokens=37, n=4, d=50, m=24, dtype=torch.float32)
-    with torch.no_grad(), kernels.backend("numba"):
-        whole = cross(x, write, read)
-        for k in (1, 3, 18):
-            part = cross(x[:k], Writing(*(t[:k] if isinstance(t, torch.Tensor) else t for t in write)), read)
-            for found, wanted in zip(part, whole, strict=True):
-                assert torch.equal(found, wanted[:k])
+
+    def crossed(start, stop):
+        part = [t[start:stop].detach().requires_grad_() for t in (x, write.matrix, write.post, write.y)]
+        crossing = cross(part[0], Writing(*part[1:], write.eps), read)
+        loss = sum(t.square().sum() for t in crossing[:3])
+        return *crossing, *torch.autograd.grad(loss, part)
+
+    with kernels.backend("numba"):
+        whole = crossed(0, 37)
+        for start, stop in ((0, 1), (0, 33), (18, 37), (35, 37)):
+            for found, wanted in zip(crossed(start, stop), whole, strict=True):
+                assert torch.equal(found, wanted[start:stop])
 
 
 @pytest.mark.parametrize(("backend", "device", "dtype"), BODIES)

@@ -38,6 +38,11 @@ def projected(out, given, weight):
 
 
 @summing
+def expanded(out, factors, stretches, count):
+    rows.expand(out, factors, stretches, count)
+
+
+@summing
 def far(out, given, factors):
     rows.mixed(out, given, factors, None, None, True)
     rows.settle()
@@ -118,6 +123,16 @@ def test_what_is_not_finite_is_kept(width, draw):
     assert np.isnan(out[:, -1]).all()
     assert (out[:, 0] == np.inf).all() or width == 1
     assert np.isnan(product(given[2], given[3]))
+
+
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_sums_of_rows_in_stretches(count, draw):
+    for length in (5, 64, 200):
+        pieces = -(-length // rows.STRETCH)
+        factors, stretches, out = draw(8, 7), draw(pieces, 7, rows.STRETCH), np.full_like(draw(8, length), np.nan)
+        expanded(out, factors, stretches, count)
+        whole = stretches.astype("float64").transpose(1, 0, 2).reshape(7, -1)[:, :length]
+        near(out[:count], factors[:count] @ whole)
 
 
 @pytest.mark.parametrize("m", [1, 4, 11])

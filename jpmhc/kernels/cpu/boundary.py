@@ -1,7 +1,7 @@
 """Numba body of the boundary.
 
-Forward is one pass: a few tokens are written, projected and read while they are in the innermost cache, and only then
-go to memory. Backward takes two passes over a chunk of tokens that stays in the outer cache, matrix products between.
+Both ways are one pass: a few tokens are done with while they are in the inner caches, and only then go to memory. The
+gradient of the projection, a sum over all tokens, is one matrix product afterwards.
 """
 
 from __future__ import annotations
@@ -19,18 +19,15 @@ from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.boundary import Boundary, Pullback
 from jpmhc.kernels.cpu.compile import summing, summing_part
-from jpmhc.kernels.cpu.rows import combine, dot, dots, gram, mixed, moved, project, settle, weighted
+from jpmhc.kernels.cpu.rows import STRETCH, combine, dot, dots, expand, gram, mixed, moved, project, settle, weighted
 
-# Streams of the backward pass stay in the cache between two matrix products: so many bytes of them or, where tokens are
-# wide, so many tokens, with which the products are large enough for the library that makes them. Narrow tokens in short
-# chunks would spend their time on starting threads. Sizes alone decide, so that sums over tokens do not depend on the
-# threads.
-_CACHE = 2**20
-_CHUNK = 128
 # Streams of so many bytes have left the caches before anybody reads them, and are written past them.
 _FAR = 16 * 2**20
 _LINE = 64
-_GROUP = 4
+# Tokens of which the streams stay in the innermost cache, and tokens for which a projection is gone through once.
+_GROUP, _GROUP_BACK = 4, 32
+# Tokens of a product for the gradient of the projection: with more of them the library is slower.
+_CHUNK = 512
 _GRAIN = 16
 _WORTH = 128
 _CODES = {"given": 0, "softmax": 1, "sigmoid": 2, "tanh": 3}
@@ -63,33 +60,34 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
     """See the reference."""
     grad_streams, grad_u, grad_z, x, matrix, post, y, weight, scale, streams, z, pre, rms, post_rms, gate = pullback
     grad_x, grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale = pullback.results()
-    tokens, n, d = x.shape
-    x, streams = x.contiguous(), streams.contiguous()
-    length = max(_CHUNK, _CACHE // max(1, x[:1].numel() * x.element_size()))
-    slope = x.new_empty(0 if pre is None else (tokens, n))
+    n = x.shape[1]
+    slope = x.new_empty(0 if pre is None else pre.shape)
     grad_raw = x.new_empty(0 if z is None else z.shape)
-    radial = x.new_empty(0 if rms is None else tokens)
-    projected = x.new_empty(0 if weight is None else (min(tokens, length), n, d))
-    gated = _arrays(streams, grad_u, grad_z, scale, z, pre, rms, slope, grad_raw, radial)
-    terms = _arrays(grad_streams, grad_u, pre, projected, radial, streams, post_rms, x, matrix, post, y)
-    written = _arrays(grad_x, grad_matrix, grad_post, grad_y)
-    flat, far = streams.flatten(1), _is_far(grad_x)
-    grad_weight.zero_()
-    for start in range(0, tokens, length):
-        stop = min(start + length, tokens)
-        ranges = [(start + a, start + b) for a, b in pool.split(stop - start, _GRAIN)]
-        if pre is not None:
-            pool.run(_read_backward, ranges, *gated, _CODES[gate])
-        if weight is not None:
-            torch.mm(grad_raw[start:stop], weight, out=projected[: stop - start].flatten(1))
-            grad_weight.addmm_(grad_raw[start:stop].t(), flat[start:stop])
-        pool.run(_write_backward, ranges, *terms, *written, start, far)
+    parts = None if weight is None else _in_stretches(weight)
+    arriving = _arrays(grad_streams, grad_u, grad_z, streams, parts, scale, z, pre, rms, post_rms)
+    arrays = _arrays(x, matrix, post, y, slope, grad_raw, grad_x, grad_matrix, grad_post, grad_y)
+    pool.run(_cross_back, pool.split(len(x), _GRAIN), *arriving, *arrays, _CODES[gate], _is_far(grad_x))
+    if weight is not None:
+        flat = streams.flatten(1)
+        grad_weight.zero_()
+        for start in range(0, len(x), _CHUNK):
+            grad_weight.addmm_(grad_raw[start : start + _CHUNK].t(), flat[start : start + _CHUNK])
     if scale is None or z is None:
         grad_bias = slope
     else:
         raw = z[:, :n].tanh() if gate == "tanh" else z[:, :n]
         grad_bias, grad_scale = slope.sum(0), (slope * raw).sum().view(1)
     return grad_x, grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale
+
+
+def _in_stretches(weight: Tensor) -> Tensor:
+    """Return a projection (m, K) as (stretches, m, `STRETCH`), zeros behind the last column.
+
+    Rows a power of two apart would fall on the same few places of the innermost cache.
+    """
+    m, length = weight.shape
+    padded = torch.nn.functional.pad(weight, (0, -length % STRETCH))
+    return padded.view(m, -1, STRETCH).transpose(0, 1).contiguous()
 
 
 def _arrays(*tensors: Tensor | None) -> list[np.ndarray | None]:
@@ -197,85 +195,107 @@ def _open(pre, raw, bias, scale, gate):  # type: ignore[no-untyped-def]
 
 
 @summing
-def _read_backward(  # type: ignore[no-untyped-def]
-    x, grad_u, grad_z, scale, z, pre, rms, slope, grad_raw, radial, gate, start, stop
-):
-    n, d = x.shape[1], x.shape[2]
-    for t in range(start, stop):
-        out = slope[t]
-        if grad_u is None:
-            out[:] = 0
-        else:
-            dots(out, grad_u[t], x[t])
-        if z is None:
-            continue
-        if gate == 1:
-            inner = dot(out, pre[t])
-            for i in range(n):
-                out[i] = pre[t, i] * (out[i] - inner)
-        elif gate == 2:
-            for i in range(n):
-                out[i] = pre[t, i] * (1 - pre[t, i]) * out[i]
-        raw = grad_raw[t]
-        if grad_z is None:
-            raw[:] = 0
-        else:
-            raw[:] = grad_z[t]
-        for i in range(n):
-            factor = scale[0]
-            if gate == 3:
-                squashed = math.tanh(z[t, i])
-                factor *= 1 - squashed * squashed
-            raw[i] += out[i] * factor
-        if rms is not None:
-            radial[t] = -dot(raw, z[t]) * rms[t] * rms[t] / (n * d)
-            weighted(raw, (raw,), (rms[t],))
-
-
-@summing
-def _write_backward(  # type: ignore[no-untyped-def]
+def _cross_back(  # type: ignore[no-untyped-def]
     grad_streams,
     grad_u,
-    pre,
-    projected,
-    radial,
+    grad_z,
     streams,
+    weight,
+    scale,
+    z,
+    pre,
+    rms,
     post_rms,
     x,
     matrix,
     post,
     y,
+    slope,
+    grad_raw,
     grad_x,
     grad_matrix,
     grad_post,
     grad_y,
-    first,
+    gate,
     far,
     start,
     stop,
 ):
     n, d = x.shape[1], x.shape[2]
-    total = np.empty((n, d), x.dtype)
-    for t in range(start, stop):
-        for i in range(n):
-            row, place = total[i], (t, i)
-            read, turned = _at(grad_u, t), _if(radial, streams[t, i])
-            arriving = (_at(grad_streams, place), read, turned, _at(projected, (t - first, i)))
-            weighted(row, arriving, (None, _at(pre, place), _at(radial, t), None))
-            if post_rms is not None:
-                inner = x.dtype.type(-dot(row, streams[t, i]) / d)
-                weighted(row, (row, streams[t, i]), (post_rms[t, i], inner * post_rms[t, i]))
-        if post is None:
-            moved(grad_x[t], total, far)
-            continue
-        dots(grad_post[t], y[t], total)
-        combine(grad_y[t], total, post[t])
-        if matrix is None:
-            moved(grad_x[t], total, far)
-        else:
-            gram(grad_matrix[t], total, x[t])
-            mixed(grad_x[t], total, matrix[t].T, None, None, far)
+    total = np.zeros((_GROUP_BACK, n, d), x.dtype)
+    radial = np.zeros(_GROUP_BACK, x.dtype)
+    for first in range(start, stop, _GROUP_BACK):
+        count = min(_GROUP_BACK, stop - first)
+        if pre is not None:
+            _read_back(
+                total, radial, grad_u, grad_z, streams, weight, scale, z, pre, rms, slope, grad_raw, gate, first, count
+            )
+        for k in range(count):
+            t = first + k
+            for i in range(n):
+                row, place = total[k, i], (t, i)
+                projected, turned = _if(weight, row), _if(rms, streams[t, i])
+                arriving = (_at(grad_streams, place), _at(grad_u, t), turned, projected)
+                weighted(row, arriving, (None, _at(pre, place), radial[k], None))
+                if post_rms is not None:
+                    inner = x.dtype.type(-dot(row, streams[t, i]) / d)
+                    weighted(row, (row, streams[t, i]), (post_rms[t, i], inner * post_rms[t, i]))
+            if post is not None:
+                dots(grad_post[t], y[t], total[k])
+                combine(grad_y[t], total[k], post[t])
+            if matrix is None:
+                moved(grad_x[t], total[k], far)
+            else:
+                gram(grad_matrix[t], total[k], x[t])
+                mixed(grad_x[t], total[k], matrix[t].T, None, None, far)
     settle()
+
+
+@summing_part
+def _read_back(  # type: ignore[no-untyped-def]
+    total, radial, grad_u, grad_z, streams, weight, scale, z, pre, rms, slope, grad_raw, gate, first, count
+):
+    """Find the gradients of a group's raw numbers, and in `total` what they are to the streams that were projected."""
+    length = total.shape[1] * total.shape[2]
+    if weight is not None:
+        raw = np.zeros((total.shape[0], weight.shape[1]), total.dtype)
+    for k in range(count):
+        t = first + k
+        if grad_u is None:
+            slope[t] = 0
+        else:
+            dots(slope[t], grad_u[t], streams[t])
+        if weight is not None:
+            _close(raw[k], slope[t], z[t], pre[t], scale[0], _at(grad_z, t), gate)
+            if rms is not None:
+                radial[k] = -dot(raw[k], z[t]) * rms[t] * rms[t] / length
+                weighted(raw[k], (raw[k],), (rms[t],))
+            grad_raw[t] = raw[k]
+    if weight is not None:
+        expand(total.reshape(total.shape[0], length), raw, weight, count)
+
+
+@summing
+def _close(grad, slope, raw, pre, scale, grad_z, gate):  # type: ignore[no-untyped-def]
+    """Pull the gradient `slope` of the read weights back through the gate, and on to the raw numbers of a token."""
+    n = pre.shape[0]
+    if gate == 1:
+        inner = dot(slope, pre)
+        for i in range(n):
+            slope[i] = pre[i] * (slope[i] - inner)
+    elif gate == 2:
+        for i in range(n):
+            slope[i] = pre[i] * (1 - pre[i]) * slope[i]
+    if grad_z is None:
+        grad[:] = 0
+    else:
+        grad[:] = grad_z
+    for i in range(n):
+        factor = scale
+        if gate == 3:
+            squashed = math.tanh(raw[i])
+            factor *= 1 - squashed * squashed
+        grad[i] += slope[i] * factor
 
 
 def _at(array: Any, place: Any) -> Any:

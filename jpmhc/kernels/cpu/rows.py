@@ -14,10 +14,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from jpmhc.kernels.cpu.compile import summing_part
-from jpmhc.kernels.cpu.vectors import Array, Value, along, counted, load, number, plus_product, spread, store
+from jpmhc.kernels.cpu.vectors import WIDTH, Array, Value, along, counted, load, number, plus_product, spread, store
 
 # Bytes of a row of which four stay in the innermost cache, beside rows that go by.
-_STRETCH = 4096
+_ROW = 4096
+STRETCH = 64
+"""Numbers of a row of which so many stay there as a projection has."""
 
 
 def _mixing(block: int, unroll: int, past: bool = False) -> Any:
@@ -142,9 +144,10 @@ def dot(_context, a, b):  # type: ignore[no-untyped-def]
     return a.dtype(a, b), generate
 
 
-# Sixteen sums stay in registers, and so many are enough to hide how long an addition takes.
+# Sixteen sums stay in registers, where there are 32 of them, and eight are enough to hide how long an addition takes.
 _mix4, _mix1, _mix4_past, _mix1_past = _mixing(4, 2), _mixing(1, 4), _mixing(4, 2, True), _mixing(1, 4, True)
 _multiply44, _multiply14, _multiply41 = _multiplying((4, 4), 1), _multiplying((1, 4), 2), _multiplying((4, 1), 2)
+_mix44 = _mixing(4, 4 if WIDTH == 64 else 2)
 weighted, _weighted_past = _weighing(False), _weighing(True)
 
 
@@ -230,7 +233,7 @@ def dots(out, a, rows):  # type: ignore[no-untyped-def]
 def project(out, rows, weight):  # type: ignore[no-untyped-def]
     """``out_kr = rows_k . weight_r`` of four long rows, in stretches of which those of the four stay in the cache."""
     length, m = rows.shape[1], weight.shape[0]
-    stretch = _STRETCH // rows.itemsize
+    stretch = _ROW // rows.itemsize
     for k in range(0, length, stretch):
         part, beside, r = rows[:, k : k + stretch], weight[:, k : k + stretch], 0
         while r + 4 <= m:
@@ -239,6 +242,20 @@ def project(out, rows, weight):  # type: ignore[no-untyped-def]
         while r < m:
             _multiply41(out, part, 0, beside, r, k > 0)
             r += 1
+
+
+@summing_part
+def expand(out, factors, stretches, count):  # type: ignore[no-untyped-def]
+    """``out_k = sum_r factors_kr rows_r`` of long rows in stretches (pieces, rows, `STRETCH`), for k up to the count.
+
+    A piece of all rows stays in the innermost cache for all results. Rows of `out` come in fours, the last ones are
+    made with those before the count.
+    """
+    length = out.shape[1]
+    for s in range(stretches.shape[0]):
+        columns = slice(s * STRETCH, min((s + 1) * STRETCH, length))
+        for k in range(0, count, 4):
+            _mix44(out[:, columns], k, stretches[s], factors, None, None)
 
 
 def _from(builder: ir.IRBuilder, first: Value, count: int) -> list[Value]:

@@ -27,7 +27,8 @@ def _bytes_a_vector() -> int:
     return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
 
 
-_WIDTH = _bytes_a_vector()
+WIDTH = _bytes_a_vector()
+"""Bytes of a vector: 64 with 32 registers for them, 32 or 16."""
 
 
 def number(value: int) -> Value:
@@ -80,7 +81,7 @@ def store(builder: ir.IRBuilder, value: Value, row: Value, place: Value, past: b
     written = builder.store(value, _address(builder, row, place, value.type))
     written.align = _item_bytes(value.type)
     if past and isinstance(value.type, ir.VectorType):
-        written.align = _WIDTH
+        written.align = WIDTH
         written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
 
 
@@ -152,7 +153,7 @@ def along(
     unroll : int
         Places of a step; results that wait for each other should be eight or more.
     """
-    lanes = _WIDTH // _item_bytes(item)
+    lanes = WIDTH // _item_bytes(item)
     vector = ir.VectorType(item, lanes)
     whole = builder.and_(length, number(-lanes * unroll))
     nothing = ir.Constant(vector, [ir.Constant(item, 0.0)] * lanes)
