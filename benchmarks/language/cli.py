@@ -30,6 +30,11 @@ PRESETS: dict[str, Callable[[], Preset]] = {
         Schedule(steps=300, batch=8, lr=5e-3, final_lr=2e-4, warmup=20),
         256,
     ),
+    "medium": lambda: Preset(
+        TransformerConfig(width=64, heads=4, blocks=2, length=64),
+        Schedule(steps=1200, batch=16, lr=6e-3, final_lr=2e-4, warmup=60),
+        256,
+    ),
     # Three seeds side by side are meant to fit 80 GB with eight streams.
     "large": lambda: Preset(
         TransformerConfig(width=1024, heads=16, blocks=8, length=512),
