@@ -86,6 +86,8 @@ class Train(Settings):
     """Of the initial weights and of the order of the samples."""
     seconds: float | None = None
     """Stop cleanly after so many seconds."""
+    shard: bool = False
+    """For wide models on several processes: each keeps its rows of the large matrices, their moments and average."""
 
     def __call__(self) -> None:
         """Run the command."""
@@ -102,6 +104,7 @@ class Train(Settings):
                 say=display.say,
                 tensorboard=self.tensorboard,
                 device=device,
+                shard=self.shard,
             )
             display.say(f"step {result['steps']} of {steps}, {self.out}")
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.arc.shards import local
+
 
 class AdamATan2(torch.optim.Optimizer):
     """Adam whose step is ``lr / (1 - beta1^t) * atan2(m, sqrt(v / (1 - beta2^t)))``: no epsilon, scale-free.
@@ -18,7 +20,7 @@ class AdamATan2(torch.optim.Optimizer):
     Parameters
     ----------
     params : iterable
-        Parameters or groups.
+        Parameters or groups. Of those in shards each process moves its own rows and keeps their state.
     lr, betas, weight_decay : float, (float, float), float
         TRM's defaults.
     """
@@ -36,18 +38,20 @@ class AdamATan2(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
+            moved = [p for p in group["params"] if p.grad is not None]
+            if not moved:
                 continue
-            for p in params:
+            for p in moved:
                 if not self.state[p]:
-                    self.state[p] = {"step": 0, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
+                    mean, square = (torch.zeros_like(local(p)) for _ in range(2))
+                    self.state[p] = {"step": 0, "mean": mean, "square": square}
                 self.state[p]["step"] += 1
             lr, (beta1, beta2) = group["lr"], group["betas"]
-            gradients: list[Tensor] = [p.grad for p in params]
-            means = [self.state[p]["mean"] for p in params]
-            squares = [self.state[p]["square"] for p in params]
-            steps = [self.state[p]["step"] for p in params]
+            params: list[Tensor] = [local(p) for p in moved]
+            gradients: list[Tensor] = [local(p.grad) for p in moved]
+            means = [self.state[p]["mean"] for p in moved]
+            squares = [self.state[p]["square"] for p in moved]
+            steps = [self.state[p]["step"] for p in moved]
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
             torch._foreach_lerp_(means, gradients, 1 - beta1)
             torch._foreach_mul_(squares, beta2)
@@ -80,13 +84,17 @@ def sign_sgd_(table: Tensor, ids: Tensor, gradient: Tensor, lr: float, weight_de
 
 
 class Average:
-    """Exponential moving average of a module's parameters, ``average <- decay average + (1 - decay) weights``."""
+    """Exponential moving average of a module's parameters, ``average <- decay average + (1 - decay) weights``.
+
+    Of parameters in shards each process averages its own rows.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self.weights = {name: local(p.detach()).clone() for name, p in module.named_parameters()}
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Take in the module's present weights."""
-        torch._foreach_lerp_(list(self.weights.values()), [p.detach() for p in module.parameters()], 1 - self.decay)
+        present = [local(p.detach()) for p in module.parameters()]
+        torch._foreach_lerp_(list(self.weights.values()), present, 1 - self.decay)

@@ -1,7 +1,8 @@
 """The processes of one run: who we are among them, and the few exchanges that a trainer needs.
 
 Everything works without a process group, where there is one process, rank 0 of 1. With one (``torchrun`` or
-``accelerate launch`` set the environment, `joined` joins it) every rank holds the whole model and a part of the batch.
+``accelerate launch`` set the environment, `joined` joins it) every rank holds the model, whole or its `shards`, and a
+part of the batch.
 """
 
 from __future__ import annotations

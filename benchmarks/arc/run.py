@@ -103,6 +103,7 @@ def train(
     say: Callable[[str], None] = print,
     tensorboard: bool = False,
     device: str = "cpu",
+    shard: bool = False,
 ) -> dict[str, Any]:
     """Train a run to its last step, or until the time is up, and evaluate it.
 
@@ -128,6 +129,9 @@ def train(
         Also log to the run's folder ``tensorboard``.
     device : str
         Where to train.
+    shard : bool
+        Whether each of several processes keeps its rows of the large matrices alone. No part of what the run is: it may
+        go on without, and one process has nothing to share.
 
     Returns
     -------
@@ -144,7 +148,9 @@ def train(
     begun = time.monotonic()
     data = data if data is not None else build_data(spec.preset, spec.extra_task_dirs)
     environment.reset_peak_memory(device)
-    trainer = Trainer(spec.preset, spec.arm, spec.seed, data, device)
+    trainer = Trainer(spec.preset, spec.arm, spec.seed, data, device, shard=shard)
+    if shard and not trainer.sharded:
+        say("one process holds the whole model, there is nothing to shard")
     _on_first(lambda: _open(folder, spec, data, resume))
     log = _Log(folder / _METRICS)
     _take_up(trainer, folder, log, say)
@@ -200,11 +206,12 @@ def train(
         "complete": not stopped,
         "seconds": log.seconds(),
         "peak_memory_mib": environment.peak_memory_mib(device),
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "parameters": sum(p.numel() for p in trainer.parameters.values()),
         "mixing_parameters": trainer.mixing_parameters,
         "table_parameters": trainer.table.numel(),
         "segment_gflops": flops.mean_segment(spec.preset.model, spec.arm, trainer.shares, train=True) / 1e9,
         "processes": processes.world(),
+        "sharded": trainer.sharded,
         "evaluation": None if stopped else _evaluation_path(folder, end).name,
         "metrics": _METRICS,
     }

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.arc import buckets, probe, processes
+from benchmarks.arc import buckets, probe, processes, shards
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.batches import Batches
 from benchmarks.arc.carried import Carried
@@ -48,21 +48,38 @@ class Trainer:
         Training arrays.
     device : torch.device or str
         Where the model lives.
+    shard : bool
+        Whether each of several processes keeps its rows of the large matrices alone, see `benchmarks.arc.shards`. The
+        run is the same but for round-off, and so are its checkpoints.
     """
 
-    def __init__(self, preset: Preset, arm: Arm, seed: int, data: ArcData, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        preset: Preset,
+        arm: Arm,
+        seed: int,
+        data: ArcData,
+        device: torch.device | str = "cpu",
+        *,
+        shard: bool = False,
+    ) -> None:
         self.settings, self.arm, self.device = preset.train, arm, torch.device(device)
         self.model = TinyRecursiveModel(preset.model, arm, seed).to(self.device)
         self.model.checkpoint_calls = self.settings.checkpoint_calls
         if self.settings.compile:
             self._compile(len(preset.data.buckets))
+        self.sharded = shard and processes.world() > 1
+        if self.sharded:
+            shards.shard(self.model)
+        # While shards are gathered the model shows the whole weights, which are no parameters of the optimiser.
+        self.parameters = dict(self.model.named_parameters())
         self.average = Average(self.model, self.settings.ema)
         mixing = set(layers.mixing_parameters(self.model))
         self.mixing_parameters = sum(p.numel() for p in mixing)
         groups = [
-            {"params": [p for p in self.model.parameters() if p not in mixing]},
+            {"params": [p for p in self.parameters.values() if p not in mixing]},
             # A decay towards raw = 0 would be a force of its own on every mixer.
-            {"params": [p for p in self.model.parameters() if p in mixing], "weight_decay": 0.0},
+            {"params": [p for p in self.parameters.values() if p in mixing], "weight_decay": 0.0},
         ]
         self.optimiser = AdamATan2(
             groups, lr=self.settings.lr, betas=self.settings.betas, weight_decay=self.settings.weight_decay
@@ -124,11 +141,12 @@ class Trainer:
                 f"arm {self.arm.text}: the loss is {measures['loss'] + 0.5 * measures['halt_loss']} "
                 f"at step {self.step_number + 1}"
             )
-        self.model.zero_grad()
+        self.optimiser.zero_grad()
         loss.backward()
-        processes.sum_gradients(p.grad for p in self.model.parameters() if p.grad is not None)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        shards.sum_gradients(gradients)
         ids, rows = processes.gather(slots["ids"]), processes.gather(puzzle.grad)
-        norm = torch.nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
+        norm = shards.total_norm(gradients)
         if not (math.isfinite(norm.item()) and rows.isfinite().all()):
             raise TrainingError(
                 f"arm {self.arm.text}: the gradient is not finite at step {self.step_number + 1} "
@@ -151,55 +169,75 @@ class Trainer:
         """Return what the mixers and the gradient do along the recursion on the first samples of the batch."""
         few = {name: value[: probe.SAMPLES] for name, value in self.slots.items()}
         few |= {name: few[name].float() for name in ("y", "z")}
-        found = probe.describe(
-            self.model, Latents(few["y"], few["z"]), few["inputs"], self.table[few["ids"]], few["labels"]
-        )
+        with shards.gathered(self.model):
+            found = probe.describe(
+                self.model, Latents(few["y"], few["z"]), few["inputs"], self.table[few["ids"]], few["labels"]
+            )
         return found | self._side(self._carried(self.step_number))
 
     def weights(self) -> dict[str, Tensor]:
-        """Return what evaluation needs: averaged weights, the model's buffers, the puzzle embeddings."""
-        own = self.model.state_dict()
-        return {**own, **self.average.weights, "table": self.table}
+        """Return what evaluation needs: averaged weights, the model's buffers, the puzzle embeddings.
+
+        They are whole on every process, so all must ask for them.
+        """
+        average = {name: shards.whole(self.parameters[name], value) for name, value in self.average.weights.items()}
+        return {**self.model.state_dict(), **average, "table": self.table}
 
     def state(self) -> tuple[TensorFiles, dict[str, Any]]:
-        """Return everything needed to go on exactly from here, as tensor files and JSON values."""
-        training = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        """Return everything needed to go on exactly from here, as tensor files and JSON values.
+
+        Nothing depends on the number of processes, or on whether weights are in shards; all processes must ask. What
+        is in shards the first one alone gets, as only one writes: whole, and in the host's memory.
+        """
+        own = {name: shards.local(value) for name, value in self.model.state_dict().items()}
+        training = self._collected(own, "model.")
         for carried in self.carried:
             training |= {f"{self._prefix(carried)}{name}": value for name, value in carried.gathered().items()}
         training["generator"] = self.generator.get_state()
-        adam_steps = {}
-        for name, parameter in self.model.named_parameters():
-            if not (state := self.optimiser.state.get(parameter)):
-                continue
-            training[f"mean.{name}"], training[f"square.{name}"] = state["mean"], state["square"]
-            adam_steps[name] = state["step"]
+        adam = {name: state for name, p in self.parameters.items() if (state := self.optimiser.state.get(p))}
+        for moment in ("mean", "square"):
+            training |= self._collected({name: state[moment] for name, state in adam.items()}, f"{moment}.")
+        adam_steps = {name: state["step"] for name, state in adam.items()}
         if self.bucketed:
             streams = {"streams": {str(carried.side): carried.stream.state_dict() for carried in self.carried}}
         else:
             streams = {"stream": self.stream.state_dict()}
         json_state = {"step": self.step_number, "adam_steps": adam_steps, **streams}
-        return {"weights": self.weights(), "training": training}, json_state
+        weights = {**self._collected({**own, **self.average.weights}), "table": self.table}
+        return {"weights": weights, "training": training}, json_state
 
     def load_state(self, files: TensorFiles, state: dict[str, Any]) -> None:
         """Go to what :meth:`state` returned."""
         training, weights = files["training"], files["weights"]
-        self.model.load_state_dict(
-            {name.removeprefix("model."): value for name, value in training.items() if name.startswith("model.")}
-        )
+        own = {name.removeprefix("model."): value for name, value in training.items() if name.startswith("model.")}
+        self.model.load_state_dict({name: self._part(name, value) for name, value in own.items()})
         for carried in self.carried:
             carried.scatter({name: training[f"{self._prefix(carried)}{name}"] for name in carried.slots})
             carried.stream.load_state_dict(state["streams"][str(carried.side)] if self.bucketed else state["stream"])
         self.generator.set_state(training["generator"])
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters.items():
             if name in state["adam_steps"]:
                 self.optimiser.state[parameter] = {
                     "step": state["adam_steps"][name],
-                    "mean": training[f"mean.{name}"].to(self.device, copy=True),
-                    "square": training[f"square.{name}"].to(self.device, copy=True),
+                    "mean": self._own(name, training[f"mean.{name}"]),
+                    "square": self._own(name, training[f"square.{name}"]),
                 }
-        self.average.weights = {name: weights[name].to(self.device, copy=True) for name in self.average.weights}
+        self.average.weights = {name: self._own(name, weights[name]) for name in self.average.weights}
         self.table = weights["table"].to(self.device, copy=True)
         self.step_number = state["step"]
+
+    def _collected(self, values: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """Return values by the names of parameters as a checkpoint has them, those in shards on the first process."""
+        found = {f"{prefix}{name}": shards.on_first(self.parameters.get(name), v) for name, v in values.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _part(self, name: str, value: Tensor) -> Tensor:
+        """Return a whole tensor as the parameter of that name is held."""
+        return shards.part(self.parameters[name], value) if name in self.parameters else value
+
+    def _own(self, name: str, value: Tensor) -> Tensor:
+        """Return a copy of this process's part of a whole tensor."""
+        return shards.local(self._part(name, value)).to(self.device, copy=True)
 
     def _compile(self, sides: int) -> None:
         # torch keeps eight graphs of one piece of code, over all models of a process, and runs the rest uncompiled
