@@ -52,6 +52,12 @@ class Settings:
     """Samples a step, where not the preset's."""
     streams: int | None = None
     """Number of residual streams, where not the preset's."""
+    width: int | None = None
+    """Width of the model, where not the preset's; heads and inner stay what they are."""
+    heads: int | None = None
+    """Attention heads, where not the preset's."""
+    inner: int | None = None
+    """Inner width of the feed-forward layers, where not the preset's."""
     streams_scope: str | None = None
     """persistent or per_call: whether streams live through the recursion."""
     norm_placement: str | None = None
@@ -71,7 +77,8 @@ class Settings:
 
     def chosen(self) -> Preset:
         """Return the preset with the changes."""
-        names = ("steps", "batch", "streams", "streams_scope", "norm_placement", "precision", "compile")
+        sizes = ("steps", "batch", "streams", "width", "heads", "inner")
+        names = (*sizes, "streams_scope", "norm_placement", "precision", "compile")
         changes = {name: getattr(self, name) for name in names}
         return find_preset(self.preset).changed(**changes, buckets=self.buckets or None)
 

@@ -137,7 +137,7 @@ class Preset:
         ValueError
             For a name that no part has, a number below one, or a choice that there is not.
         """
-        parts: dict[str, Any] = {}
+        parts: dict[str, dict[str, Any]] = {}
         for name, value in changes.items():
             if value is None:
                 continue
@@ -146,8 +146,11 @@ class Preset:
                 raise ValueError(f"{name}: no setting of a preset")
             if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-            parts[holder] = dataclasses.replace(parts.get(holder, getattr(self, holder)), **{name: value})
-        return dataclasses.replace(self, **parts)
+            parts.setdefault(holder, {})[name] = value
+        # All of a part at once: some settings are only right together.
+        return dataclasses.replace(
+            self, **{part: dataclasses.replace(getattr(self, part), **own) for part, own in parts.items()}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as nested dicts of JSON values."""

@@ -7,6 +7,7 @@ rows of anything, embedding and heads; and the table of puzzles, whose gradients
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -42,6 +43,8 @@ def shard(model: TinyRecursiveModel) -> None:
     # Losses are divided by the whole batch, so gradients are added and not averaged.
     unit.set_gradient_divide_factor(1.0)
     unit.set_force_sum_reduction_for_comms(True)
+    # The halting logits are a view, which nobody changes in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 @contextmanager

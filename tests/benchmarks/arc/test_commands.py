@@ -132,10 +132,14 @@ def test_recomputed_calls_change_no_gradient():
 def test_settings_are_changed_by_name_and_checked():
     changed = preset("smoke").changed(steps=7, streams_scope="per_call", norm_placement=None)
     assert (changed.train.steps, changed.model.streams_scope, changed.model.norm_placement) == (7, "per_call", "post")
+    # Twelve heads are too many for the width before, and the width too odd for the heads before.
+    wide = preset("smoke").changed(width=72, heads=12).model
+    assert (wide.width, wide.heads, wide.inner) == (72, 12, 64)
     for changes, message in (
         ({"steps": 0}, "steps: expected at least 1, got 0"),
         ({"precision": "float8"}, "precision: expected one of"),
         ({"norm_placement": "none"}, "norm_placement: expected one of"),
+        ({"width": 72, "heads": 5}, "width: expected an even multiple of heads=5, got 72"),
         ({"depth": 3}, "depth: no setting of a preset"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -14,13 +14,14 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_restarted_and_the_run_goes_on(tmp_path):
+@pytest.mark.parametrize("options", [(), ("--shard",)], ids=["whole", "shards"])
+def test_a_killed_worker_is_restarted_and_the_run_goes_on(tmp_path, options):
     out = tmp_path / "run"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "--max-restarts", "1", "-m", "benchmarks", "arc", "train", "--preset", "smoke", "--resume"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*command, "--out", str(out)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        [*command, *options, "--out", str(out)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     )
     checkpoints = out / "checkpoints"
     deadline = time.monotonic() + 240
@@ -33,5 +34,6 @@ def test_a_killed_worker_is_restarted_and_the_run_goes_on(tmp_path):
     assert "going on from step" in said
     result = json.loads((out / "run.json").read_text())
     assert (result["complete"], result["steps"], result["processes"]) == (True, 40, 2)
+    assert result["sharded"] is bool(options)
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in steps if entry["kind"] == "train"] == list(range(1, 41))
