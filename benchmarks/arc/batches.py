@@ -1,5 +1,6 @@
 """The endless stream of training samples drawn from the arrays of a data set."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,12 @@ class Batches:
         offsets = rng.integers(0, self.data.side - self.data.extent[rows], endpoint=True)
         offsets[np.concatenate(kept_in_corner)] = 0
         return rows, offsets
+
+
+def shares(streams: Sequence[Batches]) -> dict[int, float]:
+    """Return the part of the samples of an epoch that is in each of some streams, by the side of its square."""
+    samples = sum(stream.samples_an_epoch for stream in streams)
+    return {stream.data.side: stream.samples_an_epoch / samples for stream in streams}
 
 
 def _translated(tokens: Tensor, offsets: Tensor, side: int) -> Tensor:  # (B, side * side), (B, 2)

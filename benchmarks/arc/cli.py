@@ -229,7 +229,7 @@ class Export:
 
 @dataclass
 class Throughput:
-    """Time steps of every arm at a size of grid: steps a second, operations a second, peak memory."""
+    """Time steps of every arm at a size of grid, or in buckets: steps and operations a second, peak memory."""
 
     out: Path
     """JSON file to write."""
@@ -241,14 +241,19 @@ class Throughput:
     """For each arm, compilation not counted."""
     batch: int | None = None
     """Samples a step, where not the preset's."""
+    buckets: tuple[int, ...] = ()
+    """Grid sides, rising: a step in each bucket is timed, and the mean step of a run stated."""
+    shares: tuple[float, ...] = ()
+    """Part of the steps in each bucket, in any unit; unless given that of the preset's samples, without variants."""
     device: str = "cpu"
     """Where to run, a torch device."""
 
     def __call__(self) -> None:
         """Run the command."""
-        chosen = find_preset(self.preset).changed(batch=self.batch)
+        chosen = find_preset(self.preset).changed(batch=self.batch, buckets=self.buckets or None)
         arms = [Arm.parse(text) for text in self.arms]
-        throughput(chosen, arms, self.out, seconds=self.seconds, device=_device(self.device))
+        device = _device(self.device)
+        throughput(chosen, arms, self.out, seconds=self.seconds, device=device, shares=self.shares)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.arc import buckets, probe, processes, shards
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.batches import Batches
+from benchmarks.arc.batches import shares as shares_of
 from benchmarks.arc.carried import Carried
 from benchmarks.arc.checkpoint import TensorFiles
 from benchmarks.arc.dataset import ArcData
@@ -95,9 +96,8 @@ class Trainer:
             for part in buckets.divide(data, preset.data.buckets).values()
         ]
         self.carried = [Carried(self.model, stream, self.settings) for stream in streams]
-        samples = sum(stream.samples_an_epoch for stream in streams)
         # By the side of the square; a whole run's steps are divided so.
-        self.shares = {stream.data.side: stream.samples_an_epoch / samples for stream in streams}
+        self.shares = shares_of(streams)
 
     @property
     def stream(self) -> Batches:

@@ -12,7 +12,6 @@ from benchmarks.arc.cli import main
 from benchmarks.arc.compare import compare
 from benchmarks.arc.presets import PRESETS, Preset, preset
 from benchmarks.arc.run import RunSpec, build_data, read_pooled, train
-from benchmarks.arc.throughput import throughput
 from benchmarks.arc.training import Trainer, TrainingError
 
 
@@ -81,14 +80,6 @@ def test_export_and_tensorboard_leave_their_files(finished, tmp_path, capsys):
 
     events = EventAccumulator(str(finished / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-
-
-def test_throughput_writes_its_rows(tmp_path):
-    rows = throughput(short(), [Arm.parse("plain"), Arm.parse("cayley")], tmp_path / "t.json", seconds=0.1)
-    kept = json.loads((tmp_path / "t.json").read_text())
-    assert kept["rows"] == json.loads(json.dumps(rows))
-    assert [row["arm"] for row in rows] == ["plain", "cayley"]
-    assert rows[0]["ratio"] == 1 < rows[1]["ratio"]
 
 
 def test_matched_wall_clock_ends_every_run_by_its_seconds(tmp_path):
