@@ -10,12 +10,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from benchmarks.arc import processes
 from benchmarks.arc.model import TinyRecursiveModel
@@ -36,6 +34,10 @@ def shard(model: TinyRecursiveModel) -> None:
     holds the gradient of a matrix whole until the last of its uses is through. Smaller units would gather so much more
     often, to save no more than the gathered weights beside those gradients; and their hooks would cut compiled nets.
     """
+    # Slow to import, and whoever has no shards need not wait.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     small = {*layers.mixing_parameters(model), *manifolds.unsharded_parameters(model)}
     matrices = {p for p in model.net.parameters() if p.ndim == 2 and p not in small}
     mesh = init_device_mesh(model.embed.device.type, (processes.world(),))
@@ -48,11 +50,8 @@ def shard(model: TinyRecursiveModel) -> None:
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Have the whole weights in the model inside the block, for whoever runs it in parts; all processes must enter."""
-    if not isinstance(model, FSDPModule):
-        yield
-        return
+def gathered(model: Any) -> Iterator[None]:
+    """Have the whole weights in a model in shards inside the block, where it is run in parts; all processes enter."""
     model.unshard()
     try:
         yield
@@ -60,15 +59,24 @@ def gathered(model: nn.Module) -> Iterator[None]:
         model.reshard()
 
 
+def in_shards(tensor: Tensor | None) -> bool:
+    """Return whether this process holds rows of a tensor alone: whether it is a ``DTensor``."""
+    return hasattr(tensor, "to_local")
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return what this process holds of a tensor: its rows of one in shards, sharing memory, and a whole one itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    held: Tensor = tensor.to_local() if in_shards(tensor) else tensor  # type: ignore[operator]
+    return held
 
 
 def part(parameter: Tensor, whole: Tensor) -> Tensor:
     """Return this process's part of a whole tensor, in shards where the parameter is."""
-    if not isinstance(parameter, DTensor):
+    if not in_shards(parameter):
         return whole
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(parameter, DTensor)
     # FSDP2 cuts as torch.chunk does, which may make fewer pieces than there are processes.
     pieces = whole.chunk(processes.world())
     mine = pieces[processes.rank()] if processes.rank() < len(pieces) else whole[:0]
@@ -84,12 +92,12 @@ def part(parameter: Tensor, whole: Tensor) -> Tensor:
 
 def whole(parameter: Tensor | None, value: Tensor) -> Tensor:
     """Return the whole of a value of which each process holds the rows that it holds of the parameter."""
-    return processes.gather(value) if isinstance(parameter, DTensor) else value
+    return processes.gather(value) if in_shards(parameter) else value
 
 
 def on_first(parameter: Tensor | None, value: Tensor) -> Tensor | None:
     """Return the whole of a value in the host's memory of the first process, and None on others, if it is in shards."""
-    if not isinstance(parameter, DTensor):
+    if not in_shards(parameter):
         return value
     everything = processes.gather(value)
     return everything.cpu() if processes.rank() == 0 else None
@@ -97,13 +105,13 @@ def on_first(parameter: Tensor | None, value: Tensor) -> Tensor | None:
 
 def sum_gradients(gradients: Sequence[Tensor]) -> None:
     """Add up over the processes, in place, the gradients that FSDP2 has not added up."""
-    processes.sum_gradients(gradient for gradient in gradients if not isinstance(gradient, DTensor))
+    processes.sum_gradients(gradient for gradient in gradients if not in_shards(gradient))
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Return the norm of all gradients together, the same number on all processes."""
-    mine = [local(gradient) for gradient in gradients if isinstance(gradient, DTensor)]
-    same = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    mine = [local(gradient) for gradient in gradients if in_shards(gradient)]
+    same = [gradient for gradient in gradients if not in_shards(gradient)]
     if not mine:
         return torch.nn.utils.get_total_norm(same)
     # In double precision, as the square of a finite norm may not be finite in its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -169,7 +170,7 @@ class Trainer:
         """Return what the mixers and the gradient do along the recursion on the first samples of the batch."""
         few = {name: value[: probe.SAMPLES] for name, value in self.slots.items()}
         few |= {name: few[name].float() for name in ("y", "z")}
-        with shards.gathered(self.model):
+        with shards.gathered(self.model) if self.sharded else nullcontext():
             found = probe.describe(
                 self.model, Latents(few["y"], few["z"]), few["inputs"], self.table[few["ids"]], few["labels"]
             )
