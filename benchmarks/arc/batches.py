@@ -137,7 +137,7 @@ class Batches:
         return rows, offsets
 
 
-def shares(streams: Sequence[Batches]) -> dict[int, float]:
+def epoch_shares(streams: Sequence[Batches]) -> dict[int, float]:
     """Return the part of the samples of an epoch that is in each of some streams, by the side of its square."""
     samples = sum(stream.samples_an_epoch for stream in streams)
     return {stream.data.side: stream.samples_an_epoch / samples for stream in streams}

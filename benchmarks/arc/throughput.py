@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment
-from benchmarks.arc import batches, buckets, flops
+from benchmarks.arc import buckets, flops
 from benchmarks.arc.arms import Arm
+from benchmarks.arc.batches import Batches, epoch_shares
 from benchmarks.arc.dataset import ArcData, build
 from benchmarks.arc.files import write_json
 from benchmarks.arc.presets import Preset
@@ -102,8 +103,8 @@ def _shares(preset: Preset, given: Sequence[float]) -> tuple[dict[int, float], s
     # All variants of a task are in one bucket, and differ by what each loses to the held-out pairs, if at all; a
     # thousand of them would take gigabytes.
     parts = buckets.divide(build_data(preset.changed(variants=1)), sides).values()
-    streams = [batches.Batches(part, 1, 0, translate=False) for part in parts]
-    return batches.shares(streams), "the buckets' shares of the preset's samples, without variants"
+    streams = [Batches(part, 1, 0, translate=False) for part in parts]
+    return epoch_shares(streams), "the buckets' shares of the preset's samples, without variants"
 
 
 def _times(trainer: Trainer, seconds: float) -> dict[int, list[float]]:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from benchmarks.arc import buckets, probe, processes, shards
 from benchmarks.arc.arms import Arm
-from benchmarks.arc.batches import Batches
-from benchmarks.arc.batches import shares as shares_of
+from benchmarks.arc.batches import Batches, epoch_shares
 from benchmarks.arc.carried import Carried
 from benchmarks.arc.checkpoint import TensorFiles
 from benchmarks.arc.dataset import ArcData
@@ -98,7 +97,7 @@ class Trainer:
         ]
         self.carried = [Carried(self.model, stream, self.settings) for stream in streams]
         # By the side of the square; a whole run's steps are divided so.
-        self.shares = shares_of(streams)
+        self.shares = epoch_shares(streams)
 
     @property
     def stream(self) -> Batches:

@@ -68,7 +68,6 @@ def everything(folder):
     train(folder / "killed", data, die_at=5)
     train(folder / "killed", data)
     train(folder / "left", data, die_at=5)
-    dist.barrier()
     train(folder / "joined", data)
     return {
         "held": held(data),
