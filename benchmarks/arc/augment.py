@@ -6,7 +6,9 @@ square that the model sees and leave the grid itself alone (`benchmarks.arc.data
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,8 +49,7 @@ class Augmentation:
 
     def apply(self, grid: Grid) -> Grid:
         """Return the augmented grid, a new array; its sides are swapped where the map turns rows into columns."""
-        turned = np.rot90(grid.T if self.dihedral >= 4 else grid, self.dihedral % 4)
-        return np.array(self.colours, dtype=np.uint8).take(turned)
+        return np.array(self.colours, dtype=np.uint8).take(_turned(grid, self.dihedral))
 
     def invert(self, grid: Grid) -> Grid:
         """Return the grid that `apply` maps to this one."""
@@ -100,23 +101,63 @@ def variants(task: Task, count: int, seed: int) -> list[Augmentation]:
         raise ValueError(f"count: expected at least 1, got {count}")
     words = np.frombuffer(hashlib.sha256(task.id.encode()).digest(), dtype="<u4")
     rng = np.random.default_rng([seed, *words.tolist()])
-    chosen, seen = [IDENTITY], {_fingerprint(task, IDENTITY)}
+    views = _views(task)
+    chosen, seen = [IDENTITY], {_look(views, IDENTITY)}
     for _ in range(TRIES_PER_VARIANT * count):
         if len(chosen) == count:
             break
         candidate = Augmentation(int(rng.integers(8)), (0, *(1 + rng.permutation(COLOURS - 1)).tolist()))
-        fingerprint = _fingerprint(task, candidate)
-        if fingerprint not in seen:
-            seen.add(fingerprint)
+        look = _look(views, candidate)
+        if look not in seen:
+            seen.add(look)
             chosen.append(candidate)
     return chosen
 
 
-def _fingerprint(task: Task, augmentation: Augmentation) -> bytes:
-    digest = hashlib.sha256()
-    demo_grids = [grid for pair in task.demos for grid in (pair.input, pair.output) if grid is not None]
-    for grid in (*demo_grids, *(pair.input for pair in task.tests)):
-        image = augmentation.apply(grid)
-        digest.update(bytes(image.shape))
-        digest.update(image.tobytes())
-    return digest.digest()
+def same_up_to_symmetry(*grids: Grid) -> tuple[Any, ...]:
+    """Return a key that lists of grids share if, and only if, one augmentation leads from one list to the other.
+
+    Examples
+    --------
+    >>> one, two = np.array([[0, 3, 5]], dtype=np.uint8), np.array([[8], [1], [0]], dtype=np.uint8)
+    >>> same_up_to_symmetry(one) == same_up_to_symmetry(two)
+    True
+    """
+    # The background is put first, so that it has the first name in every pattern.
+    background = np.zeros((1, 1), dtype=np.uint8)
+    return min(_pattern([background, *(_turned(grid, d) for grid in grids)])[0] for d in range(8))
+
+
+# A list of grids with its colours renamed in the order of their first appearance, and the colours in that order.
+_Pattern = tuple[tuple[Any, ...], tuple[int, ...]]
+
+
+def _pattern(grids: Sequence[Grid]) -> _Pattern:
+    cells = np.concatenate([grid.ravel() for grid in grids])
+    colours, first, place = np.unique(cells, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    names = np.empty(len(order), dtype=np.uint8)
+    names[order] = np.arange(len(order))
+    shapes = tuple(grid.shape for grid in grids)
+    return (shapes, names[place].tobytes()), tuple(colours[order].tolist())
+
+
+def _views(task: Task) -> list[_Pattern]:
+    """Return the pattern of everything that is looked at in a task, under each of the eight dihedral maps."""
+    grids = [grid for pair in task.demos for grid in (pair.input, pair.output) if grid is not None]
+    grids += [pair.input for pair in task.tests]
+    views = [_pattern([_turned(grid, d) for grid in grids]) for d in range(8)]
+    # Small numbers, as these are compared thousands of times.
+    number = {pattern: index for index, (pattern, _) in enumerate(views)}
+    return [((number[pattern],), colours) for pattern, colours in views]
+
+
+def _look(views: list[_Pattern], augmentation: Augmentation) -> tuple[Any, ...]:
+    # Renaming colours one to one keeps the pattern, so two images are equal if their patterns are and the colours
+    # that appear first, second and so on.
+    pattern, colours = views[augmentation.dihedral]
+    return pattern, tuple(augmentation.colours[colour] for colour in colours)
+
+
+def _turned(grid: Grid, dihedral: int) -> Grid:
+    return np.rot90(grid.T if dihedral >= 4 else grid, dihedral % 4)

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.arc import augment
-from benchmarks.arc.augment import Augmentation
-from benchmarks.arc.encode import encode
+from benchmarks.arc.augment import Augmentation, same_up_to_symmetry
+from benchmarks.arc.images import Variants
 from benchmarks.arc.tasks import Grid, Pair, Task
 
 SPLITS = ("demos", "published")
@@ -122,7 +122,8 @@ class ArcData:
         """Hash of what trains and of what is held out: equal hashes and seeds mean equal samples and equal scores."""
         digest = hashlib.sha256(f"{self.side} {len(self.ids)} {self.num_ids}".encode())
         for array in (self.inputs, self.labels, self.ids, self.group):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            # In place: these may be gigabytes.
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         for index, augmentation in self.augmentations:
             digest.update(f"{self.tasks[index].id} {augmentation};".encode())
         for held in self.held_out:
@@ -149,10 +150,8 @@ class ArcData:
             ``augmentations[id][1].invert`` leads back from a predicted grid.
         """
         ids = np.array(self.ids_of(held.task), dtype=np.int64)
-        variants = [self.augmentations[id][1] for id in ids]
-        inputs = np.stack([encode(variant.apply(held.input), self.side) for variant in variants])
-        labels = np.stack([encode(variant.apply(held.output), self.side) for variant in variants])
-        return inputs, labels, ids
+        shown = Variants([self.augmentations[id][1] for id in ids], self.side)
+        return shown.encode(held.input), shown.encode(held.output), ids
 
 
 def build(tasks: Sequence[Task], *, side: int | None, variants: int, seed: int, split: str = "demos") -> ArcData:
@@ -184,7 +183,7 @@ def build(tasks: Sequence[Task], *, side: int | None, variants: int, seed: int, 
     published recipe trains on one of its 419 answers. Last, a row equal to a held-out pair in one of the variants in
     which that is evaluated is left out: some demonstrations are recoloured or turned copies of a test.
 
-    Memory is ``2 side^2`` bytes a row.
+    Memory is ``2 side^2`` bytes a row, and little more while they are made.
     """
     tasks = list(tasks)
     side = _check(tasks, side, split)
@@ -196,32 +195,40 @@ def build(tasks: Sequence[Task], *, side: int | None, variants: int, seed: int, 
     ]
     if not held_out:
         raise ValueError("tasks: split 'published' holds out the tests of evaluation tasks, and there are none")
-    augmentations = [
-        (index, variant) for index, task in enumerate(tasks) for variant in augment.variants(task, variants, seed)
-    ]
+    chosen = [augment.variants(task, variants, seed) for task in tasks]
     sources, left_out = _training_pairs(tasks, held_out)
-    evaluated = _evaluated_rows(held_out, augmentations, side)
+    evaluated = _Evaluated(held_out, chosen, sources, side)
 
-    inputs, labels = [], []
-    provenance: list[tuple[int, int, bool, int, int, int]] = []
-    rows_left_out = 0
-    for id, (index, variant) in enumerate(augmentations):
-        for source in sources[index]:
-            grids = variant.apply(source.input), variant.apply(source.output)
-            row = encode(grids[0], side), encode(grids[1], side)
-            if _key(*row) in evaluated:
-                rows_left_out += 1
-                continue
-            inputs.append(row[0])
-            labels.append(row[1])
-            extent = np.maximum(grids[0].shape, grids[1].shape)
-            provenance.append((id, index, source.from_test, source.pair, *extent.tolist()))
-    if not provenance:
+    most = sum(len(several) * len(pairs) for several, pairs in zip(chosen, sources, strict=True))
+    inputs, labels = (np.empty((most, side**2), dtype=np.uint8) for _ in range(2))
+    # Of every row: id, task, whether it comes from a test, pair, rows, columns.
+    provenance = np.empty((most, 6), dtype=np.int64)
+    filled = first_id = 0
+    for index, (several, pairs) in enumerate(zip(chosen, sources, strict=True)):
+        images, count = Variants(several, side), len(several) * len(pairs)
+        # Rows of one variant stand together, so pairs are the inner dimension.
+        block = slice(filled, filled + count)
+        shape = len(several), len(pairs)
+        rows = [array[block].reshape(*shape, array.shape[1]) for array in (inputs, labels, provenance)]
+        keep = np.ones(shape, dtype=bool)
+        for place, source in enumerate(pairs):
+            rows[0][:, place], rows[1][:, place] = images.encode(source.input), images.encode(source.output)
+            rows[2][:, place, 0] = first_id + np.arange(len(several))
+            rows[2][:, place, 1:4] = index, source.from_test, source.pair
+            rows[2][:, place, 4:] = images.extent(source.input, source.output)
+            keep[:, place] = ~evaluated.has(source, rows[0][:, place], rows[1][:, place])
+        if not keep.all():
+            stay = filled + np.flatnonzero(keep)
+            for array in (inputs, labels, provenance):
+                array[filled : filled + len(stay)] = array[stay]
+        filled += int(keep.sum())
+        first_id += len(several)
+    if not filled:
         raise ValueError("tasks: every pair to train on equals a held-out pair, so nothing is left")
-    ids, group, from_test, pair, height, width = np.array(provenance, dtype=np.int64).T.copy()
+    ids, group, from_test, pair, height, width = provenance[:filled].T.copy()
     return ArcData(
-        inputs=np.stack(inputs),
-        labels=np.stack(labels),
+        inputs=inputs[:filled],
+        labels=labels[:filled],
         ids=ids,
         group=group,
         from_test=from_test.astype(bool),
@@ -229,9 +236,9 @@ def build(tasks: Sequence[Task], *, side: int | None, variants: int, seed: int, 
         extent=np.stack([height, width], axis=1),
         side=side,
         tasks=tasks,
-        augmentations=augmentations,
+        augmentations=[(index, variant) for index, several in enumerate(chosen) for variant in several],
         held_out=held_out,
-        split=Split(split, len(tasks), sum(map(len, sources)), len(held_out), left_out, rows_left_out),
+        split=Split(split, len(tasks), sum(map(len, sources)), len(held_out), left_out, most - filled),
     )
 
 
@@ -284,16 +291,35 @@ def _training_pairs(tasks: list[Task], held_out: list[HeldOut]) -> tuple[list[li
     return sources, tuple(left_out)
 
 
-def _evaluated_rows(held_out: list[HeldOut], augmentations: list[tuple[int, Augmentation]], side: int) -> set[bytes]:
-    """Return the keys of all the rows that evaluation feeds: each held-out pair in each variant of its task."""
-    of_task: dict[int, list[HeldOut]] = {}
-    for held in held_out:
-        of_task.setdefault(held.task, []).append(held)
-    return {
-        _key(encode(variant.apply(held.input), side), encode(variant.apply(held.output), side))
-        for index, variant in augmentations
-        for held in of_task.get(index, ())
-    }
+class _Evaluated:
+    """The rows that evaluation feeds: each held-out pair in each variant of its task.
+
+    Only a pair that is a held-out one but for a symmetry can have a row among them, so no others are looked at.
+    """
+
+    def __init__(
+        self, held_out: list[HeldOut], chosen: list[list[Augmentation]], sources: list[list[_Source]], side: int
+    ) -> None:
+        alike = {same_up_to_symmetry(held.input, held.output) for held in held_out}
+        self.suspects = {
+            symmetry
+            for pairs in sources
+            for pair in pairs
+            if (symmetry := same_up_to_symmetry(pair.input, pair.output)) in alike
+        }
+        self.keys: set[bytes] = set()
+        for held in held_out:
+            if same_up_to_symmetry(held.input, held.output) in self.suspects:
+                images = Variants(chosen[held.task], side)
+                self.keys.update(map(_key, images.encode(held.input), images.encode(held.output)))
+
+    def has(
+        self, source: _Source, inputs: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.bool_]:
+        """Say of the images of a pair, (V, side * side), which are fed in evaluation, shape (V,)."""
+        if same_up_to_symmetry(source.input, source.output) not in self.suspects:
+            return np.zeros(len(inputs), dtype=bool)
+        return np.array([_key(*row) in self.keys for row in zip(inputs, labels, strict=True)])
 
 
 def _key(source: npt.NDArray[np.uint8], target: npt.NDArray[np.uint8]) -> bytes:

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.arc import buckets, processes
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.dataset import ArcData
-from benchmarks.arc.encode import VOCAB, decode
+from benchmarks.arc.encode import VOCAB, decode, encode
 from benchmarks.arc.model import TinyRecursiveModel
 from benchmarks.arc.presets import Preset
 from benchmarks.arc.vote import Ballot, Score, ballot, clustered, mean_score, pass_at, pool, token_accuracy, vote
@@ -210,8 +210,8 @@ def copy_scores(data: ArcData) -> dict[str, Any]:
     The floor under every token accuracy: outputs resemble their inputs so much that this gets 60 % of all labelled
     tokens of ARC-AGI-1 right, without having understood anything.
     """
-    cases = [data.variants_of(held) for held in data.held_out]
-    inputs, labels = np.concatenate([c[0][:1] for c in cases]), np.concatenate([c[1][:1] for c in cases])
+    inputs = np.stack([encode(held.input, data.side) for held in data.held_out])
+    labels = np.stack([encode(held.output, data.side) for held in data.held_out])
     train_inputs, train_labels, _ = training_pairs(data)
     return {
         "held_out": _accuracies(token_accuracy(inputs, labels)),
@@ -225,12 +225,12 @@ def constant_scores(data: ArcData) -> dict[str, Any]:
     A second floor: a network learns this answer, mostly all black, before it looks at its input, and may stay there for
     hundreds of steps.
     """
-    cases = [data.variants_of(held)[1][:1] for held in data.held_out]
+    held_out = np.stack([encode(held.output, data.side) for held in data.held_out])
     _, train_labels, _ = training_pairs(data)
     best = max(
         range(1, VOCAB), key=lambda token: token_accuracy(np.full_like(train_labels, token), train_labels).mean()
     )
-    parts = {"held_out": np.concatenate(cases), "train": train_labels}
+    parts = {"held_out": held_out, "train": train_labels}
     return {name: _accuracies(token_accuracy(np.full_like(labels, best), labels)) for name, labels in parts.items()}
 
 

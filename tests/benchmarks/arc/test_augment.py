@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from benchmarks.arc.augment import IDENTITY, Augmentation, variants
+from benchmarks.arc.augment import IDENTITY, Augmentation, same_up_to_symmetry, variants
 from benchmarks.arc.tasks import Pair, Task, load_arc_agi_1
 
 grids = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=30), elements=st.integers(0, 9))
@@ -164,3 +164,23 @@ def test_a_black_task_has_only_the_identity():
 def test_a_count_below_one_is_refused(arc):
     with pytest.raises(ValueError, match="count: expected at least 1, got 0"):
         variants(arc[0], 0, seed=0)
+
+
+@settings(deadline=None)
+@given(grids, grids, augmentations)
+def test_images_of_a_pair_are_the_same_up_to_symmetry(one, two, augmentation):
+    assert same_up_to_symmetry(one, two) == same_up_to_symmetry(augmentation.apply(one), augmentation.apply(two))
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ([[[0, 1]]], [[[1, 2]]]),  # the background is no colour like the others
+        ([[[1, 1]]], [[[1, 2]]]),
+        ([[[1, 2]], [[1]]], [[[1, 2]], [[3]]]),
+        ([[[1, 2, 0, 0]]], [[[1, 2], [0, 0]]]),
+        ([[[0, 1]], [[0, 1]]], [[[0, 1]], [[1, 0]]]),  # turned, but not together
+    ],
+)
+def test_what_no_augmentation_relates_is_not_the_same(one, two):
+    assert same_up_to_symmetry(*map(_grid, one)) != same_up_to_symmetry(*map(_grid, two))
