@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from benchmarks.arc.files import naming
+
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 
@@ -72,7 +74,7 @@ def save(folder: Path, step: int, files: TensorFiles, state: dict[str, Any], kee
     ).encode()
     try:
         for name, data in contents.items():
-            with (aside / name).open("wb") as file:
+            with naming(aside / name), (aside / name).open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -170,9 +171,9 @@ class Compare(Settings):
                 tensorboard=self.tensorboard,
                 device=_device(self.device),
             )
-        except KeyboardInterrupt:
-            # Whatever is there is worth its table.
-            if (self.out / comparing.COMPARISON).exists():
+        except (KeyboardInterrupt, OSError):
+            # Whatever is there is worth its table; what went wrong is told after it.
+            with suppress(OSError, ValueError):
                 _show(self.out)
             raise
         _show(self.out)

@@ -15,6 +15,7 @@ from benchmarks.arc.files import write_json
 from benchmarks.arc.presets import Preset
 from benchmarks.arc.progress import Display
 from benchmarks.arc.run import RunSpec, build_data, train
+from benchmarks.arc.stopping import Stopped
 from benchmarks.arc.training import TrainingError
 
 COMPARISON = "comparison.json"
@@ -77,6 +78,8 @@ def compare(
     ------
     ValueError
         If an arm is named twice, there is none, or the folder holds something and ``resume`` is not set.
+    Stopped
+        If an interrupt or SIGTERM came; the run that was training is in the file as far as it went.
     """
     begun = time.monotonic()
     folders = [arm.folder for arm in arms]
@@ -104,6 +107,8 @@ def compare(
     if (folder / COMPARISON).exists():
         _add_to(comparison, folder / COMPARISON)
     folder.mkdir(parents=True, exist_ok=True)
+    # So that whatever stops the first run, there is a comparison to show.
+    write_json(folder / COMPARISON, comparison)
     with Display(len(arms) * seeds, preset.train.steps) as display:
         display.say(data.split.describe())
         for seed in range(seeds):
@@ -127,17 +132,25 @@ def compare(
                         tensorboard=tensorboard,
                         device=device,
                     )
+                except Stopped as stop:
+                    _record(comparison, folder, here, stop.result)
+                    raise
                 except TrainingError as error:
                     # One arm that diverges is a result, and no reason to lose the others.
                     display.say(f"failed: {error}")
                     result = {**_UNFINISHED, "arm": arm.text, "seed": seed, "fault": str(error)}
                 display.end()
-                paths = {key: str(here / result[key]) for key in ("evaluation", "metrics") if result[key]}
-                comparison["runs"] = [
-                    run for run in comparison["runs"] if (run["arm"], run["seed"]) != (arm.text, seed)
-                ] + [{**result, "folder": str(here), **paths}]
-                write_json(folder / COMPARISON, comparison)
+                _record(comparison, folder, here, result)
     return comparison
+
+
+def _record(comparison: dict[str, Any], folder: Path, here: Path, result: dict[str, Any]) -> None:
+    """Put the result of a run in the place of an earlier one, and write the comparison."""
+    key = result["arm"], result["seed"]
+    others = [run for run in comparison["runs"] if (run["arm"], run["seed"]) != key]
+    paths = {name: str(here / result[name]) for name in ("evaluation", "metrics") if result[name]}
+    comparison["runs"] = [*others, {**result, "folder": str(here), **paths}]
+    write_json(folder / COMPARISON, comparison)
 
 
 def _add_to(comparison: dict[str, Any], path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from benchmarks.arc.boards import Board
 from benchmarks.arc.dataset import ArcData
 from benchmarks.arc.evaluation import Predictor, evaluate, pooled_attempts, summary
 from benchmarks.arc.files import write_json
+from benchmarks.arc.log import Log
 from benchmarks.arc.mini_arc import load_mini_arc
 from benchmarks.arc.presets import Preset
+from benchmarks.arc.stopping import Stopped, asked
 from benchmarks.arc.submission import submission
 from benchmarks.arc.training import Trainer, TrainingError
 
@@ -118,7 +120,8 @@ def train(
     seconds : float, optional
         Stop cleanly, with a checkpoint, after that long.
     budget : float, optional
-        Seconds of training, interruptions not counted, after which the run is complete whatever its step.
+        Seconds of training, compilation and interruptions not counted, after which the run is complete whatever its
+        step.
     data : ArcData, optional
         Made from the settings if not given.
     listen : Callable
@@ -144,6 +147,10 @@ def train(
         If the folder holds another run, or anything at all without ``resume``.
     TrainingError
         If the loss stops being finite; the last good checkpoint is kept.
+    OSError
+        If the disk is full, say; the message names the file and the last good checkpoint.
+    Stopped
+        If an interrupt or SIGTERM came: after the step and a checkpoint of it.
     """
     begun = time.monotonic()
     data = data if data is not None else build_data(spec.preset, spec.extra_task_dirs)
@@ -152,7 +159,7 @@ def train(
     if shard and not trainer.sharded:
         say("one process holds the whole model, there is nothing to shard")
     _on_first(lambda: _open(folder, spec, data, resume))
-    log = _Log(folder / _METRICS)
+    log = Log(folder / _METRICS)
     _take_up(trainer, folder, log, say)
 
     board = Board(folder, trainer.step_number) if tensorboard and processes.rank() == 0 else None
@@ -160,42 +167,46 @@ def train(
     spent = processes.from_first(log.seconds())
     saved = trainer.step_number
     stopped = False
-    while trainer.step_number < settings.steps and (budget is None or spent < budget):
-        stopped = seconds is not None and processes.from_first(time.monotonic() - begun > seconds)
-        if stopped:
-            break
-        started = time.perf_counter()
-        try:
-            measures = trainer.step()
-        except TrainingError as error:
-            good, _ = checkpoint.last_good(folder / _CHECKPOINTS)
-            left = "there is no checkpoint yet" if good is None else f"the last good checkpoint is that of step {good}"
-            raise TrainingError(f"{error}; {left}") from error
-        step = trainer.step_number
-        took = time.perf_counter() - started
-        # All processes must stop at the same step, and only one of them measures.
-        spent = processes.from_first(spent + took) if budget is not None else spent + took
-        log.write({"kind": "train", "step": step, **measures, "seconds": took})
-        listen(step, measures)
-        if board is not None:
-            board(step, measures)
-        last = step == settings.steps or (budget is not None and spent >= budget)
-        if step == 1 or step % settings.probe_every == 0 or last:
-            log.write({"kind": "probe", "step": step, **trainer.probe()})
-        if step % settings.evaluate_every == 0 or last:
-            evaluated = _evaluate(predictor(spec, data, trainer.weights(), device), data, folder, step)
-            log.write({"kind": "evaluation", **summary(evaluated)})
-        # Last, so that a checkpoint vouches for everything logged and evaluated up to its step.
-        if step % settings.checkpoint_every == 0 or last:
-            log.flush()
-            _save(trainer, folder)
-            saved = step
+    if saved < settings.steps and (budget is None or spent < budget):
+        _warm_up(trainer)
+        environment.reset_peak_memory(device)
+    with asked() as interrupted:
+        while trainer.step_number < settings.steps and (budget is None or spent < budget):
+            late = seconds is not None and time.monotonic() - begun > seconds
+            stopped = processes.from_first(late or interrupted())
+            if stopped:
+                break
+            started = time.perf_counter()
+            try:
+                measures = trainer.step()
+            except TrainingError as error:
+                raise TrainingError(f"{error}; {_what_is_left(folder)}") from error
+            step = trainer.step_number
+            took = time.perf_counter() - started
+            # All processes must stop at the same step, and only one of them measures.
+            spent = processes.from_first(spent + took) if budget is not None else spent + took
+            log.write({"kind": "train", "step": step, **measures, "seconds": took})
+            listen(step, measures)
+            if board is not None:
+                board(step, measures)
+            last = step == settings.steps or (budget is not None and spent >= budget)
+            if step == 1 or step % settings.probe_every == 0 or last:
+                log.write({"kind": "probe", "step": step, **trainer.probe()})
+            if step % settings.evaluate_every == 0 or last:
+                evaluated = _evaluate(predictor(spec, data, trainer.weights(), device), data, folder, step)
+                log.write({"kind": "evaluation", **summary(evaluated)})
+            # Last, so that a checkpoint vouches for everything logged and evaluated up to its step.
+            if step % settings.checkpoint_every == 0 or last:
+                log.flush()
+                _save(trainer, folder)
+                saved = step
     if board is not None:
         board.close()
     if saved < trainer.step_number:
         _save(trainer, folder)
     if stopped:
-        say(f"stopped after {seconds:g} s at step {trainer.step_number} of {settings.steps}; --resume goes on")
+        why = "" if seconds is None or interrupted() else f" after {seconds:g} s"
+        say(f"stopped{why} at step {trainer.step_number} of {settings.steps}; --resume goes on")
     end = trainer.step_number
     if not stopped and not processes.from_first(_is_json(_evaluation_path(folder, end))):
         _evaluate(predictor(spec, data, trainer.weights(), device), data, folder, end)
@@ -216,6 +227,8 @@ def train(
         "metrics": _METRICS,
     }
     _on_first(lambda: write_json(folder / _RESULT, result))
+    if stopped and interrupted():
+        raise Stopped(result)
     return result
 
 
@@ -293,7 +306,7 @@ def check_data(folder: Path, data: ArcData) -> None:
         raise ValueError(f"{folder}: trained on data {expected[:16]}, but the data here are {data.sha256[:16]}")
 
 
-def _take_up(trainer: Trainer, folder: Path, log: _Log, say: Callable[[str], None]) -> None:
+def _take_up(trainer: Trainer, folder: Path, log: Log, say: Callable[[str], None]) -> None:
     good, faults = checkpoint.last_good(folder / _CHECKPOINTS)
     for fault in faults:
         say(f"skipped a damaged checkpoint: {fault}")
@@ -306,9 +319,31 @@ def _take_up(trainer: Trainer, folder: Path, log: _Log, say: Callable[[str], Non
     log.cut(trainer.step_number)
 
 
+def _warm_up(trainer: Trainer) -> None:
+    """Do a step and undo it, so that what is compiled on the way is no arm's training time."""
+    files, state = trainer.state()
+    before = {name: {key: t.detach().to("cpu", copy=True) for key, t in part.items()} for name, part in files.items()}
+    # What is not finite here is not finite in the first step either, which can say so.
+    with suppress(TrainingError):
+        trainer.step()
+    trainer.load_state(before, state)
+
+
 def _save(trainer: Trainer, folder: Path) -> None:
     files, state = trainer.state()
-    _on_first(lambda: checkpoint.save(folder / _CHECKPOINTS, trainer.step_number, files, state))
+
+    def save() -> None:
+        try:
+            checkpoint.save(folder / _CHECKPOINTS, trainer.step_number, files, state)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}; {_what_is_left(folder)}", error.filename) from error
+
+    _on_first(save)
+
+
+def _what_is_left(folder: Path) -> str:
+    good, _ = checkpoint.last_good(folder / _CHECKPOINTS)
+    return "there is no checkpoint yet" if good is None else f"the last good checkpoint is that of step {good}"
 
 
 def _evaluation_path(folder: Path, step: int) -> Path:
@@ -353,46 +388,3 @@ def _on_first(action: Callable[[], Any]) -> None:
     fault = processes.from_first(fault)
     if fault is not None:
         raise fault
-
-
-class _Log:
-    """The measures of a run, one JSON object a line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, entry: dict[str, Any]) -> None:
-        if processes.rank() > 0:
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
-
-    def flush(self) -> None:
-        """Bring what was written to the disk."""
-        if processes.rank() > 0:
-            return
-        with self.path.open("a") as file:
-            os.fsync(file.fileno())
-
-    def cut(self, step: int) -> None:
-        """Drop what was logged after a step, and a last line that a crash left unfinished."""
-        if processes.rank() > 0:
-            return
-        kept = [entry for entry in self._entries() if entry["step"] <= step]
-        aside = self.path.with_suffix(".partial")
-        aside.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        aside.replace(self.path)
-
-    def seconds(self) -> float:
-        return sum(entry["seconds"] for entry in self._entries() if entry["kind"] == "train")
-
-    def _entries(self) -> list[dict[str, Any]]:
-        entries: list[dict[str, Any]] = []
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                entries.append(json.loads(line))
-            except ValueError as error:
-                if number < len(lines):
-                    raise ValueError(f"{self.path}: line {number} is damaged ({error})") from error
-        return entries

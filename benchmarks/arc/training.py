@@ -215,6 +215,7 @@ class Trainer:
             carried.scatter({name: training[f"{self._prefix(carried)}{name}"] for name in carried.slots})
             carried.stream.load_state_dict(state["streams"][str(carried.side)] if self.bucketed else state["stream"])
         self.generator.set_state(training["generator"])
+        self.optimiser.state.clear()
         for name, parameter in self.parameters.items():
             if name in state["adam_steps"]:
                 self.optimiser.state[parameter] = {

@@ -167,7 +167,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(finished, tm
     arguments = ["train", "--preset", "smoke", "--steps", "6", "--out", str(out)]
     monkeypatch.setitem(PRESETS, "smoke", dataclasses.replace(short(), name="smoke"))
     assert main(arguments) == 1
-    assert "error: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert "No space left on device; the last good checkpoint is that of step 3" in capsys.readouterr().err
     assert checkpoint.steps(out / "checkpoints") == [3]
     monkeypatch.setattr(checkpoint, "save", real)
     assert main([*arguments, "--resume"]) == 0
