@@ -36,8 +36,11 @@ MEASURES = (
     Measure("train_exact", "train exact match", percent=True),
     Measure("held_out_token_accuracy", "held-out token accuracy", percent=True),
     Measure("held_out_exact", "held-out exact match", percent=True),
+    Measure("held_out_sample_exact", "held-out exact match of all variants", percent=True),
     Measure("gradient_median", "median gradient norm"),
+    Measure("gradient_p99", "99th percentile of the gradient norm"),
     Measure("gradient_ratio", "gradient norm, p99 / median"),
+    Measure("spikes", "gradient spikes"),
 )
 
 
@@ -47,7 +50,7 @@ def run_measures(metrics: results.Metrics, evaluation: dict[str, Any], gflops: f
     Returns
     -------
     dict
-        The `MEASURES`; ``spikes``, steps whose gradient norm exceeds five times the median of the twenty before;
+        The `MEASURES`; a spike is a step whose gradient norm exceeds five times the median of the twenty before;
         ``steps_to`` and ``operations_to``, the first step at which the smoothed training token accuracy reaches each
         of the `TARGETS`, and the floating-point operations until then, None where it never does.
     """
@@ -55,7 +58,7 @@ def run_measures(metrics: results.Metrics, evaluation: dict[str, Any], gflops: f
     smoothed = smooth(accuracy, window(len(accuracy)))
     reached = {target: np.flatnonzero(smoothed >= target) for target in TARGETS}
     steps_to = {f"{t:.0%}": int(metrics["step"][found[0]]) if len(found) else None for t, found in reached.items()}
-    median = float(np.median(norms))
+    median, p99 = float(np.median(norms)), float(np.quantile(norms, 0.99))
     return {
         "area": float(metrics["loss"].mean()),
         "final_loss": float(metrics["loss"][-20:].mean()),
@@ -63,9 +66,11 @@ def run_measures(metrics: results.Metrics, evaluation: dict[str, Any], gflops: f
         "train_exact": evaluation["train"]["exact"],
         "held_out_token_accuracy": evaluation["held_out"]["token_accuracy"],
         "held_out_exact": evaluation["held_out"]["exact"],
+        "held_out_sample_exact": evaluation["held_out"].get("sample_exact"),
         "gradient_median": median,
-        "gradient_ratio": float(np.quantile(norms, 0.99)) / median if median else None,
-        "spikes": _spikes(norms),
+        "gradient_p99": p99,
+        "gradient_ratio": p99 / median if median else None,
+        "spikes": spikes(norms),
         "steps_to": steps_to,
         "operations_to": {t: None if s is None else s * batch * gflops * 1e9 for t, s in steps_to.items()},
     }
@@ -77,10 +82,11 @@ def analyse(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``runs``: arm, seed and `run_measures` of every complete run. ``probes``: for every arm the probes of its first
-        complete run and the largest residual of all. ``pairs``: for every two arms with common seeds the differences
-        of the `MEASURES` over seeds, of token accuracies over tasks, and McNemar's test on the held-out answers of all
-        common seeds together. ``pooled``: unpooled and pooled pass@k of each arm.
+        ``runs``: arm, seed and `run_measures` of every complete run. ``probes``: for every arm the first and last
+        probes of its first complete run, the last ones of all its runs, and the largest residual of all. ``pairs``: for
+        every two arms with common seeds the differences of the `MEASURES` over seeds, of token accuracies over tasks,
+        and McNemar's test over the tasks that were solved at the first attempt. ``pooled``: unpooled and pooled pass@k
+        of each arm, and the differences over seeds.
     """
     runs: dict[str, dict[int, dict[str, Any]]] = {}
     evaluations: dict[str, dict[int, dict[str, Any]]] = {}
@@ -123,9 +129,8 @@ def pair(
         for name, read in (("train_token_accuracy", _train), ("held_out_token_accuracy", _held_out))
         if all(read(evaluation) for side in answers for evaluation in side)
     }
-    solved = [[p["exact"] for e in side for p in e["predictions"] if "exact" in p] for side in answers]
-    if solved[0] and len(solved[0]) == len(solved[1]):
-        found["mcnemar"] = mcnemar(*solved)._asdict()
+    if all(_solved(evaluation) for side in answers for evaluation in side):
+        found["mcnemar"] = mcnemar(*(_task_means(side, _solved) for side in answers))._asdict()
     return found
 
 
@@ -150,15 +155,63 @@ def find_mcnemar(analysis: dict[str, Any], first: str, second: str) -> McNemar |
     return None
 
 
+def last_gains(probe: dict[str, Any] | None) -> list[list[float]]:
+    """Return the gains of the product of all mixers at the end of training, [largest, smallest] of every seed."""
+    if not probe or not probe["last"]:
+        return []
+    # Results of an earlier version keep the first seed only.
+    several = probe.get("last_of_all", [probe["last"]])
+    return [last["contrast_gains"][-1] for last in several if last["contrast_gains"]]
+
+
+def between(values: Sequence[float | None]) -> str:
+    """Write the lowest and the highest of some numbers, one number where they look alike.
+
+    Examples
+    --------
+    >>> between([0.5, 0.25]), between([1.0, 1.001]), between([None])
+    ('0.25 to 0.5', '1', '–')
+    """
+    if None in values:
+        return "–"
+    ends = dict.fromkeys(f"{end(v for v in values if v is not None):.2g}" for end in (min, max))
+    return " to ".join(ends)
+
+
+def interval(mean: float, low: float | None = None, high: float | None = None) -> str:
+    """Write a difference with its bounds, to two decimals or, where all would vanish, to two digits.
+
+    Examples
+    --------
+    >>> interval(1.0, -0.5, 2.5), interval(-0.0012, -0.002, -0.0004), interval(-0.0)
+    ('+1.00 [-0.50, +2.50]', '-0.0012 [-0.0020, -0.0004]', '+0.00')
+    """
+    values = [value for value in (mean, low, high) if value is not None]
+    largest = max(map(abs, values))
+    digits = 2 if largest == 0 or largest >= 0.05 else 1 - math.floor(math.log10(largest))
+    # Adding zero takes the sign from a negative one.
+    shown = [f"{round(value, digits) + 0.0:+.{digits}f}" for value in values]
+    return shown[0] + (f" [{', '.join(shown[1:])}]" if len(shown) > 1 else "")
+
+
 def _train(evaluation: dict[str, Any]) -> dict[str, float]:
     return {task: values[0] for task, values in evaluation.get("train_tasks", {}).items()}
 
 
 def _held_out(evaluation: dict[str, Any]) -> dict[str, float]:
+    return _by_task(evaluation, "token_accuracy", float)
+
+
+def _solved(evaluation: dict[str, Any]) -> dict[str, float]:
+    # By the vote, as pass@1 is.
+    return _by_task(evaluation, "rank", lambda rank: float(rank == 1))
+
+
+def _by_task(evaluation: dict[str, Any], name: str, read: Callable[[Any], float]) -> dict[str, float]:
     by_task: dict[str, list[float]] = {}
     for prediction in evaluation["predictions"]:
-        if "token_accuracy" in prediction:
-            by_task.setdefault(prediction["task"], []).append(prediction["token_accuracy"])
+        if name in prediction:
+            by_task.setdefault(prediction["task"], []).append(read(prediction[name]))
     return {task: float(np.mean(values)) for task, values in by_task.items()}
 
 
@@ -178,6 +231,7 @@ def _probes(comparison: dict[str, Any], folder: Path, arm: str) -> dict[str, Any
         "largest_residual": max(finite) if finite and len(finite) == len(residuals) else None,
         "first": per_run[0][0] if per_run and per_run[0] else None,
         "last": per_run[0][-1] if per_run and per_run[0] else None,
+        "last_of_all": [probes[-1] for probes in per_run if probes],
     }
 
 
@@ -186,14 +240,17 @@ def _pooled(evaluations: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
     if not found:
         return None
     names = [name for name in found[0]["pooled"] if name.startswith("pass@") and not name.endswith("_se")]
+    sides = {name: ([e["pooled"][name] for e in found], [e["held_out"][name] for e in found]) for name in names}
     return {
         "evaluations": found[0]["pooled"]["evaluations"],
-        "unpooled": {name: float(np.mean([e["held_out"][name] for e in found])) for name in names},
-        "pooled": {name: float(np.mean([e["pooled"][name] for e in found])) for name in names},
+        "unpooled": {name: float(np.mean(alone)) for name, (_, alone) in sides.items()},
+        "pooled": {name: float(np.mean(pooled)) for name, (pooled, _) in sides.items()},
+        "gained": {name: _json(over_seeds(*side)) for name, side in sides.items()},
     }
 
 
-def _spikes(norms: np.ndarray) -> int:
+def spikes(norms: np.ndarray) -> int:
+    """Return how many gradient norms exceed five times the median of the twenty before."""
     before = [np.median(norms[i - _BEFORE : i]) for i in range(_BEFORE, len(norms))]
     return int((norms[_BEFORE:] > _SPIKE * np.array(before)).sum()) if before else 0
 

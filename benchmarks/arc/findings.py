@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.arc import flops
-from benchmarks.arc.analysis import MEASURES, TARGETS, find_mcnemar
+from benchmarks.arc.analysis import MEASURES, TARGETS, between, find_mcnemar, interval
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.claims import claims
 from benchmarks.arc.presets import Preset
+from benchmarks.arc.table import standard_error
 
 NONE = "–"
 _SHOWN = ("area", "train_token_accuracy", "train_exact", "held_out_token_accuracy", "gradient_ratio")
@@ -91,9 +91,10 @@ def _claims(comparison: dict[str, Any], analysis: dict[str, Any]) -> Section:
         "The paper's claims",
         ["statement", "paper", "here", "verdict", "why"],
         rows,
-        "Here: differences over paired seeds with their 95 % interval, scores on the training pairs where nothing"
-        " else is said. A difference confirms a statement if its interval over at least three seeds lies on the "
-        "stated side of zero. Every verdict is about this size of model and data.",
+        "Here: differences, Cayley first, over paired seeds with their 95 % interval. A difference confirms a "
+        "statement if its interval over at least three seeds lies on the stated side of zero; each is judged by "
+        "itself, without correction for their number. Under one gate and norm where nothing else is said. Every "
+        "verdict is about this size of model and data.",
     )  # fmt: skip
 
 
@@ -115,11 +116,13 @@ def _differences(analysis: dict[str, Any]) -> Section:
     names = [measure.name + (", points" if measure.percent else "") for measure in measures]
     return Section(
         "Differences between arms",
-        ["arms", "seeds", *names, "train token accuracy over tasks, points", "held-out solved by one alone"],
+        ["arms", "seeds", *names, "train token accuracy over tasks, points", "held-out tasks that one solves better"],
         rows,
-        "First minus second, paired by seed, with the 95 % interval of Student's t; over tasks: bootstrap over "
-        "tasks, seeds averaged. The last column is McNemar's exact test on the untransformed held-out tests of "
-        "all common seeds. No correction for the number of comparisons is made.",
+        "First minus second, paired by seed, with the 95 % interval of Student's t: what other seeds would give; a "
+        "seed that either arm did not finish is left out. Over tasks: bootstrap over tasks, seeds averaged: what other "
+        "tasks would give with these very weights, and no interval for an arm. The last column is McNemar's exact "
+        "test over tasks, by the first attempt on their tests; a task counts once, however many seeds there are, and "
+        "the test is about these weights too. No correction for the number of comparisons is made.",
     )  # fmt: skip
 
 
@@ -139,15 +142,18 @@ def _targets(comparison: dict[str, Any], analysis: dict[str, Any]) -> Section:
             steps = [run["steps_to"][target] for run in runs if run["steps_to"][target] is not None]
             work = [run["operations_to"][target] for run in runs if run["operations_to"][target] is not None]
             share = "" if len(steps) == len(runs) else f" ({len(steps)} of {len(runs)})"
-            cells.append(f"{np.mean(steps):.0f}{share}, {flops.text(float(np.mean(work)))}" if steps else "not reached")
-        cells += [f"{np.mean([run['spikes'] for run in runs]):.1f}"]
+            error = f" ± {standard_error(steps):.0f}" if len(steps) > 1 else ""
+            mean = f"{np.mean(steps):.0f}{error}{share}, {flops.text(float(np.mean(work)))}" if steps else "not reached"
+            cells.append(mean)
         rows.append(cells)
+    if not reached:
+        return Section("Steps and operations to a training token accuracy", [], [], "")
     return Section(
         "Steps and operations to a training token accuracy",
-        ["arm", *(f"{target} of tokens" for target in reached), "gradient spikes a run"],
+        ["arm", *(f"{target} of tokens" for target in reached)],
         rows,
-        "First step at which the smoothed accuracy on training batches reaches the target, mean over the seeds "
-        "that reach it. A spike is a gradient norm above five times the median of the twenty steps before.",
+        "First step at which the smoothed accuracy on training batches reaches the target: mean and standard error "
+        "over the seeds that reach it, so that means with different numbers of seeds do not compare.",
     )  # fmt: skip
 
 
@@ -183,16 +189,17 @@ def _recursion(analysis: dict[str, Any]) -> Section:
         first, last = probe["first"], probe["last"]
         if not last:
             continue
-        gains, gradient = last["contrast_gains"], last["gradient"][0]
+        # Results of an earlier version keep the first seed only.
+        several = probe.get("last_of_all", [last])
+        gains, gradients = [one["contrast_gains"] for one in several], [one["gradient"][0] for one in several]
         worst = probe["largest_residual"]
         rows.append(
             [
                 arm,
-                NONE if worst is None or not gains else f"{worst:.1e}",
-                *(_gain(first["contrast_gains"], k) for k in (0, -1)),
+                NONE if worst is None or not gains[0] else f"{worst:.1e}",
+                *(_gain([first["contrast_gains"]], k) for k in (0, -1)),
                 *(_gain(gains, k) for k in (0, -1)),
-                _number(gradient.get("mean")),
-                _number(gradient.get("contrast")),
+                *(between([gradient.get(part) for gradient in gradients]) for part in ("mean", "contrast")),
             ]
         )
     return Section(
@@ -203,9 +210,10 @@ def _recursion(analysis: dict[str, Any]) -> Section:
         ],
         rows,
         "Gain: largest and smallest singular value of the product of the mixers on what is left of the streams "
-        "without their mean, geometric mean over tokens, first seed. Gradient: of the token loss through the "
-        "whole segment with respect to y before it, split into the mean over streams and the rest, relative to "
-        "the norm of the gradient at the end. Residual: distance from the mixer's set.",
+        "without their mean, geometric mean over tokens. Gradient: of the token loss through the whole segment with "
+        "respect to y before it, at the end of training, split into the mean over streams and the rest, relative to "
+        "the norm of the gradient at the end of the segment. Lowest to highest of the seeds; at the start the first "
+        "seed. Residual: distance from the mixer's set, the largest of all looks and seeds.",
     )  # fmt: skip
 
 
@@ -232,7 +240,7 @@ def _pooled(analysis: dict[str, Any]) -> Section:
         [
             arm,
             str(entry["evaluations"]),
-            *(f"{_percent(entry['unpooled'][name])} → {_percent(entry['pooled'][name])}" for name in _ATTEMPTS),
+            *(_gained(entry, name) for name in _ATTEMPTS),
         ]
         for arm, entry in analysis["pooled"].items()
         if entry is not None
@@ -242,23 +250,29 @@ def _pooled(analysis: dict[str, Any]) -> Section:
         ["arm", "evaluations", *(f"{name} %" for name in _ATTEMPTS)],
         rows,
         "The published evaluator adds up the votes of all evaluations of a job: an ensemble of checkpoints. Last "
-        "checkpoint alone → pooled.",
+        "checkpoint alone → pooled; in brackets the 95 % interval of the difference over seeds, where there are "
+        "several.",
     )  # fmt: skip
 
 
+def _gained(entry: dict[str, Any], name: str) -> str:
+    text = f"{_percent(entry['unpooled'][name])} → {_percent(entry['pooled'][name])}"
+    gained = entry.get("gained", {}).get(name)
+    if gained is None or gained["low"] is None:
+        return text
+    return f"{text} [{100 * gained['low']:+.1f}, {100 * gained['high']:+.1f}]"
+
+
 def _interval(value: dict[str, Any], scale: float) -> str:
-    mean = f"{scale * value['mean']:+.2f}"
     if value["low"] is None:
-        return mean
-    return f"{mean} [{scale * value['low']:+.2f}, {scale * value['high']:+.2f}]"
+        return interval(scale * value["mean"])
+    return interval(*(scale * value[name] for name in ("mean", "low", "high")))
 
 
-def _gain(gains: list[list[float | None]], index: int) -> str:
-    return " … ".join(map(_number, gains[index])) if gains else NONE
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2g}"
+def _gain(several: list[list[list[float | None]]], index: int) -> str:
+    if not several[0]:
+        return NONE
+    return " … ".join(between(values) for values in zip(*(gains[index] for gains in several), strict=True))
 
 
 def _percent(value: float) -> str:
@@ -267,8 +281,5 @@ def _percent(value: float) -> str:
 
 def _mean(scores: list[dict[str, Any]], name: str) -> str:
     values = [score[name] for score in scores]
-    if len(values) > 1:
-        error: float | None = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    else:
-        error = scores[0].get(f"{name}_se")
+    error = standard_error(values) if len(values) > 1 else scores[0].get(f"{name}_se")
     return _percent(float(np.mean(values))) + ("" if error is None else f" ± {100 * error:.1f}")

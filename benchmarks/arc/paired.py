@@ -70,25 +70,29 @@ def over_tasks(first: Sequence[float], second: Sequence[float], seed: int = 0) -
 
 
 class McNemar(NamedTuple):
-    """Tests that only the first solved, that only the second solved, and the two-sided exact p-value."""
+    """Tasks that the first solved better, that the second solved better, and the two-sided exact p-value."""
 
     only_first: int
     only_second: int
     p: float
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """Compare right and wrong answers to the same tests by the exact McNemar test.
+def mcnemar(first: Sequence[float], second: Sequence[float]) -> McNemar:
+    """Compare the answers to the same tasks by the exact McNemar test.
+
+    Parameters
+    ----------
+    first, second : sequence of float
+        Solved or not, one value a task. Where there are several tests or seeds, the share of them: answers to one task
+        are not independent, so that a task counts once, for the arm with the larger share (a sign test).
 
     Examples
     --------
     >>> mcnemar([True] * 5 + [False], [False] * 5 + [False])
     McNemar(only_first=5, only_second=0, p=0.0625)
     """
-    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"second: expected one answer for each of {len(a)}, got {len(b)}")
-    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+    differences = _paired(first, second)
+    only_first, only_second = int((differences > 0).sum()), int((differences < 0).sum())
     together = only_first + only_second
     p = float(stats.binomtest(only_first, together).pvalue) if together else 1.0
     return McNemar(only_first, only_second, p)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.arc import results
+from benchmarks.arc.analysis import spikes
 from benchmarks.extras import require
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ class Row:
         Fractions, on the training pairs, with the averaged weights.
     token_accuracy, exact, pass_1, pass_2 : Estimate or None
         Fractions, on the held-out tests, with the averaged weights.
-    gradient_ratio : Estimate or None
-        99th percentile over median of the gradient norm.
+    gradient_median, gradient_p99, gradient_ratio, spikes : Estimate or None
+        Median and 99th percentile of the gradient norm, the second over the first, and how many steps are spikes, see
+        `analysis.spikes`.
     seconds, peak_memory, parameters, mixing_parameters, gflops : Estimate or None
         Training time, MiB at the peak, numbers trained in the network, those of them that mix, and floating-point
         operations of one segment in units of 1e9.
@@ -70,7 +72,10 @@ class Row:
     exact: Estimate | None = None
     pass_1: Estimate | None = None
     pass_2: Estimate | None = None
+    gradient_median: Estimate | None = None
+    gradient_p99: Estimate | None = None
     gradient_ratio: Estimate | None = None
+    spikes: Estimate | None = None
     seconds: Estimate | None = None
     peak_memory: Estimate | None = None
     parameters: Estimate | None = None
@@ -100,7 +105,15 @@ class Column:
         return "missing" if row.seeds and not row.complete else "–"
 
 
-def _fixed(digits: int) -> Callable[[Estimate], str]:
+def _fixed(digits: int, scale: float = 1) -> Callable[[Estimate], str]:
+    def show(value: Estimate) -> str:
+        error = "" if value.error is None else f" ± {scale * value.error:,.{digits}f}"
+        return f"{scale * value.mean:,.{digits}f}{error}"
+
+    return show
+
+
+def _exactly(digits: int) -> Callable[[Estimate], str]:
     return lambda value: f"{value.mean:,.{digits}f}"
 
 
@@ -108,32 +121,33 @@ def _significant(value: Estimate) -> str:
     return f"{value.mean:.3g}"
 
 
-def _percent(value: Estimate) -> str:
-    return f"{100 * value.mean:.1f}"
+_percent = _fixed(1, 100)
 
-
-def _percent_with_error(value: Estimate) -> str:
-    return _percent(value) if value.error is None else f"{_percent(value)} ± {100 * value.error:.1f}"
-
-
-# Two tables, because one of all columns fits no terminal and no phone.
+# Several tables, because one of all columns fits no terminal and no phone.
 TABLES: dict[str, tuple[Column, ...]] = {
     "What was learned": (
         Column("train_loss", "train", "loss", _fixed(3)),
         Column("train_token_accuracy", "train", "token %", _percent),
         Column("train_exact", "train", "exact %", _percent),
-        Column("token_accuracy", "held-out", "token %", _percent_with_error),
-        Column("exact", "held-out", "exact %", _percent_with_error),
-        Column("pass_1", "held-out", "pass@1 %", _percent_with_error),
-        Column("pass_2", "held-out", "pass@2 %", _percent_with_error),
+    ),
+    "What holds on the tests": (
+        Column("token_accuracy", "held-out", "token %", _percent),
+        Column("exact", "held-out", "exact %", _percent),
+        Column("pass_1", "held-out", "pass@1 %", _percent),
+        Column("pass_2", "held-out", "pass@2 %", _percent),
+    ),
+    "How steadily": (
+        Column("gradient_median", "gradient norm", "median", _fixed(3)),
+        Column("gradient_p99", "gradient norm", "p99", _fixed(2)),
+        Column("gradient_ratio", "gradient norm", "p99/median", _fixed(2)),
+        Column("spikes", "gradient norm", "spikes", _fixed(1)),
     ),
     "What it took": (
-        Column("gradient_ratio", "gradient", "p99/median", _fixed(2)),
         Column("seconds", "training", "seconds", _fixed(1)),
         Column("peak_memory", "memory", "peak MiB", _fixed(0)),
         Column("gflops", "segment", "GFLOP", _significant),
-        Column("parameters", "parameters", "all", _fixed(0)),
-        Column("mixing_parameters", "parameters", "mixing", _fixed(0)),
+        Column("parameters", "parameters", "all", _exactly(0)),
+        Column("mixing_parameters", "parameters", "mixing", _exactly(0)),
     ),
 }
 
@@ -176,7 +190,7 @@ def caption(rows: Sequence[Row]) -> list[str]:
     error = (
         f"Means over the complete seeds of {seeds}; ± is the standard error over them."
         if seeds > 1
-        else "One seed; ± is the evaluation's standard error."
+        else "One seed; ± is the evaluation's standard error, and says nothing of other seeds."
     )
     absent = [arm for arm in CONTROLS if arm not in {row.arm for row in rows}]
     without = (
@@ -186,11 +200,12 @@ def caption(rows: Sequence[Row]) -> list[str]:
     )
     return [
         f"{error} Loss: mean of the last {FINAL_STEPS} steps. Scores: averaged (EMA) weights; token accuracy counts "
-        "the cells of the output and its border, exact match and pass@k whole grids. Gradient: 99th percentile of the "
-        "norm over its median.",
+        "the cells of the output and its border, exact match and pass@k whole grids. A spike is a gradient norm above "
+        "five times the median of the twenty steps before. Seconds: training steps, without what the first compiles, "
+        "and without evaluation.",
         f"Held-out exact match at this scale ({baseline.tests} tests) is small and noisy, and is not a ranking.",
-        f"Copying the input already has {_percent(baseline.token_accuracy)} % token accuracy on the held-out tests: "
-        "read every token accuracy against that.",
+        f"Copying the input already has {100 * baseline.token_accuracy.mean:.1f} % token accuracy on the held-out "
+        "tests: read every token accuracy against that.",
         *without,
     ]
 
@@ -224,7 +239,8 @@ def rich_table(rows: Sequence[Row]) -> RenderableType:
             pad_edge=False,
             padding=(0, 1, 0, 0),
         )
-        table.add_column("\narm", style="bold")
+        # Cut off, two arms with arguments would look alike.
+        table.add_column("\narm", style="bold", overflow="fold")
         for column in columns:
             table.add_column(f"{column.group}\n{column.name}", justify="right", no_wrap=True)
         for row in rows:
@@ -271,8 +287,8 @@ def _floor(name: str, scores: dict[str, Any]) -> Row:
         seeds=0,
         complete=0,
         tests=held_out["count"],
-        train_token_accuracy=Estimate(train["token_accuracy"]),
-        train_exact=Estimate(train["exact"]),
+        train_token_accuracy=Estimate(train["token_accuracy"], train.get("token_accuracy_se")),
+        train_exact=Estimate(train["exact"], train.get("exact_se")),
         token_accuracy=Estimate(held_out["token_accuracy"], held_out.get("token_accuracy_se")),
         exact=Estimate(held_out["exact"], held_out.get("exact_se")),
     )
@@ -310,7 +326,10 @@ def _arm_row(comparison: dict[str, Any], folder: Path, arm: str) -> Row:
         exact=score("held_out", "exact"),
         pass_1=score("held_out", "pass@1"),
         pass_2=score("held_out", "pass@2"),
+        gradient_median=_over_seeds([float(np.median(m["gradient_norm"])) for m in metrics]),
+        gradient_p99=_over_seeds([float(np.quantile(m["gradient_norm"], 0.99)) for m in metrics]),
         gradient_ratio=_over_seeds([_tail_ratio(m["gradient_norm"]) for m in metrics]),
+        spikes=_over_seeds([spikes(m["gradient_norm"]) for m in metrics]),
         seconds=cost("seconds"),
         peak_memory=cost("peak_memory_mib"),
         parameters=cost("parameters"),
@@ -319,9 +338,13 @@ def _arm_row(comparison: dict[str, Any], folder: Path, arm: str) -> Row:
     )
 
 
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean of at least two values."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
 def _over_seeds(values: Sequence[float]) -> Estimate:
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Estimate(float(np.mean(values)), error)
+    return Estimate(float(np.mean(values)), standard_error(values) if len(values) > 1 else None)
 
 
 def _tail_ratio(norms: np.ndarray) -> float:

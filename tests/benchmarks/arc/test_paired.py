@@ -46,9 +46,21 @@ def test_mcnemar_is_the_binomial_test_of_the_tests_that_differ():
     assert mcnemar([True], [True]).p == 1
 
 
+def test_seeds_of_one_task_are_one_answer():
+    # Ten seeds that solve the same two tasks are no twenty answers.
+    assert mcnemar([1.0, 1.0, 0.3, 0.0], [0.0, 0.9, 0.4, 0.0])[:2] == (2, 1)
+    rng = np.random.default_rng(0)
+    # Two equal arms whose seeds agree: a test that counts every seed finds a difference far too often.
+    alarms = 0
+    for _ in range(200):
+        first, second = (np.repeat(rng.random(40) < 0.4, 6).reshape(40, 6).mean(1) for _ in range(2))
+        alarms += mcnemar(first, second).p < 0.05
+    assert alarms / 200 < 0.06
+
+
 def test_values_without_a_partner_are_refused():
     for test in (over_seeds, over_tasks):
         with pytest.raises(ValueError, match="as many values as first, 1, and at least one, got 2"):
             test([1.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match="one answer for each of 1, got 2"):
+    with pytest.raises(ValueError, match="as many values as first, 1, and at least one, got 2"):
         mcnemar([True], [True, False])

@@ -132,12 +132,29 @@ def test_a_damaged_log_stops_the_table_and_is_named(tmp_path):
 def test_markdown_tables_are_rectangular_and_emphasise_nothing(tmp_path):
     text = table.markdown_table(table.rows(write_comparison(tmp_path), tmp_path))
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 2
+    assert len(blocks) == len(table.TABLES)
     for block in blocks:
         assert len(block) == 2 + 1 + len(ARMS)
         assert len({line.count("|") for line in block}) == 1
     assert "*" not in text
     assert "73.0 ± 2.0" in text
+
+
+def test_everything_measured_has_an_error_over_seeds(tmp_path):
+    rows = table.rows(write_comparison(tmp_path, seeds=(0, 1, 2)), tmp_path)
+    counted = {"gflops", "parameters", "mixing_parameters"}
+    for columns in table.TABLES.values():
+        for column in columns:
+            assert ("±" in column.cell(rows[-1])) == (column.field not in counted), column.field
+
+
+def test_long_names_of_arms_are_told_apart_on_eighty_columns(tmp_path):
+    arms = tuple(f"cayley:gate='sigmoid',norm='layer',static=False,step={step}" for step in (0.125, 0.5))
+    output = io.StringIO()
+    rows = table.rows(write_comparison(tmp_path, arms, seeds=(0, 1)), tmp_path)
+    Console(file=output, width=80).print(table.rich_table(rows))
+    assert "…" not in output.getvalue()
+    assert max(map(len, output.getvalue().splitlines())) <= 80
 
 
 def test_the_caption_warns_of_ranking_and_of_the_copy_baseline(tmp_path):
@@ -161,7 +178,7 @@ def test_the_terminal_table_fits_eighty_columns(tmp_path):
     lines = output.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     for arm in (table.COPY, *ARMS):
-        assert sum(line.startswith(arm) for line in lines) == 2, "one line in each of the two tables, not wrapped"
+        assert sum(line.startswith(arm) for line in lines) == len(table.TABLES), "one line in each table, not wrapped"
     assert "…" not in output.getvalue()
 
 
