@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.extras import require
 
@@ -30,6 +31,13 @@ class Board:
         """Log the measures of a step."""
         for name, value in measures.items():
             self.writer.add_scalar(f"train/{name}", value, step)
+
+    def scores(self, step: int, evaluation: dict[str, Any]) -> None:
+        """Log the scores of an evaluation, without their errors."""
+        for part in ("held_out", "train"):
+            for name, value in evaluation[part].items():
+                if f"{name}_se" in evaluation[part]:
+                    self.writer.add_scalar(f"{part}/{name}", value, step)
 
     def close(self) -> None:
         """Write what is left."""

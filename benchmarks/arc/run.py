@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,8 @@ def train(
             if step % settings.evaluate_every == 0 or last:
                 evaluated = _evaluate(predictor(spec, data, trainer.weights(), device), data, folder, step)
                 log.write({"kind": "evaluation", **summary(evaluated)})
+                if board is not None:
+                    board.scores(step, evaluated)
             # Last, so that a checkpoint vouches for everything logged and evaluated up to its step.
             if step % settings.checkpoint_every == 0 or last:
                 log.flush()
@@ -263,9 +265,13 @@ def _open(folder: Path, spec: RunSpec, data: ArcData, resume: bool) -> None:
             raise ValueError(f"{folder}: not empty; pass --resume to go on, or name another folder")
         if (folder / _CONFIG).exists():
             present = RunSpec.load(folder)
-            if present != spec:
+            # Folders may lie elsewhere on another machine; that their tasks are the same is in the hash of the data.
+            if replace(present, extra_task_dirs=spec.extra_task_dirs) != spec:
                 raise ValueError(f"{folder}: holds another run, {_difference(present, spec)}")
             check_data(folder, data)
+            if present != spec:
+                kept = json.loads((folder / _CONFIG).read_text())
+                write_json(folder / _CONFIG, {**kept, "extra_task_dirs": spec.to_json()["extra_task_dirs"]})
             return
         foreign = sorted(path.name for path in folder.iterdir() if path.name != f"{Path(_CONFIG).stem}.partial")
         if foreign:

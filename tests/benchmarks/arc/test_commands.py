@@ -80,6 +80,10 @@ def test_export_and_tensorboard_leave_their_files(finished, tmp_path, capsys):
 
     events = EventAccumulator(str(finished / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    evaluation = json.loads((finished / "evaluation-00000006.json").read_text())
+    shown = events.Scalars("held_out/token_accuracy")
+    assert [event.step for event in shown] == [3, 6]
+    assert shown[-1].value == pytest.approx(evaluation["held_out"]["token_accuracy"])
 
 
 def test_matched_wall_clock_ends_every_run_by_its_seconds(tmp_path):
@@ -189,6 +193,22 @@ def test_a_loss_that_is_not_finite_names_arm_step_and_last_good_checkpoint(tmp_p
     ):
         train(RunSpec(short(), Arm.parse("cayley"), 0), tmp_path / "run", say=lambda text: None)
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [3]
+
+
+def test_a_run_goes_on_where_its_extra_tasks_lie_elsewhere(tmp_path):
+    known = known_task(tmp_path)
+    content = {**json.loads(known.read_text()), "test": [{"input": [[1]], "output": [[2]]}]}
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "extra.json").write_text(json.dumps(content))
+    arm, out = Arm.parse("plain"), tmp_path / "run"
+    train(RunSpec(short(), arm, 0, (tmp_path / "here",)), out, seconds=1e-9, say=lambda text: None)
+    (tmp_path / "here" / "extra.json").unlink()
+    assert train(RunSpec(short(), arm, 0, (tmp_path / "there",)), out, resume=True, say=lambda text: None)["complete"]
+    assert run.evaluate_run(out)["step"] == 6
+    (tmp_path / "there" / "extra.json").write_text(json.dumps({**content, "train": content["test"]}))
+    with pytest.raises(ValueError, match="trained on data"):
+        train(RunSpec(short(), arm, 0, (tmp_path / "there",)), out, resume=True, say=lambda text: None)
 
 
 def test_extra_tasks_in_the_style_of_concept_arc(tmp_path):

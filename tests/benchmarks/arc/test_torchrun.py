@@ -1,5 +1,6 @@
-"""A worker that dies: torchrun starts all anew, and the run goes on from its last checkpoint."""
+"""Launchers: what they start is one run, and a worker that dies brings all back to the last checkpoint."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -37,3 +38,17 @@ def test_a_killed_worker_is_restarted_and_the_run_goes_on(tmp_path, options):
     assert result["sharded"] is bool(options)
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in steps if entry["kind"] == "train"] == list(range(1, 41))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="no accelerate here")
+def test_accelerate_launch_starts_one_run_of_two_processes(tmp_path):
+    # It imports timm where there is one, which may lack its torchvision.
+    hidden = "import sys; sys.modules['timm'] = None; from accelerate.commands.accelerate_cli import main; main()"
+    launcher = [sys.executable, "-c", hidden, "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    command = [*launcher, "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "benchmarks", "arc", "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = ["--preset", "smoke", "--steps", "4", "--out", str(tmp_path / "run")]
+    subprocess.run([*command, *arguments], cwd=ROOT, env=environment, check=True, timeout=240)
+    result = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (result["complete"], result["steps"], result["processes"]) == (True, 4, 2)

@@ -38,6 +38,9 @@ def test_one_good_seed_of_one_rotation_refutes_that_none_can():
     arms = {"cayley": (0.5, 0.51, 0.5), "reflection": (0.99, 0.99, 0.96)}
     found = claims(result({"householder": arms}, "alignment", references))
     assert [claim["verdict"] for claim in found] == ["confirmed", "confirmed"]
+    arms = {"cayley": (0.5, 0.51, 0.5), "reflection": (0.7, 0.7, 0.7)}
+    found = claims(result({"householder": arms}, "alignment", references))
+    assert [claim["verdict"] for claim in found] == ["open: no arm can", "not confirmed"]
 
 
 def test_without_the_arms_there_is_no_claim():
