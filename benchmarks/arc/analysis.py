@@ -83,10 +83,10 @@ def analyse(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
     -------
     dict
         ``runs``: arm, seed and `run_measures` of every complete run. ``probes``: for every arm the first and last
-        probes of its first complete run, the last ones of all its runs, and the largest residual of all. ``pairs``: for
-        every two arms with common seeds the differences of the `MEASURES` over seeds, of token accuracies over tasks,
-        and McNemar's test over the tasks that were solved at the first attempt. ``pooled``: unpooled and pooled pass@k
-        of each arm, and the differences over seeds.
+        probes of its first complete run, the last ones of all its runs, the largest residual, and at every step of a
+        probe the lowest and highest of the runs. ``pairs``: for every two arms with common seeds the differences of the
+        `MEASURES` over seeds, of token accuracies over tasks, and McNemar's test over the tasks that were solved at the
+        first attempt. ``pooled``: unpooled and pooled pass@k of each arm, and the differences over seeds.
     """
     runs: dict[str, dict[int, dict[str, Any]]] = {}
     evaluations: dict[str, dict[int, dict[str, Any]]] = {}
@@ -232,7 +232,19 @@ def _probes(comparison: dict[str, Any], folder: Path, arm: str) -> dict[str, Any
         "first": per_run[0][0] if per_run and per_run[0] else None,
         "last": per_run[0][-1] if per_run and per_run[0] else None,
         "last_of_all": [probes[-1] for probes in per_run if probes],
+        "residuals": _residuals(per_run),
     }
+
+
+def _residuals(per_run: list[list[dict[str, Any]]]) -> list[list[float | None]]:
+    """Return step, lowest and highest residual of the runs, at every step that one of them looked."""
+    by_step: dict[int, list[float | None]] = {}
+    for probe in (probe for probes in per_run for probe in probes):
+        by_step.setdefault(probe["step"], []).append(probe["residual"])
+    return [
+        [step, *((None, None) if None in found else (min(found), max(found)))]  # type: ignore[type-var]
+        for step, found in sorted(by_step.items())
+    ]
 
 
 def _pooled(evaluations: dict[int, dict[str, Any]]) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -143,15 +144,25 @@ def curves_svg(
     return _for_page(buffer.getvalue(), stand_ins)
 
 
-def gains_svg(gains: Mapping[str, Sequence[Sequence[float | None]]], styles: Mapping[str, Style]) -> str:
-    """Draw the largest and the smallest gain of the product of the first K mixers, for every arm.
+class Band(NamedTuple):
+    """Lowest and highest of several numbers at some places, each of shape (places,); None is drawn as a gap."""
+
+    places: Sequence[float]
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+
+
+def bands_svg(bands: Mapping[str, Band], styles: Mapping[str, Style], label: str) -> str:
+    """Draw a band for every arm, on a logarithmic axis.
 
     Parameters
     ----------
-    gains : mapping of sequence of (largest, smallest)
-        By arm, for K = 1, 2, ...; what is below 1e-12 is drawn there.
+    bands : mapping of Band
+        By arm; what is below 1e-12 is drawn there.
     styles : mapping of Style
         By arm.
+    label : str
+        Of the horizontal axis.
 
     Returns
     -------
@@ -160,20 +171,19 @@ def gains_svg(gains: Mapping[str, Sequence[Sequence[float | None]]], styles: Map
     """
     style, figure_module = require("matplotlib.style", "bench"), require("matplotlib.figure", "bench")
     stand_ins = {_INK: "currentColor", _RULE: "var(--rule)"}
-    with style.context(["default", {"svg.fonttype": "none", "svg.hashsalt": "gains"}]):
+    with style.context(["default", {"svg.fonttype": "none", "svg.hashsalt": label}]):
         figure = figure_module.Figure(figsize=(5.4, 3.0), layout="constrained")
         axes = figure.add_subplot()
-        for number, (arm, values) in enumerate(gains.items()):
+        for number, (arm, band) in enumerate(bands.items()):
             colour = f"#0103{number:02x}"
             stand_ins[colour] = f"var(--arm-{styles[arm].ink})"
-            bounds = np.array([[_SMALLEST if v is None else max(v, _SMALLEST) for v in pair] for pair in values])
-            steps = np.arange(1, len(bounds) + 1)
+            low, high = ([math.nan if v is None else max(v, _SMALLEST) for v in side] for side in band[1:])
             pattern = (0, tuple(map(float, styles[arm].dashes.split()))) if styles[arm].dashes else "solid"
-            axes.fill_between(steps, bounds[:, 1], bounds[:, 0], color=colour, alpha=0.12, lw=0)
-            for column, width in ((0, 1.8), (1, 0.9)):
-                axes.plot(steps, bounds[:, column], color=colour, linewidth=width, linestyle=pattern)
-        _set_axes(axes, Plot("gains", "", log=True))
-        axes.set_xlabel("mixers applied", color=_INK, fontsize=10)
+            axes.fill_between(band.places, low, high, color=colour, alpha=0.12, lw=0)
+            for side, width in ((high, 1.8), (low, 0.9)):
+                axes.plot(band.places, side, color=colour, linewidth=width, linestyle=pattern)
+        _set_axes(axes, Plot("band", "", log=True))
+        axes.set_xlabel(label, color=_INK, fontsize=10)
         buffer = io.StringIO()
         figure.savefig(
             buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))

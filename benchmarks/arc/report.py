@@ -129,7 +129,7 @@ def _context(comparison: dict[str, Any], folder: Path, timings: bool) -> dict[st
         "steps": _range(lengths),
         "windows": _range(sorted({curves.window(length) for length in lengths})),
         "plots": _plots(metrics, styles, comparison["copy"]["train"]["token_accuracy"]) if lengths else [],
-        "gains": _gains(analysis, styles),
+        "bands": _bands(analysis, styles),
         "variants": max((evaluation["variants"] for _, evaluation in first.values()), default=None),
         "seed": seed,
         "tests": tests,
@@ -168,14 +168,27 @@ def _plots(
     ]
 
 
-def _gains(analysis: dict[str, Any], styles: dict[str, Style]) -> Any:
-    """Draw what the product of the mixers does to differences of streams, where there is anything to draw."""
-    found = {
-        arm: probe["last"]["contrast_gains"]
-        for arm, probe in analysis["probes"].items()
-        if probe["last"] and probe["last"]["contrast_gains"]
+def _bands(analysis: dict[str, Any], styles: dict[str, Style]) -> list[dict[str, Any]]:
+    """Draw what the mixers were in training and what their product does at its end, where there is anything to draw."""
+    probes = {
+        arm: probe for arm, probe in analysis["probes"].items() if probe["last"] and probe["last"]["contrast_gains"]
     }
-    return require("markupsafe", "bench").Markup(curves.gains_svg(found, styles)) if found else None
+    gains = {arm: probe["last"]["contrast_gains"] for arm, probe in probes.items()}
+    products = {
+        arm: curves.Band(range(1, len(pairs) + 1), [low for _, low in pairs], [high for high, _ in pairs])
+        for arm, pairs in gains.items()
+    }
+    residuals = {arm: curves.Band(*zip(*probe["residuals"], strict=True)) for arm, probe in probes.items()}
+    drawn = (
+        ("Gain of the mixers’ product on differences of streams, first seed", products, "mixers applied"),
+        ("Distance of the mixers from their set, lowest to highest seed", residuals, "step"),
+    )
+    markup = require("markupsafe", "bench").Markup
+    return [
+        {"title": title, "svg": markup(curves.bands_svg(bands, styles, label))}
+        for title, bands, label in drawn
+        if bands
+    ]
 
 
 def _tests(

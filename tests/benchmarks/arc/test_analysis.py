@@ -127,6 +127,7 @@ def test_every_table_is_rectangular_and_in_the_markdown(found, folder):
     assert "2.0 → 5.0 [+3.0, +3.0]" in text
     # Seeds differ in nothing but the noise of the log, and are all behind what is said of the last probe.
     assert len(analysis["probes"]["cayley"]["last_of_all"]) == 3
+    assert analysis["probes"]["cayley"]["residuals"] == [[120, pytest.approx(3e-7), pytest.approx(3e-7)]]
 
 
 def test_published_files_hold_the_numbers_and_no_seconds_where_they_mean_nothing(folder, tmp_path):

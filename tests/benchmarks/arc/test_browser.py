@@ -21,4 +21,5 @@ def test_the_report_opens_without_a_missing_figure_or_a_console_message(tmp_path
     assert "CONSOLE" not in opened.stderr
     figures = re.findall(r"<figure.*?</figure>", opened.stdout, re.DOTALL)
     assert len(figures) > 5
+    assert sum("Distance of the mixers from their set" in figure for figure in figures) == 1
     assert all("<svg" in figure or "nothing" in figure for figure in figures)
