@@ -156,12 +156,16 @@ def find_mcnemar(analysis: dict[str, Any], first: str, second: str) -> McNemar |
 
 
 def last_gains(probe: dict[str, Any] | None) -> list[list[float]]:
-    """Return the gains of the product of all mixers at the end of training, [largest, smallest] of every seed."""
+    """Return the gains of the product of all mixers at the end of training, [largest, smallest] of every seed.
+
+    One that JSON could not hold is infinite.
+    """
     if not probe or not probe["last"]:
         return []
     # Results of an earlier version keep the first seed only.
     several = probe.get("last_of_all", [probe["last"]])
-    return [last["contrast_gains"][-1] for last in several if last["contrast_gains"]]
+    ends = [last["contrast_gains"][-1] for last in several if last["contrast_gains"]]
+    return [[math.inf if value is None else value for value in end] for end in ends]
 
 
 def between(values: Sequence[float | None]) -> str:

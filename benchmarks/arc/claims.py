@@ -230,7 +230,7 @@ def _spectrum(analysis: dict[str, Any], first: str, second: str) -> Claim:
     largest = {arm: [gain[0] for gain in gains] for arm, gains in ends.items()}
     found = "largest gain after a segment: " + ", ".join(f"{arm} {between(v)}" for arm, v in largest.items())
     # Cayley maps preserve lengths; what they turn from differences into the mean is the rest.
-    true = max(largest[second]) < 0.1 < 0.5 < min(largest[first])
+    true = max(largest[second]) < 0.1 and 0.5 < min(largest[first]) <= max(largest[first]) < 2
     reason = f"mixers as trained, product of all, {len(largest[first])} against {len(largest[second])} seeds"
     return Claim(statement, published, found, CONFIRMED if true else NOT_CONFIRMED, reason)
 

@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from benchmarks.arc import compare as comparing  # noqa: E402
-from benchmarks.arc import processes, table  # noqa: E402
+from benchmarks.arc import findings, processes, results, table  # noqa: E402
 from benchmarks.arc import report as reporting  # noqa: E402
 from benchmarks.arc import run as running  # noqa: E402
 from benchmarks.arc.arms import Arm  # noqa: E402
@@ -285,6 +285,7 @@ def _device(name: str) -> str:
 
 def _show(folder: Path, timings: bool = True) -> None:
     table.show(folder)
+    print(findings.setting(Preset.from_json(results.read_comparison(folder)["config"])))
     print(f"report: {reporting.write_report(folder, timings=timings)}")
 
 

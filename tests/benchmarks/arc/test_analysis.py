@@ -79,6 +79,16 @@ def test_the_layers_as_published_are_judged_beside_the_controlled_ones(tmp_path)
     assert judged[f"{statement}, both as published"].found == "train token accuracy +1.00 [+1.00, +1.00] points"
 
 
+def test_products_that_explode_keep_nothing(found):
+    comparison, analysis = found
+    last = {"contrast_gains": [[None, 0.1]]}
+    probes = {**analysis["probes"], "cayley": {**analysis["probes"]["cayley"], "last": last, "last_of_all": [last]}}
+    judged = claims.claims(comparison, {**analysis, "probes": probes})
+    claim = next(c for c in judged if c.statement.startswith("Products"))
+    assert claim.verdict == claims.NOT_CONFIRMED
+    assert "cayley inf" in claim.found
+
+
 def test_claims_about_held_out_answers_need_some(found):
     comparison, analysis = found
     statement = "Cayley solves more held-out samples exactly than Sinkhorn"
