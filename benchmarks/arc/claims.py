@@ -174,6 +174,10 @@ def _held_out(analysis: dict[str, Any], first: str, second: str) -> Claim:
     found = f"{test.only_first} against {test.only_second} tasks better, McNemar p = {test.p:.2g}"
     if test.only_first + test.only_second < _TASKS:
         return Claim(statement, published, found, NOT_TESTABLE, "too few tasks tell the arms apart")
+    # The test is about these weights, and one run of each arm differs from the next.
+    seeds = find_pair(analysis, first, second, "train_token_accuracy")
+    if seeds is None or seeds.n < _SEEDS:
+        return Claim(statement, published, found, NOT_TESTABLE, f"{_SEEDS} paired seeds needed")
     better = test.p < 0.05 and test.only_first > test.only_second
     return Claim(statement, published, found, CONFIRMED if better else NOT_CONFIRMED, "over tasks, of these seeds")
 

@@ -91,10 +91,10 @@ def _claims(comparison: dict[str, Any], analysis: dict[str, Any]) -> Section:
         "The paper's claims",
         ["statement", "paper", "here", "verdict", "why"],
         rows,
-        "Here: differences, Cayley first, over paired seeds with their 95 % interval. A difference confirms a "
-        "statement if its interval over at least three seeds lies on the stated side of zero; each is judged by "
-        "itself, without correction for their number. Under one gate and norm where nothing else is said. Every "
-        "verdict is about this size of model and data.",
+        "Here: differences over paired seeds, the statement's first arm minus the second, with their 95 % interval. A "
+        "difference confirms a statement if its interval over at least three seeds lies on the stated side of zero; "
+        "each is judged by itself, without correction for their number. Under one gate and norm where nothing else is "
+        "said. Every verdict is about this size of model and data.",
     )  # fmt: skip
 
 

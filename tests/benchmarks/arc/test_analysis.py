@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks.arc import claims, findings, publish, results
 from benchmarks.arc.analysis import analyse, find_mcnemar, find_pair, run_measures
+from benchmarks.arc.paired import mcnemar
 from benchmarks.arc.presets import Preset
 from tests.benchmarks.arc.synthetic import write_comparison
 
@@ -103,6 +104,27 @@ def test_claims_about_held_out_answers_need_some(found):
     ]
     judged = claims.claims(comparison, {**analysis, "runs": runs, "pairs": pairs})
     assert next(c for c in judged if c.statement == statement).verdict == claims.CONFIRMED
+
+
+@pytest.mark.parametrize(
+    ("counts", "seeds", "verdict"),
+    [
+        ((30, 10), 3, claims.CONFIRMED),
+        ((25, 15), 3, claims.NOT_CONFIRMED),
+        ((10, 30), 3, claims.NOT_CONFIRMED),
+        ((30, 10), 2, claims.NOT_TESTABLE),
+        ((20, 1), 3, claims.NOT_TESTABLE),
+    ],
+)
+def test_first_attempts_are_judged_over_many_tasks_of_three_seeds(found, counts, seeds, verdict):
+    comparison, analysis = found
+    test = mcnemar([1.0] * counts[0] + [0.0] * counts[1], [0.0] * counts[0] + [1.0] * counts[1])._asdict()
+    pairs = [
+        {**p, "mcnemar": test, "over_seeds": {k: {**v, "n": seeds} for k, v in p["over_seeds"].items()}}
+        for p in ({**p, "first": "cayley", "second": "sinkhorn"} for p in analysis["pairs"][:1])
+    ]
+    judged = claims.claims(comparison, {**analysis, "pairs": pairs})
+    assert next(c for c in judged if "at the first attempt" in c.statement).verdict == verdict
 
 
 @pytest.mark.parametrize(("accuracy", "verdict"), [(0.87, claims.CONFIRMED), (0.84, claims.NOT_CONFIRMED)])
