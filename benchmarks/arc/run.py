@@ -326,7 +326,12 @@ def _take_up(trainer: Trainer, folder: Path, log: Log, say: Callable[[str], None
 
 
 def _warm_up(trainer: Trainer) -> None:
-    """Do a step and undo it, so that what is compiled on the way is no arm's training time."""
+    """Do a step and undo it, so that what is compiled on the way is no arm's training time.
+
+    Not in shards, whose whole state the first process alone has; arms are compared in one process.
+    """
+    if trainer.sharded:
+        return
     files, state = trainer.state()
     before = {name: {key: t.detach().to("cpu", copy=True) for key, t in part.items()} for name, part in files.items()}
     # What is not finite here is not finite in the first step either, which can say so.
