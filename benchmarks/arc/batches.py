@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.arc.dataset import ArcData
 from benchmarks.arc.encode import PAD
+from benchmarks.arc.painting import Painter
 
 
 class Batches:
@@ -27,8 +28,7 @@ class Batches:
     seed : int
     translate : bool
     device : torch.device or str
-        Where the grids live and samples are made. The arrays go there once, 2 side^2 bytes a training row; a sample
-        then costs three integers of traffic.
+        Where samples are made, turned, recoloured and moved; a sample costs four integers of traffic.
 
     Notes
     -----
@@ -48,7 +48,7 @@ class Batches:
         self.seed = seed
         self.translate = translate
         self.device = torch.device(device)
-        self._inputs, self._labels = (torch.from_numpy(array).to(device) for array in (data.inputs, data.labels))
+        self._painter = Painter(data, device)
         bounds = np.searchsorted(data.ids, np.arange(data.num_ids + 1))
         trained = [[(bounds[id], bounds[id + 1]) for id in data.ids_of(t)] for t in range(len(data.tasks))]
         # Rows of each variant of each task, as (start, stop). What lost all its rows to the held-out pairs is skipped.
@@ -93,12 +93,8 @@ class Batches:
             filled += taken
         ids = torch.from_numpy(self.data.ids[rows[keep]]).to(self.device)
         here, moves = (torch.from_numpy(array[keep]).to(self.device) for array in (rows, offsets))
-        return {
-            "inputs": _translated(self._inputs[here], moves, self.data.side),
-            "labels": _translated(self._labels[here], moves, self.data.side),
-            "ids": ids,
-            "rows": here,
-        }
+        inputs, labels = (_translated(made, moves, self.data.side) for made in self._painter.paint(rows[keep]))
+        return {"inputs": inputs, "labels": labels, "ids": ids, "rows": here}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, with what it is a position in, as a dict that JSON can hold."""

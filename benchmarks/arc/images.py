@@ -27,10 +27,7 @@ class Variants:
         dihedral = np.array([a.dihedral for a in augmentations])
         # Where the variants of each dihedral map are.
         self.places = {d: np.flatnonzero(dihedral == d) for d in range(8)}
-        # What every token becomes: colours are renamed, what is no colour stays.
-        self.tokens = np.tile(np.arange(VOCAB, dtype=np.uint8), (len(dihedral), 1))
-        renamed = np.array([a.colours for a in augmentations], dtype=np.uint8).reshape(-1, COLOURS)
-        self.tokens[:, FIRST_COLOUR:] = FIRST_COLOUR + renamed
+        self.tokens = palettes(augmentations)
 
     def encode(self, grid: Grid) -> npt.NDArray[np.uint8]:
         """Return ``encode(augmentation.apply(grid), side)`` for every augmentation, shape (V, side * side)."""
@@ -49,3 +46,11 @@ class Variants:
             if (dihedral >= 4) != (dihedral % 2 == 1):
                 extent[here] = most[::-1]
         return extent
+
+
+def palettes(augmentations: Sequence[Augmentation]) -> npt.NDArray[np.uint8]:
+    """Return what every token becomes in each variant, (V, VOCAB): colours are renamed, what is no colour stays."""
+    tokens = np.tile(np.arange(VOCAB, dtype=np.uint8), (len(augmentations), 1))
+    renamed = np.array([a.colours for a in augmentations], dtype=np.uint8).reshape(-1, COLOURS)
+    tokens[:, FIRST_COLOUR:] = FIRST_COLOUR + renamed
+    return tokens

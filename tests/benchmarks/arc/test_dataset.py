@@ -20,6 +20,7 @@ from benchmarks.arc.augment import IDENTITY, variants
 from benchmarks.arc.batches import Batches
 from benchmarks.arc.dataset import build
 from benchmarks.arc.encode import PAD, decode, encode
+from benchmarks.arc.painting import Painter
 from benchmarks.arc.tasks import Pair, Task, load_arc_agi_1, load_task_dir, subset
 
 CONCEPT_ARC = Path(__file__).parents[3] / ".." / "shared" / "data" / "concept-arc"
@@ -330,6 +331,14 @@ def _next_epoch(stream):
             return torch.cat(rows).numpy()
         epoch = stream.state_dict()["epoch"]
         rows.append(row)
+
+
+def test_samples_are_painted_as_the_rows_of_the_arrays(small):
+    rows = np.random.default_rng(0).permutation(len(small.ids))
+    inputs, labels = Painter(small).paint(rows)
+    assert (inputs.numpy() == small.inputs[rows]).all()
+    assert (labels.numpy() == small.labels[rows]).all()
+    assert inputs.dtype == labels.dtype == torch.uint8
 
 
 def test_an_epoch_visits_every_task_once_in_one_variant_with_all_its_pairs(small):
