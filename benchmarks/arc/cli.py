@@ -1,4 +1,4 @@
-"""The command ``python -m benchmarks arc train|evaluate|compare|report|predict|export|throughput``."""
+"""The command ``python -m benchmarks arc train|slice|evaluate|compare|report|predict|export|throughput``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from benchmarks.arc import report as reporting  # noqa: E402
 from benchmarks.arc import run as running  # noqa: E402
 from benchmarks.arc.arms import Arm  # noqa: E402
 from benchmarks.arc.drawing import show_grid  # noqa: E402
-from benchmarks.arc.export import export  # noqa: E402
+from benchmarks.arc.export import check_dtype, export  # noqa: E402
 from benchmarks.arc.predict import predict  # noqa: E402
 from benchmarks.arc.presets import Preset  # noqa: E402
 from benchmarks.arc.presets import preset as find_preset  # noqa: E402
@@ -115,6 +115,39 @@ class Train(Settings):
                 shard=self.shard,
             )
             display.say(f"step {result['steps']} of {steps}, {self.out}")
+            self.after(result["steps"], display.say)
+
+    def after(self, steps: int, say: Callable[[str], None]) -> None:
+        """Do what is to be done once training has stopped; every process comes here."""
+
+
+@dataclass
+class Slice(Train):
+    """Train one arm for a while, from where OUT stands, and export its averaged weights: for borrowed machines."""
+
+    seconds: float | None = 600.0
+    """Stop cleanly after so many seconds; the same command goes on."""
+    weights: Path | None = None
+    """Folder of the exported weights, replaced every time; OUT/weights by default."""
+    max_shard_mib: float = 64.0
+    """No exported file is larger."""
+    dtype: str = "float32"
+    """Of the exported weights, float32 or bfloat16."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        check_dtype(self.dtype)
+        self.resume = True
+        super().__call__()
+
+    def after(self, steps: int, say: Callable[[str], None]) -> None:
+        """Export on the first process."""
+        if steps == 0:
+            say("no step was made, there is nothing to export")
+        elif processes.rank() == 0:
+            out = self.weights or self.out / "weights"
+            paths = export(self.out, out, max_shard_mib=self.max_shard_mib, dtype=self.dtype)
+            say(f"wrote {len(paths)} files to {out}")
 
 
 @dataclass
@@ -293,6 +326,7 @@ def main(arguments: list[str]) -> int:
     """Run the command; a user's mistake ends in one line on standard error and exit status 1."""
     command: Callable[[], None] = tyro.cli(
         Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Slice, tyro.conf.subcommand("slice")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Report, tyro.conf.subcommand("report")]

@@ -13,7 +13,7 @@ from benchmarks.arc import checkpoint
 from benchmarks.arc.files import write_json
 from benchmarks.arc.run import RunSpec
 
-_CHECKPOINTS = "checkpoints"
+_CHECKPOINTS, _INDEX = "checkpoints", "weights.json"
 # What a safetensors file holds beside its numbers: names, shapes, offsets.
 _HEADER = 256
 
@@ -28,7 +28,7 @@ def export(
     folder : Path
         Of the run.
     out : Path
-        Folder to write to; made if it is not there.
+        Folder to write to; made if it is not there. An earlier export there is replaced.
     step : int, optional
         Of the checkpoint; the last one by default.
     max_shard_mib : float
@@ -46,8 +46,7 @@ def export(
     ValueError
         For another dtype, a size that does not hold a single row, or a run without a good checkpoint.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype!r}")
+    check_dtype(dtype)
     spec = RunSpec.load(folder)
     found, files, _ = checkpoint.load_step(folder / _CHECKPOINTS, step)
     wanted = getattr(torch, dtype)
@@ -55,18 +54,28 @@ def export(
     shards = _shards(tensors, int(max_shard_mib * 2**20))
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"weights-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    # Without this file there is no export, rather than one of which some shards are another's.
+    (out / _INDEX).unlink(missing_ok=True)
+    for earlier in set(out.glob("weights-*-of-*.safetensors")).difference(paths):
+        earlier.unlink()
     for path, shard in zip(paths, shards, strict=True):
         path.write_bytes(save_tensors(shard))
     places = {path.name: list(shard) for path, shard in zip(paths, shards, strict=True)}
-    write_json(out / "weights.json", {"run": spec.to_json(), "step": found, "dtype": dtype, "shards": places})
+    write_json(out / _INDEX, {"run": spec.to_json(), "step": found, "dtype": dtype, "shards": places})
     return paths
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ValueError for a dtype that `export` does not write."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype: expected float32 or bfloat16, got {dtype!r}")
 
 
 def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Read what `export` wrote: what ``weights.json`` says, and the tensors in one piece."""
     from safetensors.torch import load as load_tensors
 
-    index = json.loads((folder / "weights.json").read_text())
+    index = json.loads((folder / _INDEX).read_text())
     pieces: dict[str, list[torch.Tensor]] = {}
     for name in index["shards"]:
         for key, value in load_tensors((folder / name).read_bytes()).items():

@@ -10,6 +10,7 @@ from benchmarks.arc import checkpoint, run, tasks
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.cli import main
 from benchmarks.arc.compare import compare
+from benchmarks.arc.export import read_export
 from benchmarks.arc.presets import PRESETS, Preset, preset
 from benchmarks.arc.run import RunSpec, build_data, read_pooled, train
 from benchmarks.arc.training import Trainer, TrainingError
@@ -84,6 +85,21 @@ def test_export_and_tensorboard_leave_their_files(finished, tmp_path, capsys):
     shown = events.Scalars("held_out/token_accuracy")
     assert [event.step for event in shown] == [3, 6]
     assert shown[-1].value == pytest.approx(evaluation["held_out"]["token_accuracy"])
+
+
+def test_slices_go_on_and_export_what_there_is(tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["slice", "--preset", "smoke", "--steps", "3", "--residual", "plain", "--out", str(out)]
+    assert main([*command, "--dtype", "int8"]) == 1
+    assert not out.exists()
+    assert main([*command, "--seconds", "0"]) == 0
+    assert "no step was made, there is nothing to export" in capsys.readouterr().out
+    for _ in range(2):
+        assert main(command) == 0
+        assert "step 3 of 3" in capsys.readouterr().out
+        index, tensors = read_export(out / "weights")
+        assert index["step"] == 3
+        assert "table" in tensors
 
 
 def test_matched_wall_clock_ends_every_run_by_its_seconds(tmp_path):

@@ -31,6 +31,14 @@ def test_no_shard_is_larger_than_asked_and_all_come_back(run, tmp_path):
         assert tensors[name].equal(value)
 
 
+def test_an_earlier_export_is_replaced(run, tmp_path):
+    folder, weights = run
+    export(folder, tmp_path / "out", max_shard_mib=0.03)
+    paths = export(folder, tmp_path / "out", max_shard_mib=0.1)
+    assert sorted(tmp_path.glob("out/*.safetensors")) == paths
+    assert read_export(tmp_path / "out")[1]["table"].equal(weights["table"])
+
+
 def test_half_precision_halves_the_files(run, tmp_path):
     folder, weights = run
     (path,) = export(folder, tmp_path / "out", dtype="bfloat16")
