@@ -9,6 +9,7 @@ from jpmhc.kernels import crossing
 from jpmhc.kernels.bodies import interpreted
 from jpmhc.kernels.boundary import Boundary, Pullback, boundary_backward, boundary_forward
 from jpmhc.kernels.crossing import Reading, Writing, cross
+from jpmhc.kernels.primitive import choice
 from tests.kernels.boundaries import FORMS, TOLERANCE, boundary, deviation, function, results, tensors, truth
 from tests.kernels.interpreter import bodies, run_again
 
@@ -47,6 +48,41 @@ def test_sizes_are_any(sizes, backend, device, dtype):
 def test_streams_too_large_for_a_cache(form):
     # 16 MiB in rows of whole lines; groups of four tokens with two left over.
     assert deviation(form, "numba", torch.float32, "cpu", tokens=514, n=8, d=1024, m=24) < 1e-4
+
+
+@pytest.mark.parametrize(("backend", "device", "dtype"), BODIES)
+@pytest.mark.parametrize("masked", [0, 2])
+def test_a_stream_may_be_masked(masked, backend, device, dtype):
+    x, _, read = boundary("read softmax norm", dtype=dtype)
+    read.bias.data[masked] = -torch.inf
+    call, arguments = function(None, read), [a.detach().to(device).requires_grad_() for a in tensors(x, None, read)]
+    cotangents = [torch.ones_like(o) for o in call(*arguments)]
+    wanted = truth(call, arguments, cotangents)
+    with kernels.backend(backend):
+        found = results(call, arguments, cotangents)
+    for value, exact in zip(found, wanted, strict=True):
+        assert exact.isfinite().all()
+        torch.testing.assert_close(value.double(), exact, rtol=0, atol=100 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", ["matrix", "post", "y", "weight", "bias"])
+def test_what_does_not_fit_is_not_read_by_compiled_code(name):
+    x, write, read = boundary("write, read softmax norm", tokens=9)
+    given = Boundary(x, *write[:3], read.weight, read.bias, read.scale, read.gate, True, read.eps, -1.0)
+    with kernels.backend("numba"), torch.no_grad():
+        assert choice("boundary_forward", *given).backend == "numba"
+        short = given._replace(**{name: getattr(given, name)[:3]})
+        assert choice("boundary_forward", *short).reason.startswith(f"{name}: expected")
+        with pytest.raises(RuntimeError, match=r"size|shape"):
+            boundary_forward(short)
+
+
+@pytest.mark.parametrize(("n", "d"), [(4, 0), (0, 6)])
+def test_streams_of_no_numbers_take_the_reference(n, d):
+    x, post, y = torch.ones(9, n, d), torch.ones(9, n), torch.ones(9, d)
+    with kernels.backend("numba"):
+        streams, *_ = boundary_forward(Boundary(x, None, post, y, None, None, None, "given", False, 0.0, -1.0))
+    assert streams.shape == x.shape
 
 
 def test_a_token_does_not_depend_on_the_others():

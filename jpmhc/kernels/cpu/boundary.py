@@ -19,6 +19,7 @@ from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.boundary import Boundary, Pullback
 from jpmhc.kernels.cpu.compile import summing, summing_part
+from jpmhc.kernels.cpu.fitting import unfit
 from jpmhc.kernels.cpu.rows import STRETCH, combine, dot, dots, expand, gram, mixed, moved, project, settle, weighted
 
 # Streams of so many bytes have left the caches before anybody reads them, and are written past them.
@@ -30,6 +31,7 @@ _GROUP, _GROUP_BACK = 4, 32
 _CHUNK = 512
 _GRAIN = 16
 _WORTH = 128
+_DTYPES = (torch.float32, torch.float64)
 _CODES = {"given": 0, "softmax": 1, "sigmoid": 2, "tanh": 3}
 
 
@@ -45,7 +47,7 @@ def _is_far(streams: Tensor) -> bool:
     return aligned and streams.numel() * streams.element_size() >= _FAR
 
 
-@body((torch.float32, torch.float64), spares=_few)
+@body(_DTYPES, lambda *args: unfit(Boundary(*args)), spares=_few)
 def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
     """See the reference."""
     x, matrix, post, y, weight, bias, scale, gate, _, eps, post_eps = boundary
@@ -55,7 +57,7 @@ def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
     return results
 
 
-@body((torch.float32, torch.float64), spares=_few)
+@body(_DTYPES, lambda *args: unfit(Pullback(*args)), spares=_few)
 def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
     """See the reference."""
     grad_streams, grad_u, grad_z, x, matrix, post, y, weight, scale, streams, z, pre, rms, post_rms, gate = pullback
@@ -186,7 +188,7 @@ def _open(pre, raw, bias, scale, gate):  # type: ignore[no-untyped-def]
     largest = pre[0]
     for i in range(1, n):
         largest = max(largest, pre[i])
-    total = pre[0] * 0
+    total = pre.dtype.type(0)
     for i in range(n):
         pre[i] = math.exp(pre[i] - largest)
         total += pre[i]
