@@ -101,6 +101,24 @@ def test_a_token_does_not_depend_on_the_others():
                 assert torch.equal(found, wanted[start:stop])
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_threads_change_no_token(far, monkeypatch):
+    body = pytest.importorskip("jpmhc.kernels.cpu.boundary")
+    monkeypatch.setattr(body, "_FAR", 0 if far else body._FAR)
+    x, write, read = boundary("write, read sigmoid norm", tokens=87, n=3, d=32, dtype=torch.float32)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with kernels.backend("numba"):
+                crossed = cross(x, write, read)
+                loss = sum(t.square().sum() for t in crossed[:3])
+                found.append([*crossed, *torch.autograd.grad(loss, tensors(x, write, None))])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for others in found[1:] for one, other in zip(found[0], others, strict=True))
+
+
 @pytest.mark.parametrize(("backend", "device", "dtype"), BODIES)
 def test_strides_are_any(backend, device, dtype):
     def scattered(arguments):

@@ -156,6 +156,7 @@ def settle(_context):  # type: ignore[no-untyped-def]
     """Finish what was written past the caches before whatever follows, on other threads too."""
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, _arguments: Any) -> Any:
+        # A locked instruction or MFENCE on x86; both wait, like SFENCE, until buffered stores have gone to memory.
         builder.fence("seq_cst")
         return context.get_dummy_value()
 
