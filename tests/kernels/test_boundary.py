@@ -26,7 +26,7 @@ SIZES += [(3, 9, 37, 11), (2, 16, 3, 18)] if interpreted() else [(67, 16, 3, 32)
 
 @pytest.mark.skipif(interpreted(), reason="the process that this test starts")
 def test_triton_bodies_in_the_interpreter():
-    run_again(__file__, "-k", "every_body or sizes or strides or do_not_come or again")
+    run_again(__file__, "-k", "every_body or sizes or strides or fit or masked or do_not_come or again")
 
 
 @pytest.mark.parametrize(("backend", "device", "dtype"), BODIES)
@@ -65,12 +65,14 @@ def test_a_stream_may_be_masked(masked, backend, device, dtype):
         torch.testing.assert_close(value.double(), exact, rtol=0, atol=100 * TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize(("backend", "device"), bodies("numba"))
 @pytest.mark.parametrize("name", ["matrix", "post", "y", "weight", "bias"])
-def test_what_does_not_fit_is_not_read_by_compiled_code(name):
-    x, write, read = boundary("write, read softmax norm", tokens=9)
+def test_what_does_not_fit_is_not_read_by_compiled_code(name, backend, device):
+    x, write, read = boundary("write, read softmax norm", tokens=9, dtype=torch.float32)
     given = Boundary(x, *write[:3], read.weight, read.bias, read.scale, read.gate, True, read.eps, -1.0)
-    with kernels.backend("numba"), torch.no_grad():
-        assert choice("boundary_forward", *given).backend == "numba"
+    given = Boundary._make(t.to(device) if isinstance(t, torch.Tensor) else t for t in given)
+    with kernels.backend(backend), torch.no_grad():
+        assert choice("boundary_forward", *given).backend == backend
         short = given._replace(**{name: getattr(given, name)[:3]})
         assert choice("boundary_forward", *short).reason.startswith(f"{name}: expected")
         with pytest.raises(RuntimeError, match=r"size|shape"):

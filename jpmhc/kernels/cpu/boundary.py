@@ -19,8 +19,8 @@ from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.boundary import Boundary, Pullback
 from jpmhc.kernels.cpu.compile import summing, summing_part
-from jpmhc.kernels.cpu.fitting import unfit
 from jpmhc.kernels.cpu.rows import STRETCH, combine, dot, dots, expand, gram, mixed, moved, project, settle, weighted
+from jpmhc.kernels.fitting import unfit
 
 # Streams of so many bytes have left the caches before anybody reads them, and are written past them.
 _FAR = 16 * 2**20

@@ -6,7 +6,7 @@ Every sum has one order, so that results are the same at every run.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -17,6 +17,7 @@ from jpmhc.kernels.boundary import Boundary, Pullback
 from jpmhc.kernels.cuda import backward, closing, forward
 from jpmhc.kernels.cuda.blocks import LARGEST
 from jpmhc.kernels.cuda.streams import UNROLLED, halve
+from jpmhc.kernels.fitting import unfit
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -31,13 +32,12 @@ class Blocks(NamedTuple):
     """Chunks that are loaded ahead, and this one."""
 
 
-def _refuses(*args: Any) -> str | None:
-    streams = next(value for value in args if isinstance(value, Tensor) and value.ndim == 3)
-    n = streams.shape[1]
-    return None if 1 <= n <= LARGEST else f"no body for n = {n}, only from 1 to {LARGEST}"
+def _refuses(given: Boundary | Pullback) -> str | None:
+    n = given.x.shape[1]
+    return unfit(given) if 1 <= n <= LARGEST else f"no body for n = {n}, only from 1 to {LARGEST}"
 
 
-@body((torch.float32,), _refuses, streams=_HALF)
+@body((torch.float32,), lambda *args: _refuses(Boundary(*args)), streams=_HALF)
 def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
     """See the reference."""
     out, u, z, pre, rms, post_rms = results = boundary.results()
@@ -58,7 +58,7 @@ def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
     return results
 
 
-@body((torch.float32,), _refuses, streams=_HALF)
+@body((torch.float32,), lambda *args: _refuses(Pullback(*args)), streams=_HALF)
 def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
     """See the reference."""
     grad_x, grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale = results = pullback.results()
