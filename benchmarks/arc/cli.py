@@ -21,8 +21,8 @@ require("safetensors", "bench")
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from benchmarks.arc import answers, findings, processes, results, table  # noqa: E402
 from benchmarks.arc import compare as comparing  # noqa: E402
-from benchmarks.arc import findings, processes, results, table  # noqa: E402
 from benchmarks.arc import report as reporting  # noqa: E402
 from benchmarks.arc import run as running  # noqa: E402
 from benchmarks.arc.arms import Arm  # noqa: E402
@@ -170,7 +170,7 @@ class Evaluate:
             shown = [f"{name} {_score(result[part], name)}" for name in result[part] if f"{name}_se" in result[part]]
             print(f"step {result['step']} {part} ({result[part]['count']} pairs): {', '.join(shown)}")
         if self.pool_votes:
-            pooled = running.read_pooled(self.run, result["step"])
+            pooled = answers.read_pooled(self.run, result["step"])
             shown = [f"{name} {_score(pooled, name)}" for name in pooled if f"{name}_se" in pooled]
             print(f"step {result['step']} pooled over {pooled['evaluations']} evaluations: {', '.join(shown)}")
 

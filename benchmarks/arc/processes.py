@@ -8,7 +8,7 @@ part of the batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -108,3 +108,16 @@ def from_first(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def on_first(action: Callable[[], Any]) -> None:
+    """Let rank 0 do something with the disk while the others wait, and all fail if it fails."""
+    fault: Exception | None = None
+    if rank() == 0:
+        try:
+            action()
+        except Exception as error:
+            fault = error
+    fault = from_first(fault)
+    if fault is not None:
+        raise fault

@@ -13,17 +13,16 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks import environment
-from benchmarks.arc import buckets, checkpoint, dataset, flops, processes, tasks
+from benchmarks.arc import answers, buckets, checkpoint, dataset, flops, processes, tasks
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.boards import Board
 from benchmarks.arc.dataset import ArcData
-from benchmarks.arc.evaluation import Predictor, evaluate, pooled_attempts, summary
+from benchmarks.arc.evaluation import Predictor, summary
 from benchmarks.arc.files import write_json
 from benchmarks.arc.log import Log
 from benchmarks.arc.mini_arc import load_mini_arc
 from benchmarks.arc.presets import Preset
 from benchmarks.arc.stopping import Stopped, asked
-from benchmarks.arc.submission import submission
 from benchmarks.arc.training import Trainer, TrainingError
 
 _CONFIG, _METRICS, _CHECKPOINTS, _RESULT = "config.json", "metrics.jsonl", "checkpoints", "run.json"
@@ -158,7 +157,7 @@ def train(
     trainer = Trainer(spec.preset, spec.arm, spec.seed, data, device, shard=shard)
     if shard and not trainer.sharded:
         say("one process holds the whole model, there is nothing to shard")
-    _on_first(lambda: _open(folder, spec, data, resume))
+    processes.on_first(lambda: _open(folder, spec, data, resume))
     log = Log(folder / _METRICS)
     _take_up(trainer, folder, log, say)
 
@@ -193,7 +192,7 @@ def train(
             if step == 1 or step % settings.probe_every == 0 or last:
                 log.write({"kind": "probe", "step": step, **trainer.probe()})
             if step % settings.evaluate_every == 0 or last:
-                evaluated = _evaluate(predictor(spec, data, trainer.weights(), device), data, folder, step)
+                evaluated = answers.write(predictor(spec, data, trainer.weights(), device), data, folder, step)
                 log.write({"kind": "evaluation", **summary(evaluated)})
                 if board is not None:
                     board.scores(step, evaluated)
@@ -210,8 +209,8 @@ def train(
         why = "" if seconds is None or interrupted() else f" after {seconds:g} s"
         say(f"stopped{why} at step {trainer.step_number} of {settings.steps}; --resume goes on")
     end = trainer.step_number
-    if not stopped and not processes.from_first(_is_json(_evaluation_path(folder, end))):
-        _evaluate(predictor(spec, data, trainer.weights(), device), data, folder, end)
+    if not stopped and not processes.from_first(answers.are_whole(folder, end)):
+        answers.write(predictor(spec, data, trainer.weights(), device), data, folder, end)
     result = {
         "arm": spec.arm.text,
         "seed": spec.seed,
@@ -225,10 +224,10 @@ def train(
         "segment_gflops": flops.mean_segment(spec.preset.model, spec.arm, trainer.shares, train=True) / 1e9,
         "processes": processes.world(),
         "sharded": trainer.sharded,
-        "evaluation": None if stopped else _evaluation_path(folder, end).name,
+        "evaluation": None if stopped else answers.path(folder, end).name,
         "metrics": _METRICS,
     }
-    _on_first(lambda: write_json(folder / _RESULT, result))
+    processes.on_first(lambda: write_json(folder / _RESULT, result))
     if stopped and interrupted():
         raise Stopped(result)
     return result
@@ -256,7 +255,7 @@ def evaluate_run(folder: Path, step: int | None = None, device: str = "cpu") -> 
         ready = predictor(spec, data, files["weights"], device)
     except ValueError as error:
         raise ValueError(f"{folder / _CHECKPOINTS / f'step-{found:08d}'}: {error}") from error
-    return _evaluate(ready, data, folder, found)
+    return answers.write(ready, data, folder, found)
 
 
 def _open(folder: Path, spec: RunSpec, data: ArcData, resume: bool) -> None:
@@ -296,11 +295,6 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
     return flat
-
-
-def read_pooled(folder: Path, step: int) -> dict[str, Any]:
-    """Return pass@k of the votes of all evaluations up to a step, and how many they are."""
-    return pooled_attempts(_votes(folder, step))
 
 
 def check_data(folder: Path, data: ArcData) -> None:
@@ -349,53 +343,9 @@ def _save(trainer: Trainer, folder: Path) -> None:
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror}; {_what_is_left(folder)}", error.filename) from error
 
-    _on_first(save)
+    processes.on_first(save)
 
 
 def _what_is_left(folder: Path) -> str:
     good, _ = checkpoint.last_good(folder / _CHECKPOINTS)
     return "there is no checkpoint yet" if good is None else f"the last good checkpoint is that of step {good}"
-
-
-def _evaluation_path(folder: Path, step: int) -> Path:
-    return folder / f"evaluation-{step:08d}.json"
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _evaluate(ready: Predictor, data: ArcData, folder: Path, step: int) -> dict[str, Any]:
-    result = evaluate(ready, data, step)
-    votes, answers = result.pop("votes"), submission(result["predictions"])
-
-    def write() -> None:
-        write_json(folder / f"votes-{step:08d}.json", votes)
-        write_json(_evaluation_path(folder, step), {**result, "pooled": pooled_attempts(_votes(folder, step))})
-        write_json(folder / f"submission-{step:08d}.json", answers)
-
-    _on_first(write)
-    return result
-
-
-def _votes(folder: Path, step: int) -> list[Any]:
-    """Read the votes of every evaluation up to a step, oldest first."""
-    paths = sorted(folder.glob("votes-????????.json"))
-    return [json.loads(path.read_text()) for path in paths if int(path.stem.partition("-")[2]) <= step]
-
-
-def _on_first(action: Callable[[], Any]) -> None:
-    """Let rank 0 do something with the disk while the others wait, and all fail if it fails."""
-    fault: Exception | None = None
-    if processes.rank() == 0:
-        try:
-            action()
-        except Exception as error:
-            fault = error
-    fault = processes.from_first(fault)
-    if fault is not None:
-        raise fault

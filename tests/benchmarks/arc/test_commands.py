@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from benchmarks.arc import checkpoint, run, tasks
+from benchmarks.arc.answers import read_pooled
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.cli import main
 from benchmarks.arc.compare import compare
 from benchmarks.arc.export import read_export
 from benchmarks.arc.presets import PRESETS, Preset, preset
-from benchmarks.arc.run import RunSpec, build_data, read_pooled, train
+from benchmarks.arc.run import RunSpec, build_data, train
 from benchmarks.arc.training import Trainer, TrainingError
 
 
