@@ -42,8 +42,8 @@ def fused(
     """
     if torch.compiler.is_compiling():
         return plain(*tensors, *options)
-    first = tensors[0].shape[:-2]
-    if any(tensor.shape[:-2] != first for tensor in tensors):
+    shape = tensors[0].shape
+    if any(tensor.shape != shape and tensor.shape[:-2] != shape[:-2] for tensor in tensors):
         batch = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in tensors))
         tensors = tuple(tensor.expand(*batch, *tensor.shape[-2:]) for tensor in tensors)
     if not wants_derivative(*tensors):

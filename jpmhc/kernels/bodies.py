@@ -95,7 +95,7 @@ def choose(module: str, operation: str, args: tuple[Any, ...]) -> Choice:
     """
     if _setting == "reference":
         return Choice("reference", "asked for")
-    device = next(value.device.type for value in args if isinstance(value, Tensor))
+    device = device_of(args)
     named = _setting != "auto"
     name = _setting if named else _DEVICES.get(device, "reference")
     if name == "reference":
@@ -116,6 +116,14 @@ def choose(module: str, operation: str, args: tuple[Any, ...]) -> Choice:
     if named:
         _say_once(f"{operation} runs its reference: {reason}")
     return Choice("reference", reason)
+
+
+def device_of(args: tuple[Any, ...]) -> str:
+    """Return the type of the device of the first tensor."""
+    for value in args:
+        if isinstance(value, Tensor):
+            return "cpu" if value.is_cpu else value.device.type  # a string of a device costs as much as three questions
+    raise TypeError("expected a tensor among the arguments")
 
 
 def interpreted() -> bool:
@@ -149,13 +157,15 @@ def body(
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         def reason(*args: Any) -> str | None:
-            given = {value.dtype for value in args if isinstance(value, Tensor)}
-            if len(given) > 1 and len(given.intersection(streams)) == 1:
-                given -= set(streams)
-            if len(given) > 1:
-                return f"tensors of different dtypes, {', '.join(sorted(map(str, given)))}"
-            if not given.issubset(dtypes):
-                return f"no body for {given.pop()}"
+            first, *others = [value.dtype for value in args if isinstance(value, Tensor)]
+            if first not in dtypes or any(other is not first for other in others):
+                given = {first, *others}
+                if len(given) > 1 and len(given.intersection(streams)) == 1:
+                    given -= set(streams)
+                if len(given) > 1:
+                    return f"tensors of different dtypes, {', '.join(sorted(map(str, given)))}"
+                if not given.issubset(dtypes):
+                    return f"no body for {given.pop()}"
             return refuses(*args) if refuses is not None else None
 
         function.refuses = reason  # type: ignore[attr-defined]

@@ -98,32 +98,23 @@ def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: f
     -------
     Tensor, shape (..., n, p)
     """
+    shape = e.shape
+    if x.ndim != 3:
+        x, e = x.reshape(-1, *x.shape[-2:]), e.reshape(-1, *shape[-2:])
     if x.shape[-2] == x.shape[-1]:
         whole, straight = whole + straight, 0.0  # x x^T e is e
-        if whole == 1:
-            part = (x @ e.mT) @ x
-            return torch.add(e, part, alpha=crossed, out=part)
-        return _added_to(e, x @ e.mT, x, whole, crossed)
-    if not straight:
-        mixed, factor = e.mT @ x, crossed
-    elif not crossed:
-        mixed, factor = x.mT @ e, straight
+        left, right, factor = torch.bmm(x, e.mT), x, crossed
+    elif not straight:
+        left, right, factor = x, torch.bmm(e.mT, x), crossed
     else:
-        s = x.mT @ e
-        mixed, factor = torch.add(s, s.mT, alpha=crossed / straight), straight
-    # One pass over the result, or none: a pass costs as much as a product of small matrices.
-    if whole == 1:
-        part = x @ mixed
-        return torch.add(e, part, alpha=factor, out=part)
-    if not whole:
-        return (x @ mixed).mul_(factor)
-    return _added_to(e, x, mixed, whole, factor)
-
-
-def _added_to(e: Tensor, a: Tensor, b: Tensor, whole: float, factor: float) -> Tensor:
-    """Return ``whole e + factor a b`` in one operation."""
-    flat, left, right = (value.reshape(-1, *value.shape[-2:]) for value in (e, a, b))
-    return torch.baddbmm(flat, left, right, beta=whole, alpha=factor).view(e.shape)
+        s = torch.bmm(x.mT, e)
+        left, right, factor = x, torch.add(s, s.mT, alpha=crossed / straight) if crossed else s, straight
+    if whole and whole != 1:
+        return torch.baddbmm(e, left, right, beta=whole, alpha=factor).view(shape)
+    part = torch.bmm(left, right)
+    # One pass over the result: a pass costs as much as a product of small matrices.
+    part = torch.add(e, part, alpha=factor, out=part) if whole else part.mul_(factor)
+    return part.view(shape)
 
 
 def _like(x: Tensor) -> Tensor:

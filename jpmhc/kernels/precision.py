@@ -10,6 +10,10 @@ import torch
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Switch autocast off where it is on: it would take products of coefficients to half precision."""
-    if device.type != "meta" and torch.is_autocast_enabled(device.type):  # torch knows no autocast for meta
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if autocast_on(kind) else contextlib.nullcontext()
+
+
+def autocast_on(device_type: str) -> bool:
+    """Whether autocast is on for devices of a type."""
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)  # torch knows no autocast for meta

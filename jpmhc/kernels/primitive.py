@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
-from jpmhc.kernels.bodies import Choice, choose
+from jpmhc.kernels.bodies import Choice, choose, device_of
+from jpmhc.kernels.precision import autocast_on
 from jpmhc.kernels.transforms import transform_depth
 
 Arguments = ParamSpec("Arguments")
@@ -69,10 +70,10 @@ def primitive(
 
         @wraps(reference)
         def full_precision(*args: Any) -> Any:
-            device_type = next(value.device.type for value in args if isinstance(value, Tensor))
-            if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+            device = device_of(args)
+            if not autocast_on(device):
                 return run(*args)
-            with torch.autocast(device_type, enabled=False):
+            with torch.autocast(device, enabled=False):
                 return run(*args)
 
         if arguments is not None:
@@ -111,16 +112,19 @@ def _nobody_listens(args: tuple[Any, ...]) -> bool:
     """Whether a call may skip torch's dispatcher and its 25 us: no tracer, transform, mode, subclass or gradient."""
     if torch.compiler.is_compiling() or transform_depth() or torch._C._len_torch_dispatch_stack():
         return False
-    tensors = [value for value in args if isinstance(value, Tensor)]
-    graph = torch.is_grad_enabled()
-    return bool(tensors) and all(
-        type(value) is Tensor
-        and not value.is_meta
-        and not (graph and value.requires_grad)
-        # Of ``torch.autograd.grad(is_grads_batched=True)``, whose batch no transform's stack shows.
-        and not is_legacy_batchedtensor(value)
-        for value in tensors
-    )
+    graph, found = torch.is_grad_enabled(), False
+    for value in args:
+        if isinstance(value, Tensor):
+            if (
+                type(value) is not Tensor
+                or value.is_meta
+                or (graph and value.requires_grad)
+                # Of ``torch.autograd.grad(is_grads_batched=True)``, whose batch no transform's stack shows.
+                or is_legacy_batchedtensor(value)
+            ):
+                return False
+            found = True
+    return found
 
 
 def repeated(operator: Callable[..., Any], info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:

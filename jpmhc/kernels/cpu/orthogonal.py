@@ -9,9 +9,10 @@ from torch import Tensor
 from jpmhc.kernels import orthogonal as reference
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
+from jpmhc.kernels.cpu.columns import tangent
 from jpmhc.kernels.cpu.compile import compiled
 from jpmhc.kernels.cpu.products import combine, combine_transposed, gram, invert, invert_one_minus_skew, polish, product
-from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, narrow, numbers, store
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, narrow, numbers, small, store
 
 _STEEP = 1e3  # elimination without pivots loses the square of this; the polish makes good what is left
 
@@ -37,18 +38,16 @@ def cayley_transport(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return y, moved
 
 
-def _few_or_wide(x: Tensor, *_: object) -> str | None:
-    return few(x) or ("products of whole batches are as fast" if x.shape[-1] > 6 else None)
-
-
-@body(DTYPES, narrow, _few_or_wide)
+@body(DTYPES, small, few)
 def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: float) -> Tensor:
     """Run `_tangent` over all tokens."""
     n, p = x.shape[-2:]
+    if n == p:
+        whole, straight = whole + straight, 0.0  # x x^T e is e
     result = torch.empty(e.shape, dtype=e.dtype)
     arrays = [numbers(tensor, n * p) for tensor in (x, e, result)]
-    weights = map(arrays[0].dtype.type, (whole, straight, crossed))
-    pool.run(_tangent, pool.split(len(arrays[0]), GRAIN), *arrays, extent(n), extent(p), *weights)
+    weights = [arrays[0].dtype.type(weight) if weight else None for weight in (straight, crossed, whole)]
+    pool.run(_tangent, pool.split(len(arrays[0]), GRAIN), *arrays, extent(p), *weights)
     return result
 
 
@@ -151,17 +150,6 @@ def _turn(x, u, v, y, moved, size, transport, start, stop):  # type: ignore[no-u
 
 
 @compiled
-def _tangent(x, e, result, rows, columns, whole, straight, crossed, start, stop):  # type: ignore[no-untyped-def]
-    """``whole e + x (straight S + crossed S^T)`` with ``S = x^T e``."""
-    n, p = len(rows), len(columns)
-    point, vector = np.empty((n * p, LANES), x.dtype), np.empty((n * p, LANES), x.dtype)
-    spare = np.empty((n * p, LANES), x.dtype)
-    square, mixed = np.empty((p * p, LANES), x.dtype), np.empty((p * p, LANES), x.dtype)
-    for base in range(start, stop, LANES):
-        load(x, point, base, stop)
-        load(e, vector, base, stop)
-        gram(point, vector, square, rows, columns, columns)
-        combine_transposed(straight, square, crossed, mixed, columns)
-        product(point, mixed, spare, rows, columns, columns)
-        combine(whole, vector, x.dtype.type(1), spare, spare)
-        store(result, spare, base, stop)
+def _tangent(x, e, result, columns, straight, crossed, whole, start, stop):  # type: ignore[no-untyped-def]
+    for token in range(start, stop):
+        tangent(x, e, result, token, columns, straight, crossed, whole)
