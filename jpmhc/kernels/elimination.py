@@ -7,9 +7,12 @@ that sets itself up for a stream cannot be captured in a CUDA graph.
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.primitive import primitive
+
 FEW = 4  # columns; beyond, the fewer launches of the library win
 
 
+@primitive("inverse")
 def inverse(matrix: Tensor) -> Tensor:
     """Invert matrices; infinity or NaN where they are singular.
 
@@ -28,7 +31,7 @@ def inverse(matrix: Tensor) -> Tensor:
     launches.
     """
     if matrix.device.type == "cpu" or matrix.shape[-1] > FEW:
-        return torch.linalg.inv_ex(matrix).inverse
+        return torch.linalg.inv_ex(matrix).inverse.contiguous()
     return eliminated(matrix)
 
 

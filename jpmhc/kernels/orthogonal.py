@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jpmhc.kernels.primitive import primitive
+from jpmhc.kernels.elimination import inverse
+from jpmhc.kernels.primitive import choice, primitive
+
+_STRETCH = 128  # rows of a block; a product of fewer is slower a number
 
 
 def plain_cayley_retraction(x: Tensor, u: Tensor) -> Tensor:
@@ -143,20 +146,38 @@ def _rotated(x: Tensor, a: Tensor, normal: Tensor | None) -> Tensor:
 def _step(x: Tensor, u: Tensor, xu: Tensor) -> Tensor:
     """`plain_cayley_retraction` in few passes over the data, given ``x^T u``; all but products is of size p."""
     n, p = x.shape[-2:]
-    system = torch.sub(xu, xu.mT).div_(-4)
-    system.diagonal(dim1=-2, dim2=-1).add_(1)
+    system = torch.sub(xu.mT, xu)  # four times what is inverted, without a pass for the fourth
+    system.diagonal(dim1=-2, dim2=-1).add_(4)
     if n == p:
-        # The transposed system, which LAPACK takes as it lies in memory.
-        half = torch.linalg.solve_ex(system.mT, x.mT).result.mT.contiguous()
-        y = half.sub_(x, alpha=0.5).view(-1, n, p)  # half of it
-        return torch.baddbmm(y, y @ y.mT, y, beta=3, alpha=-4).view(x.shape)
+        if choice("inverse", system).backend == "reference":
+            # The transposed system, which LAPACK takes as it lies in memory.
+            y = torch.linalg.solve_ex(system.mT, x.mT).result.mT.contiguous().sub_(x, alpha=0.125).view(-1, n, p)
+        else:
+            flat = x.reshape(-1, n, p)
+            y = torch.baddbmm(flat, flat, inverse(system).view(-1, n, p), beta=-0.125)
+        # That was an eighth of it.
+        return torch.baddbmm(y, _with_itself(y), y, beta=12, alpha=-256).view(x.shape)
     # With N = u - x x^T u: the system gets N^T N / 4, and Z = (2 x + N) / system.
-    system += (u.mT @ u - xu.mT @ xu).div_(4)
-    inverse = torch.linalg.inv_ex(system).inverse
-    along = torch.sub(2 * inverse, xu @ inverse)
+    system += u.mT @ u - xu.mT @ xu
+    inverted = inverse(system)
+    along = torch.sub(8 * inverted, xu @ inverted, alpha=4)
     along.diagonal(dim1=-2, dim2=-1).sub_(1)
-    y = _sum_of_products(x, along, u, inverse).view(-1, n, p)
+    y = _sum_of_products(x, along, u, inverted.mul_(4)).view(-1, n, p)
     return torch.baddbmm(y, y, y.mT @ y, beta=1.5, alpha=-0.5).view(x.shape)
+
+
+def _with_itself(y: Tensor) -> Tensor:
+    """Return ``y y^T``, of large matrices on a CPU in rows of blocks whose mirror images are copied."""
+    batch, n = y.shape[:2]
+    if y.device.type != "cpu" or n < 4 * _STRETCH:
+        return torch.bmm(y, y.mT)
+    result = y.new_empty(batch, n, n)
+    for matrix, product in zip(y, result, strict=True):
+        for i in range(0, n, _STRETCH):
+            j = min(i + _STRETCH, n)
+            torch.mm(matrix[i:j], matrix[i:].mT, out=product[i:j, i:])
+            product[i:j, :i] = product[:i, i:j].mT
+    return result
 
 
 def _sum_of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from jpmhc.kernels.elimination import FEW, inverse, orthonormal_columns
-from jpmhc.kernels.primitive import primitive
+from jpmhc.kernels.primitive import choice, primitive
 
-_NEWTON_STEPS = 10  # 7 reach round-off at condition number 1e14 (measured)
+NEWTON_STEPS = 10  # 7 reach round-off at condition number 1e14 (measured)
 CUBIC_STEPS = 8
 _POLISHED = 16  # columns; singular vectors of more are within 2e-6 in float32 (measured), and a step is slow
 _TALL, _ROUND = 2, 1e-2  # rows a column, and the ratio of eigenvalues, from which on the Gram matrix will do
@@ -63,8 +63,24 @@ def _by_reading(matrix: Tensor) -> Tensor:
         finite = matrix.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
         usable = torch.where(finite, matrix, torch.ones_like(matrix))
     tall = matrix.shape[-2] >= _TALL * matrix.shape[-1]
-    x = _by_gram(usable) if tall else _by_singular_vectors(usable)
+    x = _by_gram(usable) if tall else _by_newton(usable)
     return x if usable is matrix else torch.where(finite, x, torch.nan)
+
+
+def _by_newton(matrix: Tensor) -> Tensor:
+    """Go by `newton_polar` where that is more than the reference, which singular vectors outrun."""
+    square = matrix.shape[-2] == matrix.shape[-1]
+    if choice("newton_polar", matrix if square else matrix[..., : matrix.shape[-1], :]).backend == "reference":
+        return _by_singular_vectors(matrix)
+    if square:
+        return _polished(newton_polar(matrix))
+    q, r = torch.linalg.qr(matrix)
+    return _polished(q @ newton_polar(r))
+
+
+def _polished(x: Tensor) -> Tensor:
+    flat = x.view(-1, *x.shape[-2:])
+    return torch.baddbmm(flat, flat, flat.mT @ flat, beta=1.5, alpha=-0.5).view(x.shape)
 
 
 def _by_singular_vectors(matrix: Tensor) -> Tensor:
@@ -136,14 +152,35 @@ def polar_newton(matrix: Tensor) -> Tensor:
     return _newton(q, x, lambda x: torch.linalg.inv_ex(x).inverse)
 
 
+@primitive("newton_polar")
+def newton_polar(matrix: Tensor) -> Tensor:
+    """Compute the polar factor of square matrices by Newton's iteration alone.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (..., n, n)
+        float32 or float64; infinity or NaN come of singular ones.
+
+    Returns
+    -------
+    Tensor, shape (..., n, n)
+        Singular values within the root of machine precision of 1; a Newton-Schulz step takes them to round-off.
+    """
+    return _iterated(matrix / _largest(matrix), inverse)
+
+
 def _newton(q: Tensor, x: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
     """Return q times the polar factor of x."""
-    for _ in range(_NEWTON_STEPS):
+    u = q @ _iterated(x, inverse)
+    return u + (u - u @ (u.mT @ u)) / 2
+
+
+def _iterated(x: Tensor, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+    for _ in range(NEWTON_STEPS):
         other = inverse(x).mT
         scale = (_norm(other) / _norm(x)).sqrt()
         x = (scale * x + other / scale) / 2
-    u = q @ x
-    return u + (u - u @ (u.mT @ u)) / 2
+    return x
 
 
 @primitive("polar_adjoint")
@@ -192,7 +229,7 @@ def sylvester(symmetric: Tensor, right_side: Tensor) -> Tensor:
     """
     size = _largest(symmetric)
     h, c = symmetric / size, right_side / size
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(NEWTON_STEPS):
         other = inverse(h)
         scale = (_norm(other) / _norm(h)).sqrt()
         h = (scale * h + other / scale) / 2

@@ -54,9 +54,9 @@ def test_a_body_of_another_device_is_named_once_in_the_log(caplog):
     module._say_once.cache_clear()
     with caplog.at_level(logging.WARNING, "jpmhc.kernels"), kernels.backend("triton"):
         for _ in range(3):
-            kernels.sylvester(torch.eye(2), torch.eye(2))
+            kernels.orthonormalise(torch.eye(2))
     assert len(caplog.records) == 1
-    assert "sylvester runs its reference: " in caplog.records[0].message
+    assert "orthonormalise runs its reference: " in caplog.records[0].message
 
 
 @pytest.mark.parametrize(("package", "setting"), [("numba", "auto"), ("numba", "numba"), ("triton", "triton")])

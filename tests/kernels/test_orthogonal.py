@@ -24,7 +24,9 @@ def rotation(x, u):
 
 
 @pytest.mark.parametrize("name", ["numba", "reference"])
-@pytest.mark.parametrize("shape", [(3, 4, 4), (33, 6, 3), (2, 3, 5, 1), (1, 40, 3), (0, 4, 4), (7, 24, 24)])
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 4), (33, 6, 3), (2, 3, 5, 1), (1, 40, 3), (0, 4, 4), (7, 24, 24), (2, 530, 530)]
+)
 @pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-14), (torch.float32, 3e-6)])
 def test_cayley_step_is_the_rotation_of_the_definition(name, shape, dtype, tol):
     x, u, v = material(shape, dtype, length=0.5)

@@ -9,9 +9,13 @@ from torch import Tensor
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled, part
+from jpmhc.kernels.cpu.elimination import fits, little
+from jpmhc.kernels.cpu.pivots import eliminate, matrix_space, pivot_space
 from jpmhc.kernels.cpu.products import gram, polish, product
+from jpmhc.kernels.cpu.rows import dot, weighted
 from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, narrow, numbers, store
-from jpmhc.kernels.polar import CUBIC_STEPS, NEAR
+from jpmhc.kernels.cpu.transpose import BLOCK, transpose
+from jpmhc.kernels.polar import CUBIC_STEPS, NEAR, NEWTON_STEPS
 
 _SWEEPS = 15  # more than enough: the last of them converge quadratically
 
@@ -162,3 +166,50 @@ def _by_rotations(x, v, inverse, rows, columns, eps):  # type: ignore[no-untyped
         for j in range(p):
             for t in range(LANES):
                 x[k * p + j, t] = inverse[j, t]
+
+
+@body(DTYPES, fits, little)
+def newton_polar(matrix: Tensor) -> Tensor:
+    """Run `_newton` over all matrices."""
+    n = matrix.shape[-1]
+    result = torch.empty(matrix.shape, dtype=matrix.dtype)
+    arrays = [numbers(tensor, n * n).reshape(-1, n, n) for tensor in (matrix, result)]
+    pool.run(_newton, pool.split(len(arrays[0])), *arrays, arrays[0].dtype.type(torch.finfo(matrix.dtype).eps ** 0.5))
+    return result
+
+
+@compiled
+def _newton(matrix, result, near, start, stop):  # type: ignore[no-untyped-def]
+    n, one, half = matrix.shape[-1], matrix.dtype.type(1), matrix.dtype.type(0.5)
+    x, work, turned = matrix_space(matrix[0]), matrix_space(matrix[0]), matrix_space(matrix[0])
+    space = pivot_space(work)
+    for token in range(start, stop):
+        top = one - one
+        for i in range(n):
+            for j in range(n):
+                top = max(top, abs(matrix[token, i, j]))
+        for i in range(n):
+            weighted(x[i, :n], (matrix[token, i],), (one / top,))
+            x[i, n:] = 0
+        for _ in range(NEWTON_STEPS):
+            size, other = 0.0, 0.0
+            for i in range(n):
+                weighted(work[i], (x[i],), (None,))
+                size += np.float64(dot(x[i], x[i]))
+            place = eliminate(work, n, space)
+            for i in range(n):
+                other += np.float64(dot(work[i], work[i]))
+            for i in range(0, work.shape[0], BLOCK):
+                for j in range(0, work.shape[0], BLOCK):
+                    transpose(work, i, j, turned, j, i)
+            scale = matrix.dtype.type(np.sqrt(np.sqrt(other / size)))
+            size = 0.0
+            for j in range(n):
+                row = x[place[j]]
+                weighted(row, (row, turned[j]), (half * scale, half / scale))
+                size += np.float64(dot(row, row))
+            # Singular values are above 1 now, and the sum of their squares is as close to n as they are to 1.
+            if size - n < near:
+                break
+        for i in range(n):
+            weighted(result[token, i], (x[i, :n],), (None,))

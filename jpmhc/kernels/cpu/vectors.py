@@ -99,6 +99,11 @@ def plus_product(builder: ir.IRBuilder, total: Value, a: Value, b: Value) -> Val
     return _call(builder, "fmuladd", total.type, [a, b, total])
 
 
+def absolute(builder: ir.IRBuilder, value: Value) -> Value:
+    """Return a number or vector without its signs."""
+    return _call(builder, "fabs", value.type, [value])
+
+
 def counted(
     builder: ir.IRBuilder,
     start: Value,
