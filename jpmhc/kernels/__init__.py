@@ -3,6 +3,7 @@
 from jpmhc.kernels.bodies import Choice, backend
 from jpmhc.kernels.cayley import cayley_adjoint, cayley_forward, cayley_iterated
 from jpmhc.kernels.chain import chain_sweeps, noisy_chain_sweeps
+from jpmhc.kernels.elimination import inverse
 from jpmhc.kernels.orthogonal import (
     cayley_retraction,
     cayley_transport,
@@ -12,7 +13,7 @@ from jpmhc.kernels.orthogonal import (
     tangent_part,
 )
 from jpmhc.kernels.orthonormal import orthonormalise, plain_orthonormalise
-from jpmhc.kernels.polar import polar_adjoint, polar_forward, polar_newton, sylvester
+from jpmhc.kernels.polar import newton_polar, polar_adjoint, polar_forward, polar_newton, sylvester
 from jpmhc.kernels.primitive import choice, operations
 from jpmhc.kernels.quaternion import plain_quaternion, quaternion_adjoint, quaternion_forward
 from jpmhc.kernels.retraction import birkhoff_retraction, moved_logarithm
@@ -36,7 +37,9 @@ __all__ = [
     "cayley_transport",
     "chain_sweeps",
     "choice",
+    "inverse",
     "moved_logarithm",
+    "newton_polar",
     "noisy_chain_sweeps",
     "operations",
     "orthonormalise",

@@ -1,7 +1,7 @@
-"""Inverses and orthonormal columns of many small matrices, by products and elementwise operations alone.
+"""Inverses and orthonormal columns of many small matrices.
 
-For devices other than the CPU. cuSOLVER's factorisations take the matrices of a batch one after another, and a library
-that sets itself up for a stream cannot be captured in a CUDA graph.
+On devices other than the CPU by products and elementwise operations alone: cuSOLVER's factorisations take the matrices
+of a batch one after another, and a library that sets itself up for a stream cannot be captured in a CUDA graph.
 """
 
 import torch
@@ -27,8 +27,8 @@ def inverse(matrix: Tensor) -> Tensor:
 
     Notes
     -----
-    On a CPU and for n above 4 by the library, otherwise by Gauss and Jordan's elimination with row pivots, in 9 n
-    launches.
+    The reference goes by the library on a CPU and for n above 4, otherwise by Gauss and Jordan's elimination with row
+    pivots, in 9 n launches.
     """
     if matrix.device.type == "cpu" or matrix.shape[-1] > FEW:
         return torch.linalg.inv_ex(matrix).inverse.contiguous()

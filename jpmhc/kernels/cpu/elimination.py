@@ -31,8 +31,8 @@ def fits(matrix: Tensor) -> str | None:
     return None if 1 <= n <= LARGEST else f"no body for matrices of {n} x {n}, only up to {LARGEST} x {LARGEST}"
 
 
-def little(matrix: Tensor) -> str | None:
-    """Tell why eliminations are not worth compiling for."""
+def little(matrix: Tensor, *_: object) -> str | None:
+    """Tell why products or eliminations of a batch are not worth compiling for."""
     return None if matrix.numel() * matrix.shape[-1] >= _WORTH else f"fewer than {_WORTH} multiplications"
 
 

@@ -9,10 +9,13 @@ from torch import Tensor
 from jpmhc.kernels import orthogonal as reference
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
+from jpmhc.kernels.cpu.blocks import multiplied
 from jpmhc.kernels.cpu.columns import tangent
 from jpmhc.kernels.cpu.compile import compiled
+from jpmhc.kernels.cpu.elimination import little
 from jpmhc.kernels.cpu.products import combine, combine_transposed, gram, invert, invert_one_minus_skew, polish, product
-from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, narrow, numbers, small, store
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, LARGEST, extent, few, load, narrow, numbers, store
+from jpmhc.kernels.cpu.vectors import WIDTH
 
 _STEEP = 1e3  # elimination without pivots loses the square of this; the polish makes good what is left
 
@@ -38,16 +41,38 @@ def cayley_transport(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return y, moved
 
 
-@body(DTYPES, small, few)
+def _near(x: Tensor, *_: object) -> str | None:
+    """Tell why the products of a point and a vector do not stay in the nearer caches."""
+    n, p = x.shape[-2:]
+    if not 0 < p <= 128 or n * p > 128 * 128:
+        return f"no body for matrices of {n} x {p}, only up to 128 x 128"
+    return None
+
+
+def _few(x: Tensor, *_: object) -> str | None:
+    n, p = x.shape[-2:]
+    if n <= LARGEST:
+        return few(x)
+    vector = WIDTH // x.element_size()
+    if LARGEST < p <= 64 and 4 * (-p % vector) <= p:  # blocks of a vector beyond the edge cost as much as others
+        return little(x)
+    return "products of whole batches are as fast"
+
+
+@body(DTYPES, _near, _few)
 def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: float) -> Tensor:
-    """Run `_tangent` over all tokens."""
+    """Run `_tangent` over all tokens, or `_tangent_in_blocks` where a row is more than a vector or two."""
     n, p = x.shape[-2:]
     if n == p:
         whole, straight = whole + straight, 0.0  # x x^T e is e
     result = torch.empty(e.shape, dtype=e.dtype)
     arrays = [numbers(tensor, n * p) for tensor in (x, e, result)]
     weights = [arrays[0].dtype.type(weight) if weight else None for weight in (straight, crossed, whole)]
-    pool.run(_tangent, pool.split(len(arrays[0]), GRAIN), *arrays, extent(p), *weights)
+    if p <= LARGEST:
+        pool.run(_tangent, pool.split(len(arrays[0]), GRAIN), *arrays, extent(p), *weights)
+    else:
+        shaped = [array.reshape(-1, n, p) for array in arrays]
+        pool.run(_tangent_in_blocks, pool.split(len(arrays[0])), *shaped, *weights)
     return result
 
 
@@ -153,3 +178,26 @@ def _turn(x, u, v, y, moved, size, transport, start, stop):  # type: ignore[no-u
 def _tangent(x, e, result, columns, straight, crossed, whole, start, stop):  # type: ignore[no-untyped-def]
     for token in range(start, stop):
         tangent(x, e, result, token, columns, straight, crossed, whole)
+
+
+@compiled
+def _tangent_in_blocks(x, e, result, straight, crossed, whole, start, stop):  # type: ignore[no-untyped-def]
+    p = x.shape[-1]
+    one, zero = x.dtype.type(1), x.dtype.type(0)
+    square, mixed = np.empty((p, p), x.dtype), np.empty((p, p), x.dtype)
+    for token in range(start, stop):
+        point, vector = x[token], e[token]
+        if straight is None:
+            multiplied(mixed, zero if crossed is None else crossed, vector.T, point, zero, None)
+        elif crossed is None:
+            multiplied(mixed, straight, point.T, vector, zero, None)
+        else:
+            multiplied(square, one, point.T, vector, zero, None)
+            for i in range(p):
+                for j in range(i + 1):
+                    mixed[i, j] = straight * square[i, j] + crossed * square[j, i]
+                    mixed[j, i] = straight * square[j, i] + crossed * square[i, j]
+        if whole is None:
+            multiplied(result[token], one, point, mixed, zero, None)
+        else:
+            multiplied(result[token], one, point, mixed, whole, vector)
