@@ -9,6 +9,8 @@ import torch
 
 from jpmhc import kernels
 from jpmhc.kernels import bodies as module
+from jpmhc.kernels import primitive
+from jpmhc.kernels.check import check_bodies
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +72,12 @@ def test_a_missing_package_is_one_line_in_the_log(package, setting):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"reference: {package} cannot be imported\n"
     assert f"operations run their reference, {package} cannot be imported" in done.stderr
+
+
+@pytest.mark.skipif(module.interpreted(), reason="of Numba")
+def test_every_body_is_among_those_that_doctor_checks():
+    pytest.importorskip("numba")
+    checked = {each.operation: each.error for each in check_bodies("numba")}
+    homes = {name: module._body("numba", primitive._modules[name], name) for name in kernels.operations()}
+    assert set(checked) == {name for name, home in homes.items() if not isinstance(home, str)}
+    assert {name: error for name, error in checked.items() if error is None or not error < 1e-5} == {}
