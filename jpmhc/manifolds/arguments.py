@@ -53,8 +53,8 @@ def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def wrapped(self: Manifold, *args: Any, **options: Any) -> Any:
-        if not options and _plainly_right(self, args):
-            return method(self, *args)
+        if (not options or [*options] == ["keepdim"]) and _plainly_right(self, args):
+            return method(self, *args, **options)
         given = {**dict(zip(names, args, strict=False)), **options}
         tensors = {name: given[name] for name in kinds if given.get(name) is not None}
         check_shapes(self, tensors)

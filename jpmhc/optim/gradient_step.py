@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -69,7 +70,7 @@ class GradientOptimizer(RiemannianOptimizer):
             if gradient.numel()
         ]
         # The largest absolute value is not finite exactly if some value is not: one number to read.
-        if gradients and not torch.isfinite(get_total_norm(gradients, float("inf"))):
+        if gradients and not math.isfinite(get_total_norm(gradients, math.inf).item()):
             self._name_the_bad_gradient()
         for group, free, batches in work:
             group["step"] += 1
