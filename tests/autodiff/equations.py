@@ -1,9 +1,14 @@
 """A fixed-point equation with every kind of dependence and its solution by brute force, for these tests."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from jpmhc import autodiff
+
+EXACT = autodiff.Anderson(tol=1e-13, max_steps=200)
 
 
 def layer(z: Tensor, weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
@@ -44,3 +49,14 @@ def gradients(fn: Callable[..., Tensor], inputs: Sequence[Tensor]) -> tuple[Tens
     """Gradients of ``fn(*inputs)`` by backward."""
     inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     return torch.autograd.grad(fn(*inputs), inputs)
+
+
+def given(weight: Tensor, x: Tensor, bias: Tensor, **options: Any) -> Tensor:
+    """The solution with every dependence passed as an argument."""
+    return autodiff.fixed_point(layer, torch.zeros_like(x), weight, x, bias, **{"solver": EXACT, **options}).value
+
+
+def captured(weight: Tensor, x: Tensor, bias: Tensor, **options: Any) -> Tensor:
+    """The same with every dependence captured in a closure."""
+    z0 = torch.zeros(x.shape, dtype=x.dtype)
+    return autodiff.fixed_point(lambda z: layer(z, weight, x, bias), z0, **{"solver": EXACT, **options}).value
