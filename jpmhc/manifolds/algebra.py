@@ -50,6 +50,14 @@ def sum_of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor, start: Tensor | 
     return torch.baddbmm(total, c, d).reshape(*batch, *total.shape[-2:])
 
 
+def frobenius(x: Tensor, u: Tensor, v: Tensor, *, keepdim: bool) -> Tensor:
+    """Return ``sum(u * v)``, one number a point of the batch that all three broadcast to."""
+    result = (u * v).sum((-2, -1), keepdim=True)
+    if result.ndim < x.ndim or result.shape[:-2] != x.shape[:-2]:
+        result = result.expand(*torch.broadcast_shapes(x.shape[:-2], result.shape[:-2]), 1, 1)
+    return result if keepdim else result.squeeze((-2, -1))
+
+
 def polish(matrix: Tensor) -> Tensor:
     """Newton-Schulz step ``Q (3 I - Q^T Q) / 2``: squares the distance of the columns from orthonormal.
 

@@ -27,14 +27,14 @@ class Fisher(Manifold):
     def point_error(self, x: Tensor) -> Tensor:
         """Largest error of a sum, or 1 and more where an entry is not positive."""
         dims = tuple(range(-self.ndim, 0))
-        errors = torch.stack([(x.sum(dim) - 1).abs().amax(dims[1:]) for dim in dims]).amax(0)
+        errors = torch.stack([(x.sum(dim, keepdim=True) - 1).abs().amax(dims) for dim in dims]).amax(0)
         low = x.amin(dims)
         return torch.where(low > 0, errors, 1 - low)
 
     def tangent_error(self, x: Tensor, u: Tensor) -> Tensor:
         """Largest of the sums, which should be zero."""
         dims = tuple(range(-self.ndim, 0))
-        return torch.stack([u.sum(dim).abs().amax(dims[1:]) for dim in dims]).amax(0)
+        return torch.stack([u.sum(dim, keepdim=True).abs().amax(dims) for dim in dims]).amax(0)
 
     def projx(self, x: Tensor) -> Tensor:
         """Point of least Kullback-Leibler divergence from `x`, whose entries are first made positive."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from jpmhc import autodiff
 from jpmhc.manifolds import steps
-from jpmhc.manifolds.algebra import angle_over_sine, identity, polish, sine_and_versine, symmetric
+from jpmhc.manifolds.algebra import angle_over_sine, frobenius, identity, polish, sine_and_versine, symmetric
 from jpmhc.manifolds.angles import angle_norm
 from jpmhc.manifolds.base import Manifold
 
@@ -103,7 +103,7 @@ class Grassmann(Manifold):
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
         """``sum(u * v)``, one number a matrix."""
-        return (u * (u if v is None else v)).sum((-2, -1), keepdim=keepdim)
+        return frobenius(x, u, u if v is None else v, keepdim=keepdim)
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """Move from `x` along `u` by the retraction of this manifold."""

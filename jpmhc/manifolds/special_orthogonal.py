@@ -7,7 +7,7 @@ from torch import Tensor
 
 from jpmhc import autodiff
 from jpmhc.manifolds import steps
-from jpmhc.manifolds.algebra import angle_over_sine, can_read, exponential, identity, polish, skew, symmetric
+from jpmhc.manifolds.algebra import angle_over_sine, can_read, exponential, frobenius, identity, polish, skew, symmetric
 from jpmhc.manifolds.angles import angle_norm
 from jpmhc.manifolds.base import Manifold
 
@@ -99,7 +99,7 @@ class SpecialOrthogonal(Manifold):
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
         """``sum(u * v)``, one number a matrix."""
-        return (u * (u if v is None else v)).sum((-2, -1), keepdim=keepdim)
+        return frobenius(x, u, u if v is None else v, keepdim=keepdim)
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """Move from `x` along `u` by the retraction of this manifold."""

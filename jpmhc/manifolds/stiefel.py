@@ -9,7 +9,16 @@ from torch import Tensor
 from jpmhc import autodiff
 from jpmhc.kernels.primitive import primitive
 from jpmhc.manifolds import steps
-from jpmhc.manifolds.algebra import divided_exponential, exponential, identity, polish, skew, sum_of_products, symmetric
+from jpmhc.manifolds.algebra import (
+    divided_exponential,
+    exponential,
+    frobenius,
+    identity,
+    polish,
+    skew,
+    sum_of_products,
+    symmetric,
+)
 from jpmhc.manifolds.base import Manifold
 
 _SHOTS = 60
@@ -128,7 +137,7 @@ class Stiefel(Manifold):
     def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
         """``<u, v> - (1 - beta) <x^T u, x^T v>`` with beta 1/2 (canonical) or 1 (Euclidean), one number a matrix."""
         v = u if v is None else v
-        result = (u * v).sum((-2, -1), keepdim=keepdim)
+        result = frobenius(x, u, v, keepdim=keepdim)
         if self.beta != 1.0:
             result = result - (1 - self.beta) * ((x.mT @ u) * (x.mT @ v)).sum((-2, -1), keepdim=keepdim)
         return result

@@ -133,6 +133,8 @@ class RiemannianAdam(GradientOptimizer):
 
     def _update_free(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         fused = bool(group["fused"])
+        # torch.compile fuses the loop itself, and cannot trace the foreach operations with steps on the host.
+        foreach = not (fused or torch.compiler.is_compiling()) and group["foreach"] is not False
         on_device = group["capturable"] or fused
         states = [self.state[p] for p in parameters]
         for parameter, state in zip(parameters, states, strict=True):
@@ -148,7 +150,7 @@ class RiemannianAdam(GradientOptimizer):
             [state["exp_avg_sq"] for state in states],
             [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
             [state["step"] for state in states],
-            foreach=not fused if group["foreach"] is None else group["foreach"],
+            foreach=foreach,
             fused=fused,
             capturable=group["capturable"],
             amsgrad=group["amsgrad"],

@@ -50,6 +50,25 @@ def test_all_maps_run_under_vmap(case):
         torch.testing.assert_close(torch.func.vmap(function)(*arguments), function(*arguments), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("case", CASES, ids=name)
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,), (2, 0)], ids=str)
+def test_errors_and_products_are_one_number_a_point(case, batch):
+    manifold, shape = case
+    x, vector = manifold.random(*batch, *shape), torch.ones(shape)
+    assert manifold.point_error(x).shape == batch
+    assert manifold.tangent_error(x, torch.ones_like(x)).shape == batch
+    assert manifold.inner(x, vector, vector).shape == manifold.norm(x, vector).shape == batch
+    assert manifold.check_point_on_manifold(x)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_a_bad_point_leaves_the_error_of_its_neighbours_alone(case):
+    manifold, shape = case
+    x = manifold.random(3, *shape, generator=torch.Generator().manual_seed(0))
+    x[1] *= 2
+    assert ((manifold.point_error(x) > 0.1) == torch.tensor([False, True, False])).all()
+
+
 COMPILED = [m.Sphere(), m.Simplex(), m.Birkhoff(), m.SpecialOrthogonal(), m.Grassmann(), m.Stiefel()]
 
 

@@ -312,6 +312,21 @@ def test_schedules_and_hooks_of_torch_work():
     assert len(set(seen)) == 4
 
 
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_a_compiled_step_is_the_step(options):
+    torch._dynamo.reset()
+    compiled, eager = mixed(), mixed()
+    optimizers = [optim.RiemannianAdam(p, lr=0.05, **options) for p in (compiled, eager)]
+    steps = [torch.compile(optimizers[0].step, backend="eager"), optimizers[1].step]
+    for seed in range(3):
+        for parameters, step in zip((compiled, eager), steps, strict=True):
+            set_gradients(parameters, seed)
+            step()
+    assert (
+        max(error([a], b[None]) for a, b in zip(compiled, eager, strict=True)) < 1e-5
+    )  # torch counts its steps in float32
+
+
 def test_the_closure_is_called_with_gradients_on_and_its_value_returned():
     start = points(sphere, 1, 4)[0]
     x = parameter(start, sphere)
