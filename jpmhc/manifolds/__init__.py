@@ -25,7 +25,7 @@ Euclidean = geoopt.Euclidean
 
 # A file of weights may hold a parameter with its manifold: torch.load(weights_only=True) asks for the names.
 torch.serialization.add_safe_globals(
-    [rebuild_parameter, Birkhoff, Grassmann, Product, Simplex, SpecialOrthogonal, Sphere, Stiefel]
+    [rebuild_parameter, Birkhoff, Euclidean, Grassmann, Product, Simplex, SpecialOrthogonal, Sphere, Stiefel]
 )
 
 __all__ = [

@@ -112,11 +112,13 @@ def check_shapes(manifold: Manifold, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_dtype(name: str, value: Any) -> None:
-    """Refuse what is not a tensor of float32 or float64."""
+    """Refuse what is not a dense tensor of float32 or float64."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
 
 
 def check_shape(manifold: Manifold, name: str, shape: tuple[int, ...]) -> None:

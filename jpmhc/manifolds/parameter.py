@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,8 @@ class Parameter(geoopt.ManifoldParameter):
     ``load_state_dict``, whose values are checked. Where torch replaces a module's parameter by a plain one
     (``load_state_dict(assign=True)``, ``to_empty`` from the meta device, an assignment) the module it is registered in
     puts the manifold back; delete the attribute first to drop it on purpose. FSDP2 replaces parameters without
-    telling the module: leave them out with `unsharded_parameters`; `lost_parameters` finds those that were not.
+    telling the module: leave them out with `unsharded_parameters`. `lost_parameters` finds those that were not, and the
+    optimisers of :mod:`jpmhc.optim` refuse them.
     """
 
     manifold: geoopt.Manifold
@@ -58,6 +60,11 @@ class Parameter(geoopt.ManifoldParameter):
             memo[id(self)] = _made(data, manifold, self.requires_grad, type(self))
         result: Parameter = memo[id(self)]
         return result
+
+    def module_load(self, other: Tensor, assign: bool = False) -> Tensor:
+        """Return what takes this parameter's place where torch swaps tensors (``torch.__future__``)."""
+        data = other.detach() if assign else self.detach().clone().copy_(other)
+        return _made(data, self.manifold, self.requires_grad, type(self))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return rebuild_parameter, (self.detach(), self.manifold, self.requires_grad)
@@ -98,12 +105,30 @@ def lost_parameters(module: nn.Module) -> list[str]:
     return lost
 
 
+def replacements() -> dict[int, str]:
+    """Return the ids of all plain tensors that stand where a module had a parameter on a manifold, with its place.
+
+    An optimiser sees the parameters of a model and not the model, and asks here.
+    """
+    return {
+        id(keeper.module._parameters[name]): f"{type(keeper.module).__name__}.{name}"
+        for keeper in list(_KEEPERS)
+        for name in keeper.manifolds
+        if keeper.is_lost(name)
+    }
+
+
 class _Keeper:
     """Stands in for ``module._apply``, which ``to_empty`` and ``to`` call and which may replace parameters."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.manifolds: dict[str, geoopt.Manifold] = {}
+        _KEEPERS.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
+        self.__dict__.update(state)
+        _KEEPERS.add(self)
 
     def is_lost(self, name: str) -> bool:
         """Whether a parameter that had a manifold is there without it."""
@@ -167,4 +192,5 @@ def _made(data: Tensor, manifold: geoopt.Manifold, requires_grad: bool, cls: typ
     return instance
 
 
+_KEEPERS: weakref.WeakSet[_Keeper] = weakref.WeakSet()
 register_module_parameter_registration_hook(_on_registration)  # type: ignore[arg-type]  # it may return a tensor

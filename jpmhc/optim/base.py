@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jpmhc.manifolds.parameter import replacements
 from jpmhc.manifolds.peer import geoopt
 from jpmhc.optim.batch import Batch
 from jpmhc.optim.parameters import check_parameter, kind, label, manifold_of
@@ -67,8 +68,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         Raises
         ------
         TypeError, ValueError
-            If an option is outside its range, or a parameter is complex or in a precision that its manifold refuses.
-            Nothing is added then.
+            If an option is outside its range, or a parameter is complex, in a precision that its manifold refuses, or a
+            plain tensor that took the place of one on a manifold (FSDP2 puts it there). Nothing is added then.
         """
         self._check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
@@ -83,8 +84,16 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def _register(self, group: int) -> None:
         parameters = self.param_groups[group]["params"]
+        lost = replacements()
         for index, parameter in enumerate(parameters):
-            check_parameter(parameter, label(self.param_groups, group, index))
+            name = label(self.param_groups, group, index)
+            check_parameter(parameter, name)
+            if id(parameter) in lost:
+                raise TypeError(
+                    f"{name}: expected the parameter on a manifold that was {lost[id(parameter)]}, got a plain "
+                    f"{type(parameter).__name__} in its place; leave it out of sharding with "
+                    "manifolds.unsharded_parameters"
+                )
         for parameter in parameters:
             # Once known as bound, a parameter stays so: this is what tells a lost manifold from one that never was.
             if parameter not in self._manifolds:

@@ -85,6 +85,22 @@ def test_a_saved_parameter_loads_with_weights_only(manifold):
     assert torch.equal(loaded, saved)
 
 
+def test_a_saved_parameter_in_flat_space_loads_with_weights_only():
+    loaded = through_bytes(m.Parameter(torch.ones(3), m.Euclidean(ndim=1)))
+    assert type(loaded.manifold) is m.Euclidean
+    assert loaded.manifold.ndim == 1
+
+
+def test_swapping_tensors_keeps_the_manifold(monkeypatch):
+    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
+    for assign in (False, True):
+        net, state = Net(), through_bytes(Net().state_dict())
+        net.double().float().load_state_dict(state, assign=assign)
+        assert isinstance(net.inner.weight, m.Parameter)
+        assert net.inner.weight.requires_grad
+        assert torch.equal(net.inner.weight, state["inner.weight"])
+
+
 def test_copies_still_watch_their_own_parameters():
     for twin in (copy.deepcopy(Net()), pickle.loads(pickle.dumps(Net()))):
         twin.to("meta").to_empty(device="cpu")
@@ -115,6 +131,7 @@ def test_assigning_a_plain_parameter_restores_the_manifold_unless_it_was_deleted
         (torch.full((4, 2), float("nan")), ValueError, "data: holds NaN"),
         (torch.eye(2, 4), ValueError, "data: expected shape"),
         (torch.eye(4, 2).long(), TypeError, "data: expected float32 or float64"),
+        (torch.eye(4, 2).to_sparse(), TypeError, "data: expected a dense tensor, got torch.sparse_coo"),
         (torch.eye(4, 2).bfloat16(), TypeError, "data: expected float32 or float64"),
     ],
 )

@@ -46,6 +46,12 @@ if rank >= 0:
         assert "turn" in str(error) and "unsharded_parameters" in str(error), error
     else:
         raise AssertionError("a lost manifold went unnoticed")
+    try:
+        optim.RiemannianSGD(lost.parameters())
+    except TypeError as error:
+        assert "that was Net.turn, got a plain DTensor" in str(error) or "FSDP" in str(error), error
+    else:
+        raise AssertionError("an optimiser took a lost manifold for a free parameter")
     # A small free parameter left whole too: shards and whole tensors meet in one optimiser, even in one group.
     fully_shard(model, ignored_params=manifolds.unsharded_parameters(model) | {model.shift})
     assert isinstance(model.turn, manifolds.Parameter)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -77,6 +79,18 @@ def test_a_parameter_that_lost_its_manifold_in_silence_is_named():
     net[2]._parameters["frame"] = torch.nn.Parameter(torch.eye(4, 2))
     with pytest.raises(TypeError, match=r"model: expected parameters that kept their manifold, .* for 2\.frame;"):
         optim.parameter_groups(net)
+
+
+@pytest.mark.parametrize("path", [lambda net: net, copy.deepcopy], ids=["itself", "copied"])
+@pytest.mark.parametrize("make", [optim.RiemannianAdam, optim.RiemannianTrustRegion])
+def test_no_optimiser_takes_what_stands_in_the_place_of_a_lost_one(make, path):
+    net = torch.nn.Module()
+    net.frame = manifolds.Parameter(torch.eye(4, 2), manifolds.Stiefel())
+    net = path(net)
+    make(net.parameters())
+    net._parameters["frame"] = torch.nn.Parameter(torch.eye(4, 2))  # as FSDP2 does
+    with pytest.raises(TypeError, match=r"frame: expected the parameter on a manifold that was Module\.frame"):
+        make(net.named_parameters())
 
 
 def test_anything_but_a_module_is_refused():
