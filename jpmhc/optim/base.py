@@ -103,7 +103,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def _collect(self, group: int, flat: geoopt.Manifold | None = None) -> Plan:
         """Return who moves in this step: free parameters as they are, batches of the others.
 
-        Parameters without a gradient are left out. With ``flat`` given, none is, and free ones are batched on it.
+        Parameters without a gradient are left out. With ``flat`` given, only frozen and empty ones are, and free ones
+        are batched on it.
         """
         parameters = self.param_groups[group]["params"]
         gradients = [p.grad for p in parameters]
@@ -113,7 +114,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if flat is None:
             live = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
         else:
-            live = list(parameters)
+            live = [p for p in parameters if p.requires_grad and p.numel()]
         manifolds = [getattr(p, "manifold", None) for p in live]
         states = [self.state[p] for p in live]
         plan = self._plans.get(group)

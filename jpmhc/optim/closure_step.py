@@ -21,7 +21,7 @@ class ClosureOptimizer(RiemannianOptimizer):
     """An optimiser that calls a closure, as ``torch.optim.LBFGS``, several times a step.
 
     All parameters are one point: an option cannot differ between groups, so there is one group only. Parameters without
-    a manifold take part, on the flat one.
+    a manifold take part, on the flat one; frozen ones (``requires_grad`` False) stay where they are.
     """
 
     def _check_options(self, group: dict[str, Any]) -> None:
@@ -31,7 +31,10 @@ class ClosureOptimizer(RiemannianOptimizer):
         check_range("tolerance_grad", group["tolerance_grad"], 0.0)
 
     def _blocks(self) -> Blocks:
-        return Blocks(self._collect(0, flat=geoopt.Euclidean()).batches)
+        batches = self._collect(0, flat=geoopt.Euclidean()).batches
+        if not batches:
+            raise ValueError("params: expected a parameter to move, got only frozen and empty ones")
+        return Blocks(batches)
 
     def _evaluate(self, closure: Closure, blocks: Blocks) -> tuple[float, Vector]:
         with torch.enable_grad():

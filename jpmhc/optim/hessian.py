@@ -86,7 +86,7 @@ def from_user(hessian: Callable[..., Tensor | Sequence[Tensor]], blocks: Blocks,
     blocks : Blocks
         The parameters, in their own order.
     order : list of Tensor
-        The parameters in the user's order.
+        The parameters in the user's order; those that do not take part have no direction but zero.
 
     Returns
     -------
@@ -94,18 +94,19 @@ def from_user(hessian: Callable[..., Tensor | Sequence[Tensor]], blocks: Blocks,
         Raises ValueError where the result does not fit the parameters.
     """
     place = {id(parameter): index for index, parameter in enumerate(blocks.parameters)}
-    permutation = [place[id(parameter)] for parameter in order]
+    places = [place.get(id(parameter)) for parameter in order]
 
     def products(direction: Vector) -> Vector:
         pieces = blocks.scatter(direction)
-        result = hessian(*(pieces[index] for index in permutation))
+        result = hessian(*(torch.zeros_like(p) if i is None else pieces[i] for p, i in zip(order, places, strict=True)))
         results = [result] if isinstance(result, Tensor) else list(result)
         expected, got = [p.shape for p in order], [r.shape for r in results]
         if expected != got:
             raise ValueError(f"hessian: expected results of shapes {expected}, got {got}")
         ordered: list[Tensor] = [pieces[0]] * len(pieces)
-        for index, tensor in zip(permutation, results, strict=True):
-            ordered[index] = tensor.detach()
+        for index, tensor in zip(places, results, strict=True):
+            if index is not None:
+                ordered[index] = tensor.detach()
         return blocks.gather(ordered)
 
     return products

@@ -105,6 +105,8 @@ class RiemannianTrustRegion(ClosureOptimizer):
             check_count("max_inner", group["max_inner"])
         if group["max_radius"] is not None:
             check_range("max_radius", group["max_radius"], 0.0)
+            if group["max_radius"] == 0:
+                raise ValueError("max_radius: expected more than 0, got 0")
         check_range("accept", group["accept"], 0.0, 0.25, open_high=True)
 
     @torch.no_grad()
@@ -137,7 +139,8 @@ class RiemannianTrustRegion(ClosureOptimizer):
         loss = first_loss
         for _ in range(group["max_iter"]):
             gradient = blocks.gradient(x, egrad)
-            if blocks.norm(x, gradient) <= group["tolerance_grad"] or radius <= blocks.precision:
+            norm = blocks.norm(x, gradient)
+            if norm <= group["tolerance_grad"] or radius <= blocks.precision:
                 break
 
             def hessian(u: Vector, at: Any = (x, egrad, products)) -> Vector:
@@ -153,6 +156,9 @@ class RiemannianTrustRegion(ClosureOptimizer):
             noise = 1e3 * blocks.precision * max(1.0, abs(loss))
             finite = math.isfinite(new_loss) and all(bool(torch.isfinite(g).all()) for g in new_egrad)
             ratio = (loss - new_loss + noise) / (predicted + noise) if finite else -math.inf
+            # Among losses that round-off cannot order the gradient does.
+            if finite and new_loss >= loss and blocks.norm(y, blocks.gradient(y, new_egrad)) >= norm:
+                ratio = -math.inf
             if ratio < 0.25:
                 radius /= 4
             elif ratio > 0.75 and model.at_boundary:

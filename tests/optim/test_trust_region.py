@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from jpmhc import autodiff, optim
+from jpmhc import autodiff, manifolds, optim
 from jpmhc.manifolds.peer import geoopt
 from tests.optim import problems
 
@@ -54,6 +54,43 @@ def test_a_given_hessian_sees_its_directions_in_the_order_of_the_parameters():
     optimizer.step(problems.closure_of(optimizer, None, loss))
     for p, w in zip(parameters, weights, strict=True):
         assert torch.allclose(p, torch.full_like(p, w), atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_float32_ends_at_the_precision_of_its_gradients(seed):
+    matrix = problems.randn(30, 30, seed=seed)
+    matrix = matrix @ matrix.mT / 30
+    x = manifolds.Parameter(manifolds.Stiefel().projx(problems.randn(30, 3, seed=9)).float(), manifolds.Stiefel())
+    optimizer = optim.RiemannianTrustRegion([x], max_iter=100)
+    optimizer.step(problems.closure_of(optimizer, x, lambda x: -(x * (matrix.float() @ x)).sum()))
+    best = torch.linalg.eigvalsh(matrix)[-3:].sum()
+    y = manifolds.Stiefel().projx(x.detach().double())
+    assert 1 - (y * (matrix @ y)).sum() / best < 1e-12
+    assert optimizer.state[x]["n_iter"] < 100  # it knows when it is done
+
+
+@pytest.mark.parametrize("make", [optim.RiemannianTrustRegion, optim.RiemannianConjugateGradient])
+@pytest.mark.parametrize("given", [False, True])
+def test_frozen_and_empty_parameters_stay_out_of_it(make, given):
+    sphere = manifolds.Sphere()
+    x, still = (manifolds.Parameter(sphere.projx(problems.randn(3, seed=i)), sphere) for i in (0, 1))
+    still.requires_grad_(False)
+    empty = torch.nn.Parameter(problems.randn(0))
+    before, calls = still.clone(), []
+    options = {"hessian": lambda *u: calls.append(u) or [torch.zeros_like(v) for v in u]} if given else {}
+    if given and make is optim.RiemannianConjugateGradient:
+        pytest.skip("it takes no Hessian")
+    optimizer = make([still, empty, x], **options)
+    optimizer.step(problems.closure_of(optimizer, x, lambda x: x[0] + 2 * x[1] + still.sum()))
+    assert abs(x[0] + 2 * x[1] + 5**0.5) < 1e-9
+    assert torch.equal(still, before)
+    assert all(not u[0].any() and u[1].numel() == 0 for u in calls)
+
+
+def test_nothing_to_move_is_refused():
+    optimizer = optim.RiemannianTrustRegion([torch.nn.Parameter(torch.ones(2), requires_grad=False)])
+    with pytest.raises(ValueError, match="params: expected a parameter to move"):
+        optimizer.step(lambda: torch.ones(()))
 
 
 def test_a_copy_keeps_the_hessian():
@@ -133,6 +170,7 @@ def test_saddles_are_left():
     [
         ({"max_inner": 0}, "max_inner: expected at least 1"),
         ({"max_radius": -1.0}, "max_radius: expected"),
+        ({"max_radius": 0.0}, "max_radius: expected more than 0"),
         ({"accept": 0.3}, "accept: expected .* below 0.25, got 0.3"),
     ],
 )
