@@ -71,7 +71,7 @@ def truncated_cg(
         hessian_step = combine(1.0, hessian_step, length, hessian_direction)
         residual = combine(1.0, residual, length, hessian_direction)
         before, squared = squared, blocks.inner(x, residual, residual)
-        if math.sqrt(squared) <= target:
+        if not squared > target**2:  # round-off in a badly scaled metric may be negative
             break
         beta = squared / before
         direction = combine(-1.0, residual, beta, direction)

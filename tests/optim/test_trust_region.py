@@ -87,6 +87,17 @@ def test_frozen_and_empty_parameters_stay_out_of_it(make, given):
     assert all(not u[0].any() and u[1].numel() == 0 for u in calls)
 
 
+def test_a_point_that_runs_into_a_boundary_gets_as_far_as_its_metric_has_digits():
+    spd = geoopt.SymmetricPositiveDefinite()
+    x = geoopt.ManifoldParameter(torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)), manifold=spd)
+    target, _ = problems.symmetric(torch.tensor([-2.0, -1.0, 1.5], dtype=torch.float64))
+    optimizer = optim.RiemannianTrustRegion([x])
+    closure = problems.closure_of(optimizer, x, lambda x: (x - target).square().sum())
+    for _ in range(3):
+        optimizer.step(closure)
+    assert abs(closure().item() - 5) < 1e-3  # the nearest positive semidefinite matrix leaves 2^2 + 1^2
+
+
 def test_nothing_to_move_is_refused():
     optimizer = optim.RiemannianTrustRegion([torch.nn.Parameter(torch.ones(2), requires_grad=False)])
     with pytest.raises(ValueError, match="params: expected a parameter to move"):
