@@ -38,7 +38,9 @@ class Manifold(geoopt.Manifold):
     Notes
     -----
     All maps work under ``torch.func`` transforms and ``torch.compile(fullgraph=True)``, have derivatives of every
-    order, and never wait for the device, unless their docstring says otherwise.
+    order, and never wait for the device, unless their docstring says otherwise. The derivatives are those of curves of
+    points and tangent vectors; what they say about a point that moves off its manifold is no particular extension's, so
+    that a test by finite differences of all entries has to project first.
     """
 
     ndim: int = 2

@@ -25,7 +25,7 @@ class SpecialOrthogonal(Manifold):
     -----
     Metric: Frobenius, ``<u, v>``, invariant under multiplication from both sides; a rotation by an angle t in one plane
     has length ``sqrt(2) t``. Transport: ``v -> y x^T v``, isometric. `random` is uniform (Haar); `origin` is the
-    identity. All maps cost O(n^3).
+    identity. All maps cost O(n^3). `expmap` is NaN for vectors longer than 128.
 
     `logmap` is the principal logarithm; it is NaN where ``x^T y`` rotates a plane by exactly pi, and there is no
     shortest way; `dist` is right there too. Derivatives exist at equal angles and at equal points. In `projx` of a

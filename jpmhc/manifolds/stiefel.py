@@ -58,7 +58,8 @@ class Stiefel(Manifold):
     (Euclidean), and NaN marks a matrix that did not. Under ``torch.compile`` the solution is one operation; the
     derivative forms the n p x n p Jacobian there, and tracing it under a transform still takes minutes.
 
-    `random` is uniform (Haar); `origin` holds the first p columns of the identity.
+    `expmap` is NaN for vectors longer than 60 to 90: its series is doubled no further. `random` is uniform (Haar);
+    `origin` holds the first p columns of the identity.
 
     References
     ----------
