@@ -49,14 +49,21 @@ MAPS: dict[str, tuple[Mapping[str, str], str | None]] = {
 def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     """Let a map check its arguments, and run it in full precision where autocast is on."""
     kinds, result_kind = MAPS[method.__name__]
-    names = list(inspect.signature(method).parameters)[1:]
+    parameters = inspect.signature(method).parameters
+    names = list(parameters)[1:]
+    optional = {name for name in kinds if name in parameters and parameters[name].default is None}
 
     @functools.wraps(method)
     def wrapped(self: Manifold, *args: Any, **options: Any) -> Any:
         if (not options or [*options] == ["keepdim"]) and _plainly_right(self, args):
             return method(self, *args, **options)
         given = {**dict(zip(names, args, strict=False)), **options}
-        tensors = {name: given[name] for name in kinds if given.get(name) is not None}
+        tensors = {name: given[name] for name in kinds if name in given}
+        for name in optional:
+            if tensors.get(name, self) is None:
+                del tensors[name]
+        if not tensors:
+            return method(self, *args, **options)  # Python says which argument is missing
         check_shapes(self, tensors)
         looks = not torch.compiler.is_compiling() and is_checked() and not _transformed(tensors)
         if looks:
@@ -82,6 +89,18 @@ def _plainly_right(manifold: Manifold, args: tuple[Any, ...]) -> bool:
     if dtype not in DTYPES or not manifold.accepts(shape) or autocast_on("cpu" if first.is_cpu else first.device.type):
         return False
     return all(isinstance(v, Tensor) and v.dtype is dtype and v.shape == shape for v in args[1:])
+
+
+def sized(method: Callable[..., int]) -> Callable[..., int]:
+    """Let a function of a shape refuse those that no point has."""
+
+    @functools.wraps(method)
+    def wrapped(self: Manifold, shape: tuple[int, ...]) -> int:
+        check_shape(self, "shape", shape)
+        return method(self, shape)
+
+    wrapped.__guarded__ = True  # type: ignore[attr-defined]
+    return wrapped
 
 
 def check_shapes(manifold: Manifold, tensors: Mapping[str, Tensor]) -> None:
@@ -112,13 +131,11 @@ def check_shapes(manifold: Manifold, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_dtype(name: str, value: Any) -> None:
-    """Refuse what is not a dense tensor of float32 or float64."""
+    """Refuse what is not a tensor of float32 or float64."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
-    if value.layout is not torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
 
 
 def check_shape(manifold: Manifold, name: str, shape: tuple[int, ...]) -> None:

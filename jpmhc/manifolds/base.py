@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.manifolds.algebra import root
-from jpmhc.manifolds.arguments import DTYPES, MAPS, TOLERANCE, check_shape, guarded
+from jpmhc.manifolds.arguments import DTYPES, MAPS, TOLERANCE, check_shape, guarded, sized
 from jpmhc.manifolds.peer import geoopt
 
 
@@ -124,13 +124,15 @@ class Manifold(geoopt.Manifold):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
-        **_: Any,
+        **unknown: Any,
     ) -> Tensor:
         """Random points, a plain tensor of shape `size`; the class says of which distribution.
 
         Not a ``geoopt.ManifoldTensor``, which custom operators refuse under ``torch.compile``: give the manifold to
         `Parameter` (or to ``geoopt.ManifoldParameter``).
         """
+        if unknown:  # geoopt's signature has them
+            raise TypeError(f"{', '.join(unknown)}: no argument of {self.name}.random")
         shape, like = self._options(size, dtype, device)
         return self._random(shape, generator, like)
 
@@ -195,10 +197,10 @@ class Manifold(geoopt.Manifold):
 
 
 def _guard(cls: type) -> None:
-    for name in MAPS:
+    for name in (*MAPS, "dim"):
         method = vars(cls).get(name)
         if callable(method) and not getattr(method, "__guarded__", False):
-            setattr(cls, name, guarded(method))
+            setattr(cls, name, sized(method) if name == "dim" else guarded(method))
 
 
 _guard(Manifold)

@@ -32,8 +32,8 @@ class Birkhoff(Fisher):
     than there are. Steps of Fisher length 1 are safe from ``(1 - e) I + e / n`` with e = 1e-6 in float32.
 
     Sums are right to 1e-6 in float32 and 1e-13 in float64. Each matrix is scaled until it is finished and then held
-    fixed, so its result does not depend on the batch beyond the last digit. `random` is the Sinkhorn scaling of independent Exp(1) entries;
-    `origin` is ``1 / n``, the centre. Cost: O(n^3).
+    fixed, so its result does not depend on the batch beyond the last digit. `random` is the Sinkhorn scaling of
+    independent Exp(1) entries; `origin` is ``1 / n``, the centre. Cost: O(n^3).
 
     References
     ----------

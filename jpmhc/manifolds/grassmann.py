@@ -31,8 +31,8 @@ class Grassmann(Manifold):
     the representative. `random` is uniform; `origin` is spanned by the first p basis vectors. Cost: O(n p^2).
 
     Everything is a function of p x p products of the arguments, not of a singular value decomposition, and so has
-    derivatives at equal and at zero angles. `expmap` is NaN for vectors longer than 128. `logmap` is NaN where an angle is exactly pi/2, and there is no shortest
-    way; `dist` is right there too.
+    derivatives at equal and at zero angles. `expmap` is NaN for vectors longer than 128. `logmap` is NaN where an
+    angle is exactly pi/2, and there is no shortest way; `dist` is right there too.
 
     References
     ----------

@@ -173,6 +173,8 @@ def _check_loaded(module: nn.Module, _: Any) -> None:
 
 def _check(name: str, data: Tensor, manifold: geoopt.Manifold) -> None:
     check_dtype(name, data)
+    if data.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {data.layout}")
     if not isinstance(manifold, Manifold):
         manifold.assert_check_point(data)
         if data.device.type != "meta" and not torch.isfinite(data).all():
