@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jpmhc import autodiff, manifolds
+from tests.manifolds.cases import material
 
 BIRKHOFF = manifolds.Birkhoff()
 
@@ -107,3 +108,12 @@ def test_steps_stay_feasible_from_anywhere(n, log_e, log_length, seed):
     y = BIRKHOFF.retr(x.expand_as(u), u)
     assert (y > 0).all()
     assert BIRKHOFF.point_error(y).max() <= 1e-13
+
+
+@pytest.mark.parametrize("retraction", ["root", "sinkhorn"])
+@pytest.mark.parametrize("n", [17, 33, 64])
+@pytest.mark.parametrize("length", [1e-3, 0.03, 0.1, 0.3])
+def test_sums_of_larger_matrices_are_right_after_short_steps_too(retraction, n, length):
+    birkhoff = manifolds.Birkhoff(retraction)
+    x, u, _, _ = material(birkhoff, (n, n), batch=(16,), dtype=torch.float32, length=length)
+    assert birkhoff.point_error(birkhoff.retr(x, u)).max() <= 1.5e-6

@@ -33,7 +33,7 @@ def swept(matrix, result, finished, low, least, tol, start, stop):  # type: igno
         right[:] = one
         finished[token] = False
         before = one
-        for _ in range(SWEEPS):
+        for sweep in range(SWEEPS):
             sums[:] = zero
             part[:] = zero
             # Four rows at a time: the vectors are read and written a quarter as often.
@@ -68,7 +68,8 @@ def swept(matrix, result, finished, low, least, tol, start, stop):  # type: igno
                 value = wanted / (sums[j] + part[j])
                 change = max(change, abs(value / right[j] - one))
                 right[j] = value
-            if change <= tol or change * np.sqrt(min(change / before, one)) <= tol:
+            # The first change has no predecessor: it says nothing of the singular value.
+            if change <= tol or (sweep > 0 and change * np.sqrt(min(change / before, one)) <= tol):
                 finished[token] = True
                 break
             before = change
