@@ -101,8 +101,10 @@ def cross(x: Tensor, write: Writing | None = None, read: Reading | None = None) 
     # Autocast would take the products of plain operations to half precision.
     with full_precision(x.device):
         streams, u, z, pre = _plain(given) if _needs_plain(x, dtype) else _Boundary.apply(*given, _mark(given))[:4]
+    # Exported, there and back again would be a condition on sizes that are free: nothing differentiates it, so x does.
+    same = write is None and torch.compiler.is_exporting()
     return Crossing(
-        streams.reshape(x.shape),
+        x if same else streams.reshape(x.shape),
         None if read is None else u.reshape(*leading, d),
         None if weight is None else z.reshape(*leading, weight.shape[0]),
         None if read is None else pre.detach().reshape(*leading, n),

@@ -63,6 +63,14 @@ def test_exported_it_computes_the_same(mixer):
     torch.testing.assert_close(exported(streams()), hc(streams()))
 
 
+def test_an_exported_layer_takes_any_number_of_tokens():
+    hc = layer("cayley")
+    free = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("tokens", max=4096)}
+    exported = torch.export.export(hc, (streams(10).view(2, 5, 4, 8),), dynamic_shapes=(free,)).module()
+    for x in (streams(27).view(3, 9, 4, 8), streams(1).view(1, 1, 4, 8), streams(300).view(2, 150, 4, 8)):
+        torch.testing.assert_close(exported(x), hc(x))
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_recomputed_in_backward_it_has_the_same_gradients(mixer):
     hc = layer(mixer)
