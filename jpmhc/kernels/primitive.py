@@ -161,7 +161,11 @@ def choice(operation: str, *args: Any) -> Choice:
     ------
     ValueError
         If there is no such operation.
+    TypeError
+        If there is no tensor among the arguments.
     """
     if operation not in _modules:
         raise ValueError(f"operation: expected one of {', '.join(operations())}, got {operation!r}")
+    if not any(isinstance(value, Tensor) for value in args):
+        raise TypeError(f"args: expected the arguments of {operation}, a tensor first, got {args}")
     return choose(_modules[operation], operation, args)

@@ -42,6 +42,8 @@ def test_names_are_checked():
         kernels.backend("cuda")
     with pytest.raises(ValueError, match=r"operation: expected one of .*cayley_adjoint, .*, got 'matmul'"):
         kernels.choice("matmul", torch.eye(2))
+    with pytest.raises(TypeError, match=r"args: expected the arguments of sinkhorn_sweeps, a tensor first, got \(\)"):
+        kernels.choice("sinkhorn_sweeps")
 
 
 def test_every_operation_tells_its_choice():
