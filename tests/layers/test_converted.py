@@ -85,6 +85,16 @@ def test_copies_and_pickles_compute_the_same():
         assert not set(layers.mixing_parameters(other)) & set(layers.mixing_parameters(model))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_converted_model_is_exported_for_any_batch_and_length(strict):
+    block = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
+    model = convert(torch.nn.TransformerEncoder(block, 2, enable_nested_tensor=False)).eval()
+    free = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("tokens", max=100)}
+    exported = torch.export.export(model, (torch.randn(2, 5, 16),), dynamic_shapes=(free,), strict=strict).module()
+    for x in (torch.randn(3, 9, 16), torch.randn(50, 4, 16)):
+        torch.testing.assert_close(exported(x), model(x))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
 def test_a_converted_model_compiles_as_one_graph(family):

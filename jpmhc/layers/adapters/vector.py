@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -240,7 +241,16 @@ _RESHAPES = {
     torch.flatten: "flatten",
     Tensor.flatten: "flatten",
 }
-_ADDITIONS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
+# Python's own operators are what `torch.export(strict=True)` hands over.
+_ADDITIONS = {
+    torch.add,
+    Tensor.add,
+    Tensor.__add__,
+    Tensor.__radd__,
+    Tensor.__iadd__,
+    operator.add,
+    operator.iadd,
+}
 
 
 def read_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
