@@ -37,9 +37,18 @@ class ConstantModule(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ConstantModule:
         super()._apply(fn, recurse)
-        for name, make in self._makers.items():
-            device = self._buffers[name].device  # type: ignore[union-attr]
-            with torch.device("cpu"):
-                value = make()
-            self._buffers[name] = value.to(device)
+        for name in self._makers:
+            self._buffers[name] = self._constant(name).to(self._buffers[name].device)  # type: ignore[union-attr]
         return self
+
+    def materialise_constants(self, device: torch.device) -> None:
+        """Make the constants of this module and those inside it that are still on "meta"."""
+        for module in self.modules():
+            if isinstance(module, ConstantModule):
+                for name in module._makers:
+                    if module._buffers[name].is_meta:  # type: ignore[union-attr]
+                        module._buffers[name] = module._constant(name).to(device)
+
+    def _constant(self, name: str) -> Tensor:
+        with torch.device("cpu"):
+            return self._makers[name]()

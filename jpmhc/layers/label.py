@@ -20,6 +20,7 @@ class Labelled(ConstantModule):
     """
 
     label: Tensor
+    static: Tensor
 
     def set_label(self, text: str) -> None:
         """Take a text for the label of this module."""
@@ -37,8 +38,8 @@ class Labelled(ConstantModule):
     ) -> None:
         key = f"{prefix}label"
         found = state_dict.get(key)
-        if found is not None and not found.is_meta and not self.label.is_meta:
-            theirs, ours = _decode(found), _decode(self.label)
+        if found is not None and not found.is_meta:
+            theirs, ours = _decode(found), _decode(self._constant("label"))
             if theirs != ours:
                 error_msgs.append(f"{prefix[:-1] or type(self).__name__}: weights of {theirs}, the layer is {ours}")
                 return
@@ -46,6 +47,9 @@ class Labelled(ConstantModule):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        # Made on "meta" and given its weights (assign=True): no state dict holds the constants inside.
+        if not self.static.is_meta:
+            self.materialise_constants(self.static.device)
 
 
 def _encode(text: str) -> Tensor:

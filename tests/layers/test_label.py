@@ -64,6 +64,18 @@ def test_a_label_outlives_a_change_of_precision_and_a_place_without_data():
     assert torch.equal(empty.label, hc.label)
 
 
+@pytest.mark.parametrize("mixer", [str(info) for info in layers.mixers()])
+def test_a_layer_made_without_data_runs_on_the_weights_it_is_given(mixer):
+    given = layer(mixer=mixer)
+    with torch.device("meta"):
+        made, other = layer(mixer=mixer), layer(mixer="free" if mixer == "identity" else "identity")
+    made.load_state_dict(given.state_dict(), assign=True)
+    x = torch.randn(3, 4, 8)
+    assert torch.equal(made.read(x)[1](x[:, 0]), given.read(x)[1](x[:, 0]))
+    with pytest.raises(RuntimeError, match="weights of "):
+        other.load_state_dict(given.state_dict(), assign=True)
+
+
 def test_every_mixer_tells_its_choices():
     labels = {layers.make_mixer(str(info), 4).describe() for info in layers.mixers() if info.supports(4)}
     assert len(labels) == len([info for info in layers.mixers() if info.supports(4)])
