@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from jpmhc import autodiff, kernels
+from jpmhc import autodiff, kernels, layers
 
 TOKENS = 1200  # more than one thread's worth
 
@@ -106,3 +106,14 @@ def test_distributed_data_parallel():
     for worker in workers:
         _, errors = worker.communicate(timeout=300)
         assert worker.returncode == 0, errors
+
+
+def test_storages_stay_resizable():
+    # FSDP2 frees the parameters that it gathered by resizing them to nothing.
+    hc = layers.HyperConnection(8, torch.nn.Linear(8, 8))
+    x = torch.randn(TOKENS, 4, 8).requires_grad_()
+    with kernels.backend("numba"):
+        hc(x).sum().backward()
+        raw = logits(0)
+        autodiff.cayley(raw)
+    assert all(tensor.untyped_storage().resizable() for tensor in (x, raw, *hc.parameters()))

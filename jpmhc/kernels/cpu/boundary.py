@@ -18,6 +18,7 @@ from torch import Tensor
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.boundary import Boundary, Pullback
+from jpmhc.kernels.cpu.arrays import array_of
 from jpmhc.kernels.cpu.compile import summing, summing_part
 from jpmhc.kernels.cpu.rows import STRETCH, combine, dot, dots, expand, gram, mixed, moved, project, settle, weighted
 from jpmhc.kernels.fitting import unfit
@@ -94,7 +95,7 @@ def _in_stretches(weight: Tensor) -> Tensor:
 
 def _arrays(*tensors: Tensor | None) -> list[np.ndarray | None]:
     """Arrays on the same memory; None where there is nothing, which compiles a version of its own."""
-    return [None if t is None or not t.numel() else t.detach().contiguous().numpy() for t in tensors]
+    return [None if t is None or not t.numel() else array_of(t) for t in tensors]
 
 
 @summing

@@ -14,6 +14,7 @@ from numba.extending import overload, register_jitable
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jpmhc.kernels.cpu.arrays import array_of
 from jpmhc.kernels.cpu.compile import part
 from jpmhc.kernels.cpu.transpose import BLOCK, transpose
 
@@ -28,7 +29,7 @@ def numbers(tensor: Tensor, count: int) -> NDArray[np.floating]:
     """Return a contiguous array (tokens, count) of the tensor's numbers, without a copy where it is contiguous."""
     tokens = tensor.numel() // count
     # NumPy's reshape is a third of the price of torch's, and a map of few matrices has five of them.
-    array: NDArray[np.floating] = tensor.detach().contiguous().numpy().reshape(tokens, count)
+    array: NDArray[np.floating] = array_of(tensor).reshape(tokens, count)
     return array
 
 
