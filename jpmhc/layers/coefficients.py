@@ -127,7 +127,7 @@ class Coefficients(Labelled):
             with torch.device("cpu"):
                 mixing = self.mixer.start()
             start = torch.cat([mixing.new_zeros(sum(self.sizes[:2])), mixing])
-            self.static.copy_(start)
+            self.static.copy_(_placed_like(self.static, start))
             if self.projection is not None:
                 self.projection.zero_()
             if self.scale is not None:
@@ -211,3 +211,13 @@ class Coefficients(Labelled):
         """Show the choices that the submodules do not show."""
         dynamic, static = self.projection is not None, isinstance(self.static, nn.Parameter)
         return f"dim={self.dim}, streams={self.streams}, norm={self.norm!r}, dynamic={dynamic}, static={static}"
+
+
+def _placed_like(target: Tensor, value: Tensor) -> Tensor:
+    """Return a value in shards where its target is: FSDP2 shards modules made on "meta" before they get numbers."""
+    if not hasattr(target, "device_mesh"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    value = value.to(target.device, target.dtype)
+    return distribute_tensor(value, target.device_mesh, target.placements)  # type: ignore[attr-defined]

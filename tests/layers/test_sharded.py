@@ -185,6 +185,14 @@ agree(converted, lambda model: model.layers)
 refused(lambda: agree(partial(chain, layers.SinglePass), one_by_one))
 refused(lambda: shard(chain(layers.HyperStack).connections[0]).read(torch.randn(3, 4, 8)))
 refused(lambda: shard(layers.HyperConnection(8, dynamic=False)).read(torch.randn(3, 4, 8)))
+
+# Made without numbers, sharded, and only then given its start.
+with torch.device("meta"):
+    late = layers.HyperConnection(8, torch.tanh, mixer="sinkhorn", layer_index=1)
+shard(late).to_empty(device="cpu")
+late.reset_parameters()
+x = torch.randn(3, 4, 8)
+torch.testing.assert_close(late(x), layers.HyperConnection(8, torch.tanh, mixer="sinkhorn", layer_index=1)(x))
 dist.destroy_process_group()
 """
 
