@@ -17,6 +17,7 @@ from jpmhc.layers.label import Labelled
 from jpmhc.layers.mixer import Mixer, make_mixer
 from jpmhc.layers.projection import NORMS, by_streams, project, pull_projection
 from jpmhc.layers.recipes import find_recipe
+from jpmhc.layers.shards import placed_like
 
 _PROJECTIONS = ("reduced", "published", "shared")
 # Mixers that pack a skew matrix unless told otherwise.
@@ -127,7 +128,7 @@ class Coefficients(Labelled):
             with torch.device("cpu"):
                 mixing = self.mixer.start()
             start = torch.cat([mixing.new_zeros(sum(self.sizes[:2])), mixing])
-            self.static.copy_(_placed_like(self.static, start))
+            self.static.copy_(placed_like(self.static, start))
             if self.projection is not None:
                 self.projection.zero_()
             if self.scale is not None:
@@ -211,13 +212,3 @@ class Coefficients(Labelled):
         """Show the choices that the submodules do not show."""
         dynamic, static = self.projection is not None, isinstance(self.static, nn.Parameter)
         return f"dim={self.dim}, streams={self.streams}, norm={self.norm!r}, dynamic={dynamic}, static={static}"
-
-
-def _placed_like(target: Tensor, value: Tensor) -> Tensor:
-    """Return a value in shards where its target is: FSDP2 shards modules made on "meta" before they get numbers."""
-    if not hasattr(target, "device_mesh"):
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    value = value.to(target.device, target.dtype)
-    return distribute_tensor(value, target.device_mesh, target.placements)  # type: ignore[attr-defined]

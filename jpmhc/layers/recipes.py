@@ -14,6 +14,7 @@ from jpmhc.layers.charts.cayley import CayleyIterated
 from jpmhc.layers.charts.manifold import Grassmann
 from jpmhc.layers.charts.quaternion import Quaternion
 from jpmhc.layers.charts.sinkhorn import Sinkhorn
+from jpmhc.layers.shards import placed_like
 
 if TYPE_CHECKING:
     from jpmhc.layers.coefficients import Coefficients
@@ -78,12 +79,13 @@ def find_recipe(name: str) -> Recipe:
 
 def _raw(layer: Coefficients, read: float | Tensor, write: float, mix: float | Tensor) -> None:
     """Set the static raw numbers as the publication writes them: there the read's start is one of them."""
-    parts = layer.static.split(layer.sizes)
-    for part, value in zip(parts, (read, write, mix), strict=True):
-        part.copy_(torch.as_tensor(value, dtype=part.dtype, device=part.device).expand_as(part))
+    preference = layer.gate.preference
+    values = (torch.as_tensor(value, dtype=preference.dtype) for value in (read, write, mix))
+    parts = [value.to(preference.device).expand(size) for value, size in zip(values, layer.sizes, strict=True)]
     # A single stream is read with weight 1, which the sigmoid has at infinity only.
-    preference = layer.gate.preference.to(parts[0]).nan_to_num(posinf=0.0)
-    parts[0].sub_(preference.repeat(len(parts[0]) // len(preference)))
+    preference = preference.nan_to_num(posinf=0.0)
+    parts[0] = parts[0] - preference.repeat(len(parts[0]) // len(preference))
+    layer.static.copy_(placed_like(layer.static, torch.cat(parts)))
 
 
 def _jpmhc_start(layer: Coefficients) -> None:
@@ -138,7 +140,8 @@ _RECIPES = {
             f"{_OPEN} Table 9 has the basis made from the token (n p numbers, taken here), appendix J a stored one "
             "that an optimiser moves (layers.Grassmann(n, stored=True)). The retraction is exact here and starts at "
             "the all-ones direction. Norm and gates are those of its Cayley arm, which the publication does not say: "
-            "the 32,796 numbers of table 9 have no room for a layer norm's gain and shift, and have some for biases.",
+            "the 32,796 numbers of table 9 have no room for a layer norm's gain and shift, and have some for biases. "
+            "Its alpha = 0.01 is the step of that optimiser, and has no place where the token makes the basis.",
             lambda n: {**_JPMHC, "mixer": Grassmann(n)},
             _jpmhc_start,
         ),

@@ -193,6 +193,13 @@ shard(late).to_empty(device="cpu")
 late.reset_parameters()
 x = torch.randn(3, 4, 8)
 torch.testing.assert_close(late(x), layers.HyperConnection(8, torch.tanh, mixer="sinkhorn", layer_index=1)(x))
+for recipe in layers.recipes():
+    with torch.device("meta"):
+        late = layers.HyperConnection.from_recipe(str(recipe), 8, torch.tanh)
+    shard(late).to_empty(device="cpu")
+    late.reset_parameters()
+    static = getattr(late.static, "full_tensor", lambda late=late: late.static)()
+    torch.testing.assert_close(static, layers.HyperConnection.from_recipe(str(recipe), 8, torch.tanh).static)
 dist.destroy_process_group()
 """
 

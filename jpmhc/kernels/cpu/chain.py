@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
+from jpmhc.kernels.cpu.arrays import array_of
 from jpmhc.kernels.cpu.compile import compiled, part
 
 LANES = 8
@@ -39,7 +40,7 @@ def noisy_chain_sweeps(mixers: Tensor, w: Tensor, s: Tensor, t: Tensor) -> tuple
 def _run(function: Callable[..., None], pivots: int, *given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     w, s, _ = given[-3:]
     result = (torch.empty_like(w), torch.empty_like(s), torch.empty_like(s), w.new_empty(len(w), pivots, 2))
-    arrays = [tensor.detach().contiguous().numpy() for tensor in given]
+    arrays = [array_of(tensor) for tensor in given]
     pool.run(function, pool.split(len(w), LANES), *arrays, *(tensor.numpy() for tensor in result))
     return result
 

@@ -186,17 +186,18 @@ class _Run:
             self.failed.setdefault(name, "its members take no vectors")
             return result
         record = self.current[1]
+        block_name = record.anatomy.name or "the model itself"
 
         def unwrap(out: Any) -> Any:
             if not isinstance(out, TracedVector):
-                reason = f"{record.anatomy.name}: its result is not the sum of the residual additions"
+                reason = f"{block_name}: its result is not the sum of the residual additions"
                 lost = f"{reason}; placed: {'; '.join(record.additions)}; taken as plain vectors: {record.last_uses()}"
                 self.failed.setdefault(name, lost)
                 return out
             if out.place == 0:
-                self.failed.setdefault(name, f"{record.anatomy.name} adds nothing")
+                self.failed.setdefault(name, f"{block_name} adds nothing")
             elif out.has_been_read():
-                reason = f"{record.anatomy.name}: reads the residual again after its last addition"
+                reason = f"{block_name}: reads the residual again after its last addition"
                 self.failed.setdefault(name, f"{reason}: {record.last_uses()}")
             out.spend()
             x = out.streams()
