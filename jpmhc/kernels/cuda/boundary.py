@@ -5,7 +5,6 @@ Every sum has one order, so that results are the same at every run.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from jpmhc.kernels.bodies import body, interpreted
 from jpmhc.kernels.boundary import Boundary, Pullback
 from jpmhc.kernels.cuda import backward, closing, forward
 from jpmhc.kernels.cuda.blocks import LARGEST
-from jpmhc.kernels.cuda.streams import UNROLLED, halve
+from jpmhc.kernels.cuda.projection import arrange
 from jpmhc.kernels.fitting import unfit
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -30,6 +29,19 @@ class Blocks(NamedTuple):
     warps: int
     stages: int = 1
     """Chunks that are loaded ahead, and this one."""
+
+
+class Parts(NamedTuple):
+    """Widths of the parts that the numbers of a projection are cut into; see `cuda.projection`."""
+
+    first: int
+    count: int
+    last: int
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers there are with those that fill up."""
+        return self.first * self.count + self.last
 
 
 def _refuses(given: Boundary | Pullback) -> str | None:
@@ -49,11 +61,12 @@ def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
     precision = _precision(x)
     targets = _wanted(out, u, z, pre, rms, post_rms)
     with torch.cuda.device_of(x):
-        arrays = _given(x, matrix, post, y, _factor(weight, precision), bias, scale)
-        plan = blocks_to_write(n, d)
+        plan, parts = blocks_to_write(n, d, precision), parts_of(rows, n, 8 if precision == "halves" else 16)
+        arrays = _given(x, matrix, post, y, _tiles(weight, n, d, plan.width, parts, precision), bias, scale)
         forward.cross[(triton.cdiv(tokens, plan.tokens),)](
             *arrays, *targets, tokens, eps, post_eps, gate, precision,
-            n, d, rows, _padded(rows, 16), _padded(n), plan.tokens, plan.width, plan.stages, num_warps=plan.warps,
+            n, d, rows, *parts, _padded(n), plan.tokens, plan.width, plan.stages, _width(READ, d),
+            num_warps=plan.warps,
         )  # fmt: skip
     return results
 
@@ -69,136 +82,115 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
     grad_streams, grad_u, grad_z, x, matrix, post, y, weight, scale, streams, z, pre, rms, post_rms, gate = pullback
     like, precision = pullback.like, _precision(x)
     rows = 0 if weight is None else weight.shape[0]
-    padded = _padded(rows, 16)
+    parts, wide = parts_of(rows, n, 16), _wide(precision)
     grad_raw: Tensor | None = None
     radials = inner = bias_sums = scale_sums = None
     if weight is not None:
-        grad_raw = like.new_empty(tokens, rows)
+        dtype = torch.bfloat16 if precision == "halves" else like.dtype
+        grad_raw = like.new_empty(tokens, parts.numbers * wide, dtype=dtype)
     if rms is not None:
         radials = like.new_empty(tokens)
-    if post_rms is not None:
-        inner = like.new_empty(tokens, n)
     with torch.cuda.device_of(x):
-        factor = _factor(weight, precision)
-        if pre is not None or post_rms is not None:
+        pull = blocks_to_pull(n, precision)
+        tiles = _tiles(weight, n, d, pull.width, parts, precision)
+        if pre is not None:
             plan = blocks_to_close(n, d)
             blocks = triton.cdiv(tokens, plan.tokens)
             if weight is not None:
                 bias_sums, scale_sums = like.new_empty(blocks, n), like.new_empty(blocks, 1)
-            slope = grad_bias if pre is not None and weight is None else None
+            slope = grad_bias if weight is None else None
             closing.close[(blocks,)](
-                grad_streams, grad_u, grad_z, factor, scale, streams, z, pre, rms, post_rms,
-                slope, grad_raw, radials, inner, bias_sums, scale_sums, tokens, gate, precision,
-                n, d, rows, padded, _padded(n), plan.tokens, plan.width, num_warps=plan.warps, num_stages=plan.stages,
+                grad_u, grad_z, scale, streams, z, pre, rms, slope, grad_raw, radials, bias_sums, scale_sums, tokens,
+                gate, wide, n, d, rows, _padded(max(parts.numbers, n), 16), parts.first, parts.count,
+                parts.numbers * wide, plan.tokens, plan.width, num_warps=plan.warps,
             )  # fmt: skip
             if bias_sums is not None and scale_sums is not None:
                 grad_bias, grad_scale = bias_sums.sum(0), scale_sums.sum(0)
-        plan = blocks_to_pull(n, d, post_rms is not None)
-        arrays = [grad_streams, grad_u, x, matrix, post, y, factor, streams, pre, rms, post_rms]
-        arrays += [grad_raw, radials, inner, grad_x, grad_y]
-        if n <= FEW:
-            backward.pull_few[(triton.cdiv(tokens, plan.tokens),)](
-                *arrays, *_wanted(grad_matrix), grad_post, tokens, precision, n, d, rows, padded,
-                plan.tokens, plan.width, plan.stages, num_warps=plan.warps,
+        grid = (triton.cdiv(tokens, pull.tokens),)
+        sizes = (precision, n, d, *parts, _padded(n), pull.tokens, pull.width, pull.stages)
+        if post_rms is not None:
+            inner = like.new_empty(tokens, n)
+            closing.along[grid](
+                grad_streams, grad_u, tiles, streams, pre, rms, grad_raw, radials, inner, tokens, *sizes,
+                num_warps=pull.warps,
             )  # fmt: skip
-        else:
-            _pull_many(arrays, grad_matrix, grad_post, plan, precision, rows)
+        backward.pull[grid](
+            grad_streams, grad_u, x, matrix, post, y, tiles, streams, pre, rms, post_rms, grad_raw, radials, inner,
+            grad_x, grad_y, *_wanted(grad_matrix), grad_post, tokens, *sizes, num_warps=pull.warps,
+        )  # fmt: skip
         if grad_raw is not None:
-            grad_weight = _weight_gradient(grad_raw, streams, precision)
+            grad_weight = _weight_gradient(grad_raw, streams, rows, parts, precision)
     return grad_x, grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale
 
 
-def _pull_many(
-    arrays: list[Tensor | None], grad_matrix: Tensor, grad_post: Tensor, plan: Blocks, precision: str, rows: int
-) -> None:
-    x = arrays[2]
-    assert x is not None
-    tokens, n, d = x.shape
-    entries = (grad_matrix.numel() + grad_post.numel()) // tokens
-    chunks = triton.cdiv(d, plan.width)
-    ranges = _ranges(x.device, tokens, chunks, plan)
+def _weight_gradient(grad_raw: Tensor, streams: Tensor, rows: int, parts: Parts, precision: str) -> Tensor:
+    tokens, columns = len(grad_raw), streams[0].numel()
+    plan = blocks_to_sum(grad_raw.shape[1], columns, precision)
+    blocks = triton.cdiv(columns, plan.width)
+    ranges = max(1, min(RANGES, PROGRAMS // blocks))
     length = plan.tokens * triton.cdiv(tokens, plan.tokens * ranges)
-    shares = grad_post.new_empty(chunks, entries, tokens)
-    backward.pull[(chunks, ranges)](
-        *arrays, shares, tokens, length, precision, n, d, rows, _padded(rows, 16), entries,
-        plan.tokens, plan.width, plan.stages, num_warps=plan.warps,
+    sums = grad_raw.new_empty(ranges, rows, columns, dtype=torch.float32)
+    backward.weight_gradient[(blocks, ranges)](
+        grad_raw, streams, sums, tokens, length, precision, rows, columns, *parts, plan.width, plan.tokens,
+        plan.stages, num_warps=plan.warps,
     )  # fmt: skip
-    if entries:
-        size = _padded(entries)
-        block = max(1, 1024 // size)
-        backward.gather[(triton.cdiv(tokens, block),)](
-            shares, *_wanted(grad_matrix), grad_post, tokens, chunks, n, entries, size, block
-        )
-
-
-def _weight_gradient(grad_raw: Tensor, streams: Tensor, precision: str) -> Tensor:
-    tokens, rows = grad_raw.shape
-    columns = streams[0].numel()
-    row_block, column_block, token_block = min(128, _padded(rows, 16)), 64, 32
-    length = token_block * triton.cdiv(tokens, token_block * _RANGES)
-    parts = grad_raw.new_empty(_RANGES, rows, columns)
-    grid = (triton.cdiv(columns, column_block), triton.cdiv(rows, row_block), _RANGES)
-    backward.weight_gradient[grid](
-        grad_raw, streams, parts, tokens, length, precision, rows, columns, row_block, column_block, token_block
-    )
-    return parts.sum(0)
+    return sums[0] if ranges == 1 else sums.sum(0)
 
 
 # Ranges of tokens whose parts of the projection's gradient are summed one after the other, whatever the number of
-# tokens.
-_RANGES = 8
-# Streams whose coefficients and sums of their gradients a program keeps in registers.
-FEW = UNROLLED.value
+# tokens: as many as make so many programs, two for every multiprocessor twice over.
+RANGES, PROGRAMS = 8, 528
+# Columns of the second look, which reads.
+READ = 64
 
 
-# The sizes were chosen by measurements on an H100 with bfloat16 streams, of those at which no register spills.
-def blocks_to_write(n: int, d: int) -> Blocks:
+# The sizes follow from a count of instructions, registers and bytes under way, see the log; none has been timed.
+# Of 64 tokens four warps make a product at once; fewer tokens would load the projection more often, more columns would
+# spill registers.
+def blocks_to_write(n: int, d: int, precision: str) -> Blocks:
     """Return the blocks of the forward pass."""
-    if n <= FEW:
-        return Blocks(32, _width(64, d), 4, 2)
-    return Blocks(32, _width(32, d), 4) if n <= 8 else Blocks(16, _width(32, d), 8)
+    if precision == "halves" and n <= 8:
+        return Blocks(64, _width(32, d), 4, 3) if n <= 4 else Blocks(64, 16, 8, 3)
+    if n <= 8:
+        return Blocks(64, 16 if n <= 2 else 8, 4, 2 if n <= 4 else 1)
+    return Blocks(16, 16 if precision == "halves" else 8, 8)
 
 
 def blocks_to_close(n: int, d: int) -> Blocks:
-    """Return the blocks of the backward pass's first half."""
-    return Blocks(16, _width(128 if n <= FEW else 64 if n <= 8 else 32, d), 4)
+    """Return the blocks of what backward needs of all columns."""
+    return Blocks(16, _width(128 if n <= 4 else 64 if n <= 8 else 32, d), 4)
 
 
-def blocks_to_pull(n: int, d: int, post_normed: bool) -> Blocks:
-    """Return the blocks of the backward pass's second half: a warp has 16 tokens, so that no sum is over two warps."""
-    if n <= FEW:
-        return Blocks(32, 16 if post_normed else _width(32, d), 2, 2)
-    return Blocks(16, 16, 1) if n <= 8 else Blocks(16, _width(32, d), 8)
+def blocks_to_pull(n: int, precision: str) -> Blocks:
+    """Return the blocks of the gradients of streams."""
+    if precision == "halves" and n <= 8:
+        return Blocks(64, 16, 4, 3) if n <= 4 else Blocks(64, 16, 8, 2)
+    return Blocks(32, 16, 4) if n <= 4 else Blocks(32 if n <= 8 else 16, 16, 8)
+
+
+def blocks_to_sum(numbers: int, columns: int, precision: str) -> Blocks:
+    """Return the blocks of the projection's gradient, for so many columns of `cuda.projection`."""
+    if precision == "halves" and numbers <= 256:
+        return Blocks(64, _width(128, columns), 4, 4) if numbers <= 64 else Blocks(64, _width(256, columns), 8, 3)
+    return Blocks(32, _width(64, columns), 4 if numbers <= 64 else 8)
+
+
+def parts_of(rows: int, n: int, least: int) -> Parts:
+    """Cut so many raw numbers into parts of powers of two, the first of which has those of the read."""
+    first = max(least, _padded(n), min(64, _padded(rows + 1) // 2))
+    count, rest = divmod(rows, first)
+    last = _padded(rest, least) if rest else 0
+    return Parts(first, max(1, count), last if count else 0) if last < first else Parts(first, count + 1, 0)
 
 
 def _width(most: int, d: int) -> int:
     return min(most, _padded(d, 16))
 
 
-def _ranges(device: torch.device, tokens: int, chunks: int, plan: Blocks) -> int:
-    """Return the fewest ranges of tokens whose programs keep the device busy."""
-    at_once = _at_once(device, plan.warps)
-
-    def busy(ranges: int) -> float:
-        programs = chunks * ranges
-        return programs / (triton.cdiv(programs, at_once) * at_once)
-
-    most = min(triton.cdiv(tokens, plan.tokens), max(8, at_once // chunks))
-    return max(range(1, most + 1), key=lambda ranges: (min(busy(ranges), 0.9), -ranges))
-
-
-@cache
-def _at_once(device: torch.device, warps: int) -> int:
-    """How many programs run at one time, where each thread has most of the registers that it can have."""
-    if interpreted():
-        return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count * max(1, 8 // warps)
-
-
 def _precision(streams: Tensor) -> str:
-    """How tensor cores multiply with the projection.
+    """How tensor cores multiply with coefficients.
 
-    Beside bfloat16 streams by its upper and lower halves in bfloat16, sixteen bits together, where exact numbers lose
+    Beside bfloat16 streams by their upper and lower halves in bfloat16, sixteen bits together, where exact numbers lose
     nothing; beside others in float32, by three products in tf32. Triton's interpreter has neither.
     """
     if interpreted():
@@ -206,13 +198,22 @@ def _precision(streams: Tensor) -> str:
     return "halves" if streams.dtype == torch.bfloat16 else "tf32x3"
 
 
-def _factor(weight: Tensor | None, precision: str) -> Tensor | None:
-    """Return the projection as its products take it: with the halves one below the other."""
-    if weight is None or precision != "halves":
-        return weight
-    both = torch.empty(2, *weight.shape, dtype=torch.bfloat16, device=weight.device)
-    halve[(triton.cdiv(weight.numel(), 1024),)](weight.contiguous(), both[0], both[1], weight.numel(), 1024)
-    return both
+def _wide(precision: str) -> int:
+    return 2 if precision == "halves" else 1
+
+
+def _tiles(weight: Tensor | None, n: int, d: int, width: int, parts: Parts, precision: str) -> Tensor | None:
+    """Return the projection as products take it, see `cuda.projection`."""
+    if weight is None:
+        return None
+    wide = _wide(precision)
+    columns, chunks, size = parts.numbers * wide, triton.cdiv(d, width), _padded(n) * width
+    tiles = weight.new_empty(chunks, columns, size, dtype=torch.bfloat16 if wide == 2 else weight.dtype)
+    arrange[(triton.cdiv(chunks * size, 1024), columns)](
+        weight.contiguous(), tiles, chunks, wide, n, d, len(weight), _padded(n), parts.first, parts.count, columns,
+        width, 1024,
+    )  # fmt: skip
+    return tiles
 
 
 def _padded(size: int, least: int = 1) -> int:
