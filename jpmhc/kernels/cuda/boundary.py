@@ -149,8 +149,10 @@ READ = 64
 # spill registers.
 def blocks_to_write(n: int, d: int, precision: str) -> Blocks:
     """Return the blocks of the forward pass."""
+    if precision == "halves" and n <= 4:  # narrow streams of fewer tokens stay in the cache for the second look
+        return Blocks(32 if n * d <= 2048 else 64, _width(32, d), 4, 3)
     if precision == "halves" and n <= 8:
-        return Blocks(64, _width(32, d), 4, 3) if n <= 4 else Blocks(64, 16, 8, 3)
+        return Blocks(64, 16, 8, 3)
     if n <= 8:
         return Blocks(64, 16 if n <= 2 else 8, 4, 2 if n <= 4 else 1)
     return Blocks(16, 16 if precision == "halves" else 8, 8)

@@ -18,7 +18,7 @@ from jpmhc.kernels.cuda.rows import (
     times,
     vectors_at,
 )
-from jpmhc.kernels.cuda.streams import gate_of, move, pick, settled, tile
+from jpmhc.kernels.cuda.streams import gate_of, move, pick, tile
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -63,7 +63,7 @@ def cross(
         if bias is not None and weight is None:
             move(u, gathered(given[:, :, None] * wide, N2), t, inside, start, D, BD)
         if weight is not None:
-            flat = settled(tl.reshape(value, (BT, N2 * BD)), PRECISION)
+            flat = tl.reshape(value, (BT, N2 * BD))
             sums = project(flat, weight, sums, start, PRECISION, A, PARTS, B, BD)
         if post is not None:  # stored after the product, which would wait for it
             tl.store(out + place, value, mask=mask)

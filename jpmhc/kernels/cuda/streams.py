@@ -49,20 +49,6 @@ def put(numbers, column, j, value):
 
 
 @triton.jit
-def settled(value, PRECISION: tl.constexpr):
-    """Return the value as it is, through an instruction that Triton does not look into.
-
-    For a factor of a product Triton would otherwise make all that the factor is made of a second time in the product's
-    own layout, at twice the registers, which spill. Its interpreter has no such instructions.
-    """
-    if PRECISION == "ieee":
-        return value
-    else:
-        pack: tl.constexpr = 32 // value.dtype.primitive_bitwidth
-        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [value], value.dtype, is_pure=False, pack=pack)
-
-
-@triton.jit
 def gate_of(raw, bias, scale, column, GATE: tl.constexpr, N: tl.constexpr):
     """Return the read weights of raw numbers (BT, columns), zero from column N on."""
     there = column < N
