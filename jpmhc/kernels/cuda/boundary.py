@@ -40,7 +40,7 @@ class Parts(NamedTuple):
 
     @property
     def numbers(self) -> int:
-        """How many numbers there are with those that fill up."""
+        """How tokens numbers there are with those that fill up."""
         return self.first * self.count + self.last
 
 
@@ -61,7 +61,8 @@ def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
     precision = _precision(x)
     targets = _wanted(out, u, z, pre, rms, post_rms)
     with torch.cuda.device_of(x):
-        plan, parts = blocks_to_write(n, d, precision), parts_of(rows, n, 8 if precision == "halves" else 16)
+        parts = parts_of(rows, n, 8 if precision == "halves" else 16)
+        plan = blocks_to_write(n, d, parts.numbers, precision)
         arrays = _given(x, matrix, post, y, _tiles(weight, n, d, plan.width, parts, precision), bias, scale)
         forward.cross[(triton.cdiv(tokens, plan.tokens),)](
             *arrays, *targets, tokens, eps, post_eps, gate, precision,
@@ -91,7 +92,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
     if rms is not None:
         radials = like.new_empty(tokens)
     with torch.cuda.device_of(x):
-        pull = blocks_to_pull(n, precision)
+        pull = blocks_to_pull(n, parts.numbers, precision)
         tiles = _tiles(weight, n, d, pull.width, parts, precision)
         if pre is not None:
             plan = blocks_to_close(n, d)
@@ -144,18 +145,20 @@ RANGES, PROGRAMS = 8, 528
 READ = 64
 
 
-# The sizes follow from a count of instructions, registers and bytes under way, see the log; none has been timed.
-# Of 64 tokens four warps make a product at once; fewer tokens would load the projection more often, more columns would
-# spill registers.
-def blocks_to_write(n: int, d: int, precision: str) -> Blocks:
-    """Return the blocks of the forward pass."""
-    if precision == "halves" and n <= 4:  # narrow streams of fewer tokens stay in the cache for the second look
-        return Blocks(32 if n * d <= 2048 else 64, _width(32, d), 4, 3)
-    if precision == "halves" and n <= 8:
-        return Blocks(64, 16, 8, 3)
-    if n <= 8:
-        return Blocks(64, 16 if n <= 2 else 8, 4, 2 if n <= 4 else 1)
-    return Blocks(16, 16 if precision == "halves" else 8, 8)
+# The sizes follow from a count of instructions, registers and bytes under way, see the log; none has been timed. More
+# tokens load the projection less often, more columns spill registers, and stages are those that fit into shared memory.
+def blocks_to_write(n: int, d: int, numbers: int, precision: str) -> Blocks:
+    """Return the blocks of the forward pass, for a projection to so many numbers."""
+    if precision != "halves":
+        return Blocks(64, 16 if n <= 2 else 8, 4, 2 if n <= 4 else 1) if n <= 8 else Blocks(16, 8, 8)
+    if n > 8:
+        return Blocks(16, 16, 8)
+    tokens = 64 if numbers > 80 else 128 if n > 4 else 32 if n * d <= 2048 else 64
+    # Fewer tokens of narrow streams stay in the cache for the second look.
+    width, warps = _width(32 if n <= 4 else 16, d), 4 if n <= 4 and numbers <= 64 else 8
+    rows = _padded(n) * width * 2
+    stages = _stages(tokens * (rows + 2 * width) + 2 * numbers * rows, tokens * rows * 3 // 2)
+    return Blocks(tokens, width, warps, min(stages, 2) if tokens > 64 else stages)
 
 
 def blocks_to_close(n: int, d: int) -> Blocks:
@@ -163,11 +166,14 @@ def blocks_to_close(n: int, d: int) -> Blocks:
     return Blocks(16, _width(128 if n <= 4 else 64 if n <= 8 else 32, d), 4)
 
 
-def blocks_to_pull(n: int, precision: str) -> Blocks:
-    """Return the blocks of the gradients of streams."""
-    if precision == "halves" and n <= 8:
-        return Blocks(64, 16, 4, 3) if n <= 4 else Blocks(64, 16, 8, 2)
-    return Blocks(32, 16, 4) if n <= 4 else Blocks(32 if n <= 8 else 16, 16, 8)
+def blocks_to_pull(n: int, numbers: int, precision: str) -> Blocks:
+    """Return the blocks of the gradients of streams, for a projection to so many numbers."""
+    if precision != "halves" or n > 8:
+        return Blocks(32, 16, 4) if n <= 4 else Blocks(32 if n <= 8 else 16, 16, 8)
+    tokens, width = 64, 16
+    rows = _padded(n) * width * 2
+    stages = _stages(tokens * (2 * rows + 4 * width) + numbers * rows, tokens * (rows + 128 * _padded(n)))
+    return Blocks(tokens, width, 4 if n <= 4 else 8, stages)
 
 
 def blocks_to_sum(numbers: int, columns: int, precision: str) -> Blocks:
@@ -183,6 +189,11 @@ def parts_of(rows: int, n: int, least: int) -> Parts:
     count, rest = divmod(rows, first)
     last = _padded(rest, least) if rest else 0
     return Parts(first, max(1, count), last if count else 0) if last < first else Parts(first, count + 1, 0)
+
+
+def _stages(chunk: int, beside: int) -> int:
+    """Return how many chunks of so many bytes fit into shared memory beside others, three at most."""
+    return max(1, min(3, (227 * 1024 - beside) // chunk))
 
 
 def _width(most: int, d: int) -> int:
