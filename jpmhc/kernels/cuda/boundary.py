@@ -5,11 +5,13 @@ Every sum has one order, so that results are the same at every run.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton.runtime import driver
 
 from jpmhc.kernels.bodies import body, interpreted
 from jpmhc.kernels.boundary import Boundary, Pullback
@@ -62,7 +64,7 @@ def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
     targets = _wanted(out, u, z, pre, rms, post_rms)
     with torch.cuda.device_of(x):
         parts = parts_of(rows, n, 8 if precision == "halves" else 16)
-        plan = blocks_to_write(n, d, parts.numbers, precision)
+        plan = blocks_to_write(n, d, parts.numbers, precision, _shared(x.device))
         arrays = _given(x, matrix, post, y, _tiles(weight, n, d, plan.width, parts, precision), bias, scale)
         forward.cross[(triton.cdiv(tokens, plan.tokens),)](
             *arrays, *targets, tokens, eps, post_eps, gate, precision,
@@ -92,7 +94,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
     if rms is not None:
         radials = like.new_empty(tokens)
     with torch.cuda.device_of(x):
-        pull = blocks_to_pull(n, parts.numbers, precision)
+        pull = blocks_to_pull(n, parts.numbers, precision, _shared(x.device))
         tiles = _tiles(weight, n, d, pull.width, parts, precision)
         if pre is not None:
             plan = blocks_to_close(n, d)
@@ -126,7 +128,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
 
 def _weight_gradient(grad_raw: Tensor, streams: Tensor, rows: int, parts: Parts, precision: str) -> Tensor:
     tokens, columns = len(grad_raw), streams[0].numel()
-    plan = blocks_to_sum(grad_raw.shape[1], columns, precision)
+    plan = blocks_to_sum(grad_raw.shape[1], columns, precision, _shared(streams.device))
     blocks = triton.cdiv(columns, plan.width)
     ranges = max(1, min(RANGES, PROGRAMS // blocks))
     length = plan.tokens * triton.cdiv(tokens, plan.tokens * ranges)
@@ -145,19 +147,23 @@ RANGES, PROGRAMS = 8, 528
 READ = 64
 
 
-# The sizes follow from a count of instructions, registers and bytes under way, see the log; none has been timed. More
-# tokens load the projection less often, more columns spill registers, and stages are those that fit into shared memory.
-def blocks_to_write(n: int, d: int, numbers: int, precision: str) -> Blocks:
+# The sizes follow from a count of instructions, registers and bytes under way on an H100, see the log; none has been
+# timed. More tokens load the projection less often, more columns spill registers, and stages are those that fit into
+# the shared memory of a multiprocessor.
+def blocks_to_write(n: int, d: int, numbers: int, precision: str, shared: int) -> Blocks:
     """Return the blocks of the forward pass, for a projection to so many numbers."""
     if precision != "halves":
-        return Blocks(64, 16 if n <= 2 else 8, 4, 2 if n <= 4 else 1) if n <= 8 else Blocks(16, 8, 8)
+        if n > 8 or shared < _AMPLE:
+            return Blocks(32 if n <= 4 else 16, 16 if n <= 2 else 8, 4 if n <= 4 else 8)
+        return Blocks(64, 16 if n <= 2 else 8, 4, 2 if n <= 4 else 1)
     if n > 8:
         return Blocks(16, 16, 8)
-    tokens = 64 if numbers > 80 else 128 if n > 4 else 32 if n * d <= 2048 else 64
+    large = 128 if n > 4 and shared >= _AMPLE else 64
+    tokens = 64 if numbers > 80 else 32 if n * d <= 2048 and n <= 4 else large
     # Fewer tokens of narrow streams stay in the cache for the second look.
     width, warps = _width(32 if n <= 4 else 16, d), 4 if n <= 4 and numbers <= 64 else 8
     rows = _padded(n) * width * 2
-    stages = _stages(tokens * (rows + 2 * width) + 2 * numbers * rows, tokens * rows * 3 // 2)
+    stages = _stages(shared, tokens * (rows + 2 * width) + 2 * numbers * rows, tokens * rows * 3 // 2)
     return Blocks(tokens, width, warps, min(stages, 2) if tokens > 64 else stages)
 
 
@@ -166,20 +172,22 @@ def blocks_to_close(n: int, d: int) -> Blocks:
     return Blocks(16, _width(128 if n <= 4 else 64 if n <= 8 else 32, d), 4)
 
 
-def blocks_to_pull(n: int, numbers: int, precision: str) -> Blocks:
+def blocks_to_pull(n: int, numbers: int, precision: str, shared: int) -> Blocks:
     """Return the blocks of the gradients of streams, for a projection to so many numbers."""
     if precision != "halves" or n > 8:
-        return Blocks(32, 16, 4) if n <= 4 else Blocks(32 if n <= 8 else 16, 16, 8)
-    tokens, width = 64, 16
+        return Blocks(32, 16, 4) if n <= 4 else Blocks(32 if n <= 8 and shared >= _AMPLE else 16, 16, 8)
+    tokens, width = 64 if n <= 4 or shared >= _AMPLE else 32, 16
     rows = _padded(n) * width * 2
-    stages = _stages(tokens * (2 * rows + 4 * width) + numbers * rows, tokens * (rows + 128 * _padded(n)))
+    stages = _stages(shared, tokens * (2 * rows + 4 * width) + numbers * rows, tokens * (rows + 128 * _padded(n)))
     return Blocks(tokens, width, 4 if n <= 4 else 8, stages)
 
 
-def blocks_to_sum(numbers: int, columns: int, precision: str) -> Blocks:
+def blocks_to_sum(numbers: int, columns: int, precision: str, shared: int) -> Blocks:
     """Return the blocks of the projection's gradient, for so many columns of `cuda.projection`."""
     if precision == "halves" and numbers <= 256:
-        return Blocks(64, _width(128, columns), 4, 4) if numbers <= 64 else Blocks(64, _width(256, columns), 8, 3)
+        tokens, width = 64, _width(128 if numbers <= 64 or shared < _AMPLE else 256, columns)
+        stages = _stages(shared, 2 * tokens * (numbers + width), 0, 4)
+        return Blocks(tokens, width, 4 if numbers <= 64 else 8, stages if numbers <= 64 else min(stages, 3))
     return Blocks(32, _width(64, columns), 4 if numbers <= 64 else 8)
 
 
@@ -191,9 +199,22 @@ def parts_of(rows: int, n: int, least: int) -> Parts:
     return Parts(first, max(1, count), last if count else 0) if last < first else Parts(first, count + 1, 0)
 
 
-def _stages(chunk: int, beside: int) -> int:
-    """Return how many chunks of so many bytes fit into shared memory beside others, three at most."""
-    return max(1, min(3, (227 * 1024 - beside) // chunk))
+def _stages(shared: int, chunk: int, beside: int, most: int = 3) -> int:
+    """Return how many chunks of so many bytes fit into shared memory beside others."""
+    return max(1, min(most, (shared - beside) // chunk))
+
+
+# Bytes of shared memory of a Hopper multiprocessor, and as much as the larger blocks need.
+_HOPPER, _AMPLE = 227 * 1024, 200 * 1024
+
+
+@cache
+def _shared(device: torch.device) -> int:
+    """Bytes of shared memory that a program may have."""
+    if interpreted():
+        return _HOPPER
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 def _width(most: int, d: int) -> int:

@@ -47,7 +47,7 @@ def compile_all(whole):
         return compiled_only
 
     JITFunction.__getitem__ = compiling
-    bodies._at_once = lambda *_: 132
+    bodies._shared = lambda *_: bodies._HOPPER
     real = crossing.boundary_forward, crossing.boundary_backward
     bodies_of = bodies.boundary_forward, bodies.boundary_backward
 
