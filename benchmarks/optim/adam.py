@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.extras import require
 from benchmarks.timing import fastest, one_thread
-from jpmhc import manifolds, optim
+from jpmhc import kernels, manifolds, optim
 from jpmhc.manifolds.peer import geoopt
 
 
@@ -27,6 +27,7 @@ class Case:
 
 
 COUNT = 200
+FEW = (1, 4, 16, 64)
 CASES = (
     Case("stiefel canonical", manifolds.Stiefel(), geoopt.CanonicalStiefel()),
     Case("stiefel euclidean", manifolds.Stiefel("euclidean", "qr"), geoopt.EuclideanStiefel()),
@@ -58,18 +59,59 @@ def run(quick: bool) -> dict[str, Any]:
     return {"parameters": COUNT, "threads": 1, "rounds": rounds, "rows": rows}
 
 
+def few(quick: bool) -> dict[str, Any]:
+    """Time a step over few parameters beside geoopt's, with the bodies that ``auto`` chooses and with compiled ones.
+
+    Returns
+    -------
+    dict
+        JSON-able: ``rows`` with name, manifold, parameters, ms and speedup (time of geoopt over that of the row).
+    """
+    rounds = 3 if quick else 15
+    with one_thread():
+        rows = [
+            row
+            for case in CASES[: 1 if quick else 3]
+            for count in FEW[: 1 if quick else None]
+            for row in _few_rows(case, count, rounds)
+        ]
+    return {"threads": 1, "rounds": rounds, "rows": rows}
+
+
+def _few_rows(case: Case, count: int, rounds: int) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    points = case.ours.random(count, *case.shape, dtype=case.dtype, generator=generator).as_subclass(Tensor)
+    slopes = torch.randn(points.shape, dtype=case.dtype, generator=generator)
+    ours, compiled = (optim.RiemannianAdam(_parameters(points, slopes, case.ours), lr=0.01) for _ in range(2))
+
+    def step() -> None:
+        with kernels.backend("numba"):
+            compiled.step()
+
+    theirs = geoopt.optim.RiemannianAdam(_parameters(points, slopes, case.theirs), lr=0.01)
+    best = fastest({"jpmhc": ours.step, "jpmhc, numba": step, "geoopt": theirs.step}, rounds)
+    shared = {"manifold": case.name, "shape": list(case.shape), "parameters": count}
+    return [{"name": name, **shared, "ms": ms, "speedup": best["geoopt"] / ms} for name, ms in best.items()]
+
+
+def _parameters(points: Tensor, slopes: Tensor, manifold: geoopt.Manifold | None) -> list[Tensor]:
+    """Make a parameter with a gradient of every entry."""
+    made = []
+    for value, slope in zip(points, slopes, strict=True):
+        value = value.clone()
+        made.append(torch.nn.Parameter(value) if manifold is None else geoopt.ManifoldParameter(value, manifold))
+        made[-1].grad = slope.clone()
+    return made
+
+
 def _rows(case: Case, rounds: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     points = case.ours.random(COUNT, *case.shape, dtype=case.dtype, generator=generator).as_subclass(Tensor)
     slopes = torch.randn(points.shape, dtype=case.dtype, generator=generator)
 
     def parameters(manifold: geoopt.Manifold | None, separate: bool) -> list[Tensor]:
-        made = []
-        for value, slope in zip(points, slopes, strict=True) if separate else [(points, slopes)]:
-            value = value.clone()
-            made.append(torch.nn.Parameter(value) if manifold is None else geoopt.ManifoldParameter(value, manifold))
-            made[-1].grad = slope.clone()
-        return made
+        given = (points, slopes) if separate else (points.unsqueeze(0), slopes.unsqueeze(0))
+        return _parameters(*given, manifold)
 
     many, one = parameters(case.ours, True), parameters(case.ours, False)
     separate, stacked = (optim.RiemannianAdam(p, lr=0.01) for p in (many, one))

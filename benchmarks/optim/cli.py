@@ -1,4 +1,4 @@
-"""The command ``python -m benchmarks optim``: Adam over many small parameters, and solvers on an eigenspace."""
+"""The command ``python -m benchmarks optim``: Adam over many and over few parameters, and solvers on an eigenspace."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from benchmarks.optim import adam, solvers
 
 
 def main(arguments: list[str]) -> int:
-    """Run both parts."""
-    return command.main("optim", {"adam": adam.run, "eigenspace": solvers.run}, arguments)
+    """Run all parts."""
+    return command.main("optim", {"adam": adam.run, "few parameters": adam.few, "eigenspace": solvers.run}, arguments)

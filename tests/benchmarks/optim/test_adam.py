@@ -17,3 +17,10 @@ def test_a_row_holds_times_ratios_and_errors(monkeypatch):
     assert rows["jpmhc"]["shape"] == [4, 4]
     assert rows["jpmhc"]["separate_minus_stacked"] < 1e-6
     assert rows["jpmhc"]["off_manifold"] < 1e-6
+
+
+def test_few_parameters_are_timed_beside_geoopts():
+    rows = {row["name"]: row for row in adam.few(quick=True)["rows"]}
+    assert set(rows) == {"jpmhc", "jpmhc, numba", "geoopt"}
+    assert rows["geoopt"]["speedup"] == 1
+    assert {row["parameters"] for row in rows.values()} == {1}
