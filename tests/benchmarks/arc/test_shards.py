@@ -185,10 +185,7 @@ def test_a_run_in_shards_ends_as_one_without_wherever_it_took_them_up_or_left_th
     for part in ("weights", "training"):
         assert files[part].keys() == expected[part].keys()
         for key, value in expected[part].items():
-            # The optimiser knows no scale: a number whose gradient is near round-off takes a step as large as others.
-            apart = ~torch.isclose(files[part][key], value, rtol=1e-4, atol=1e-5)
-            assert apart.sum() <= value.numel() // 100, key
-            torch.testing.assert_close(files[part][key], value, rtol=1e-4, atol=1e-4, msg=key)
+            torch.testing.assert_close(files[part][key], value, rtol=1e-4, atol=1e-5, msg=key)
     result = json.loads((folder / name / "run.json").read_text())
     assert (result["processes"], result["sharded"]) == ((1, False) if name == "left" else (2, True))
 
