@@ -66,6 +66,10 @@ class Blocks:
         # A copy, because geoopt's Lorentz writes to what it is given.
         return [m.egrad2rgrad(p, g.clone()) for m, p, g in zip(self.manifolds, x, egrad, strict=True)]
 
+    def tangent(self, x: Vector, u: Vector) -> Vector:
+        """Return what of u is tangent."""
+        return [m.proju(p, a) for m, p, a in zip(self.manifolds, x, u, strict=True)]
+
     def hessian(self, x: Vector, egrad: Vector, ehess: Vector, u: Vector) -> Vector:
         """Return the Riemannian Hessian along u, from the Euclidean gradient and Hessian along u.
 

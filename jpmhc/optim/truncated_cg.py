@@ -25,6 +25,7 @@ def truncated_cg(
     radius: float,
     *,
     max_inner: int,
+    floor: float = 0.0,
     kappa: float = 0.1,
     theta: float = 1.0,
 ) -> ModelStep:
@@ -45,6 +46,8 @@ def truncated_cg(
         Of the region.
     max_inner : int
         Products with the Hessian at most.
+    floor : float
+        Residual that is round-off: below it directions are noise, and so is the sign of their curvature.
     kappa, theta : float
         As above.
 
@@ -55,7 +58,7 @@ def truncated_cg(
     step, hessian_step = scale(0.0, gradient), scale(0.0, gradient)
     residual, direction = gradient, scale(-1.0, gradient)
     squared = first = blocks.inner(x, gradient, gradient)
-    target = math.sqrt(first) * min(kappa, math.sqrt(first) ** theta)
+    target = max(math.sqrt(first) * min(kappa, math.sqrt(first) ** theta), floor)
     step_squared, step_along, along_squared = 0.0, 0.0, squared
     for _ in range(max_inner):
         hessian_direction = hessian(direction)

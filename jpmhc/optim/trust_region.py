@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jpmhc.optim.blocks import Blocks, Vector
+from jpmhc.optim.blocks import Blocks, Vector, pair
 from jpmhc.optim.closure_step import Closure, ClosureOptimizer
 from jpmhc.optim.hessian import Products, differentiate, from_user
 from jpmhc.optim.options import check_count, check_range
@@ -30,7 +30,7 @@ class RiemannianTrustRegion(ClosureOptimizer):
     max_iter : int
         Outer iterations a step.
     tolerance_grad : float
-        Stop where the norm of the Riemannian gradient is at most this.
+        Stop where the norm of the Riemannian gradient is at most this, or round-off of the Euclidean one.
     max_inner : int, optional
         Products with the Hessian an outer iteration; by default as many as the point has numbers.
     max_radius : float, optional
@@ -138,15 +138,19 @@ class RiemannianTrustRegion(ClosureOptimizer):
         self._check_start(first_loss, egrad, blocks)
         loss = first_loss
         for _ in range(group["max_iter"]):
-            gradient = blocks.gradient(x, egrad)
+            # Again, as what round-off leaves across the manifold has no curvature for the inner iteration to find.
+            gradient = blocks.tangent(x, blocks.gradient(x, egrad))
             norm = blocks.norm(x, gradient)
-            if norm <= group["tolerance_grad"] or radius <= blocks.precision:
+            # What rounding leaves of a Euclidean gradient that is normal to the manifold.
+            floor = blocks.precision * math.sqrt(pair(egrad, egrad))
+            if norm <= max(group["tolerance_grad"], floor) or radius <= blocks.precision:
                 break
 
             def hessian(u: Vector, at: Any = (x, egrad, products)) -> Vector:
                 return blocks.hessian(at[0], at[1], at[2](u), u)
 
-            model = truncated_cg(blocks, x, gradient, hessian, radius, max_inner=group["max_inner"] or blocks.size)
+            max_inner = group["max_inner"] or blocks.size
+            model = truncated_cg(blocks, x, gradient, hessian, radius, max_inner=max_inner, floor=floor)
             predicted = -blocks.inner(x, gradient, model.step) - blocks.inner(x, model.step, model.hessian_step) / 2
             y = blocks.retract(x, model.step)
             blocks.write(y)
@@ -156,9 +160,16 @@ class RiemannianTrustRegion(ClosureOptimizer):
             noise = 1e3 * blocks.precision * max(1.0, abs(loss))
             finite = math.isfinite(new_loss) and all(bool(torch.isfinite(g).all()) for g in new_egrad)
             ratio = (loss - new_loss + noise) / (predicted + noise) if finite else -math.inf
+            new_norm = blocks.norm(y, blocks.tangent(y, blocks.gradient(y, new_egrad))) if finite else math.inf
             # Among losses that round-off cannot order the gradient does.
-            if finite and new_loss >= loss and blocks.norm(y, blocks.gradient(y, new_egrad)) >= norm:
+            if new_loss >= loss and new_norm >= norm:
                 ratio = -math.inf
+            # A step of Newton's method makes the gradient much smaller, unless that is round-off too.
+            if predicted <= noise and not model.at_boundary and new_norm > norm / 2:
+                if new_norm < norm:
+                    x = y
+                blocks.write(x)
+                break
             if ratio < 0.25:
                 radius /= 4
             elif ratio > 0.75 and model.at_boundary:

@@ -23,6 +23,20 @@ def test_convergence_is_quadratic():
     assert all(b <= 10 * a**2 + 1e-14 for a, b in asymptotic)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", problems.ALL)
+def test_a_step_ends_at_round_off_of_the_gradient(name, dtype):
+    # Directions of the inner iteration that are round-off may have negative curvature; they led far away, for good.
+    problem = problems.ALL[name]()
+    for seed in range(3):
+        start = problem.manifold.random(*problem.shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+        x = manifolds.Parameter(start, problem.manifold)
+        optimizer = optim.RiemannianTrustRegion([x], max_iter=200, tolerance_grad=0.0)
+        optimizer.step(problems.closure_of(optimizer, x, lambda v: problem.loss(v.double()).to(dtype)))
+        assert optimizer.state[x]["n_iter"] <= 20
+        assert problem.error(x.detach().double()) < 100 * torch.finfo(dtype).eps
+
+
 def test_a_given_hessian_is_used_and_agrees_with_the_closures():
     problem = problems.brockett()
     given, taken = problem.starts(), problem.starts()
