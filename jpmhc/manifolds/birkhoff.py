@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jpmhc import autodiff, kernels
+from jpmhc.manifolds.algebra import common_shape
 from jpmhc.manifolds.fisher import Fisher, least
 
 _STEPS = 128  # of Newton's method, which takes 1 to 3 and near permutations about 50
@@ -82,13 +83,13 @@ class Birkhoff(Fisher):
 
         Applied twice: near a vertex the sums of `u` may be 1e6 times what is left of it, and so may their round-off.
         """
-        shape = torch.broadcast_shapes(x.shape, u.shape)
+        shape = common_shape(x, u)
         x = x.expand(shape)
         return autodiff.balanced(x, autodiff.balanced(x, u.expand(shape)))
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """``x * (u - a 1^T - 1 b^T)``, with zero sums: the gradient, since ``sum(x u v / x) = sum(u v)``."""
-        shape = torch.broadcast_shapes(x.shape, u.shape)
+        shape = common_shape(x, u)
         return autodiff.balanced(x.expand(shape), x * u)
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:

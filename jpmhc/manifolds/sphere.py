@@ -80,7 +80,9 @@ class Sphere(Manifold):
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
         """``u . v``, one number a point."""
-        result = _dot(u, u if v is None else v).expand(torch.broadcast_shapes((*x.shape[:-1], 1), (*u.shape[:-1], 1)))
+        result = _dot(u, u if v is None else v)
+        if result.shape[:-1] != x.shape[:-1]:
+            result = result.expand(torch.broadcast_shapes((*x.shape[:-1], 1), result.shape))
         return result if keepdim else result.squeeze(-1)
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:

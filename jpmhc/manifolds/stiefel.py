@@ -10,6 +10,7 @@ from jpmhc import autodiff
 from jpmhc.kernels.primitive import primitive
 from jpmhc.manifolds import steps
 from jpmhc.manifolds.algebra import (
+    common_shape,
     divided_exponential,
     exponential,
     frobenius,
@@ -180,7 +181,7 @@ class Stiefel(Manifold):
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
         """Shortest tangent vector with ``expmap(x, u) = y``, by shooting; NaN where that did not converge."""
-        shape = torch.broadcast_shapes(x.shape, y.shape)
+        shape = common_shape(x, y)
         x, y = x.expand(shape), y.expand(shape)
 
         def shoot(u: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -177,12 +177,27 @@ class RiemannianAdam(GradientOptimizer):
         if group["amsgrad"]:
             largest = batch.state("max_exp_avg_sq", lambda: torch.zeros_like(square))
             mean_square = torch.maximum(largest, mean_square, out=largest)
-        # On the device, so that parameters of different age share a batch and no step waits for the host.
-        age = step.to(square.dtype).view(-1, *(1,) * (square.dim() - 1))
+        age = _age(step, square, group["capturable"])
         denominator = (mean_square / _bias(beta2, age)).sqrt_().add_(group["eps"]).mul_(_bias(beta1, age))
         move(batch, point, mean / denominator * -group["lr"], mean, stabilize)
 
 
-def _bias(beta: float, age: Tensor) -> Tensor:
+def _age(step: Tensor, square: Tensor, capturable: bool) -> float | Tensor:
+    """Return the age of all parameters of a batch, or a tensor that broadcasts with `square`.
+
+    A number saves nine operations of a step, where a look at it waits for nobody; a tensor lets parameters of different
+    age share a batch.
+    """
+    if step.is_cpu and not (capturable or torch.compiler.is_compiling()):
+        first, *others = step.tolist()
+        if all(age == first for age in others):
+            return float(first)
+    return step.to(square.dtype).view(-1, *(1,) * (square.dim() - 1))
+
+
+def _bias(beta: float, age: float | Tensor) -> float | Tensor:
     """Return ``1 - beta^age`` without cancellation."""
-    return -torch.expm1(age * math.log(beta)) if beta > 0 else torch.ones_like(age)
+    if beta == 0:
+        return 1.0
+    exponent = age * math.log(beta)
+    return -torch.expm1(exponent) if isinstance(exponent, Tensor) else -math.expm1(exponent)

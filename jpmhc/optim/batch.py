@@ -31,6 +31,7 @@ class Batch:
         self.states: list[dict[str, Any]] = []
         self._stacked: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
         self._written: tuple[Tensor, tuple[Tensor, ...]] | None = None
+        self._place: tuple[torch.dtype, torch.device] | None = None
 
     def add(self, parameter: Tensor, state: dict[str, Any]) -> None:
         """Take in a parameter and the dictionary that holds its state; before the first use."""
@@ -39,10 +40,11 @@ class Batch:
 
     def is_current(self) -> bool:
         """Whether the parameters still are where the last points written were; a model moves as a whole."""
-        if self._written is None:
-            return True
-        first, written = self.parameters[0], self._written[0]
-        return first.dtype is written.dtype and first.device == written.device
+        return self._place is None or self._place == self._current_place()
+
+    def _current_place(self) -> tuple[torch.dtype, torch.device]:
+        first = self.parameters[0]
+        return first.dtype, first.device
 
     def points(self) -> Tensor:
         """Return the parameters, shape (k, *shape); not to be written to."""
@@ -55,6 +57,10 @@ class Batch:
 
     def write(self, points: Tensor) -> None:
         """Copy points of shape (k, *shape) into the parameters."""
+        self._place = self._place or self._current_place()
+        if len(self.parameters) == 1:
+            self.points().copy_(points)
+            return
         if self._written is None:
             # Kept from step to step: making hundreds of views takes longer than copying what they show.
             copy = points.clone()

@@ -69,8 +69,7 @@ class GradientOptimizer(RiemannianOptimizer):
             for gradient in [*(_local(p.grad) for p in free if p.grad is not None), *(g for _, g in batches)]
             if gradient.numel()
         ]
-        # The largest absolute value is not finite exactly if some value is not: one number to read.
-        if gradients and not math.isfinite(get_total_norm(gradients, math.inf).item()):
+        if gradients and not _all_finite(gradients):
             self._name_the_bad_gradient()
         for group, free, batches in work:
             group["step"] += 1
@@ -140,6 +139,15 @@ def _apart(parameters: list[Tensor]) -> list[list[Tensor]]:
     for parameter in parameters:
         lists.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
     return list(lists.values())
+
+
+def _all_finite(gradients: list[Tensor]) -> bool:
+    """Whether all numbers are finite, from one number that is read, or two."""
+    # The sum of finite numbers may overflow, but not the other way round.
+    if len(gradients) == 1 and math.isfinite(gradients[0].sum().item()):
+        return True
+    # The largest absolute value is not finite exactly if some value is not.
+    return math.isfinite(get_total_norm(gradients, math.inf).item())
 
 
 def _local(gradient: Tensor) -> Tensor:
