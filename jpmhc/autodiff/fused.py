@@ -9,7 +9,8 @@ from torch import Tensor
 from jpmhc import kernels
 from jpmhc.autodiff.equation import pullback, pushforward
 from jpmhc.autodiff.precision import in_full_precision
-from jpmhc.autodiff.transforms import leading_batch, tangent_rule, wants_derivative
+from jpmhc.autodiff.transforms import leading_batch, tangent_rule
+from jpmhc.kernels.transforms import wants_derivative
 
 Plain = Callable[..., Any]
 

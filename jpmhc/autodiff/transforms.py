@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from jpmhc.kernels.transforms import transform_depth
-
-FunctionClass = TypeVar("FunctionClass", bound=type[torch.autograd.Function])
+from jpmhc.kernels.transforms import FunctionClass, signed, transform_depth, wants_derivative
 
 
 def tangent_rule(rule: Callable[..., Tensor]) -> Any:
@@ -38,7 +36,7 @@ def leading_batch(function: FunctionClass) -> FunctionClass:
     nothing asks for a derivative, ``apply`` is the forward alone: torch binds arguments and makes a node for 60 us,
     which is more than the smaller maps take.
     """
-    with_rules = function.apply
+    with_rules = signed(function).apply
 
     def apply(*args: Any, **options: Any) -> Any:
         return with_rules(*args, **options) if wants_derivative(*args) else function.forward(*args, **options)
@@ -55,13 +53,6 @@ def leading_batch(function: FunctionClass) -> FunctionClass:
     function.vmap = staticmethod(vmap)  # type: ignore[method-assign]
     function.apply = staticmethod(apply)  # type: ignore[method-assign]
     return function
-
-
-def wants_derivative(*args: Any) -> bool:
-    """Whether a derivative of what is computed from these arguments now may be asked for, or a transform is at work."""
-    if transform_depth():
-        return True
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in args)
 
 
 def differentiable() -> bool:

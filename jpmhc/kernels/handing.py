@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.kernels.precision import full_precision
-from jpmhc.kernels.transforms import transform_depth
+from jpmhc.kernels.transforms import signed, transform_depth
 
 Function = Callable[[Tensor, Tensor], Tensor]
 Pull = Callable[[Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
@@ -54,6 +54,7 @@ def hand_on(
     return _HandedOn.apply(x, other, function, pull, keep_result)
 
 
+@signed
 class _HandedOn(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, other: Tensor, function: Function, pull: Pull, keep_result: bool) -> tuple[Tensor, Tensor]:

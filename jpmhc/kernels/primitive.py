@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
+from torch.nn import Parameter
 
 from jpmhc.kernels.bodies import Choice, choose, device_of
 from jpmhc.kernels.precision import autocast_on
@@ -116,7 +117,7 @@ def _nobody_listens(args: tuple[Any, ...]) -> bool:
     for value in args:
         if isinstance(value, Tensor):
             if (
-                type(value) is not Tensor
+                (type(value) is not Tensor and type(value) is not Parameter)
                 or value.is_meta
                 or (graph and value.requires_grad)
                 # Of ``torch.autograd.grad(is_grads_batched=True)``, whose batch no transform's stack shows.

@@ -234,7 +234,7 @@ def _newton(
         step.mul_(length)
         if log_matrix is None:
             matrix.mul_(step.exp_().unsqueeze(1))
-            matrix.mul_(columns / matrix.sum(0))
+            _scale(matrix, 0, columns)
         else:
             log_matrix = torch.log_softmax(log_matrix.add_(step.unsqueeze(1)), 0).add_(_log(columns))
             torch.exp(log_matrix, out=matrix)
@@ -259,8 +259,17 @@ def _newton(
 
 def _sweep(matrix: Tensor, rows: Tensor | float, columns: Tensor | float, times: int) -> None:
     for _ in range(times):
-        matrix.mul_((rows / matrix.sum(1)).unsqueeze(1))
-        matrix.mul_(columns / matrix.sum(0))
+        _scale(matrix, 1, rows)
+        _scale(matrix, 0, columns)
+
+
+def _scale(matrix: Tensor, dim: int, wanted: Tensor | float) -> None:
+    """Give the sums over a dimension of a matrix (n, m, N) their marginals, in place and in few calls."""
+    sums = matrix.sum(dim, keepdim=True)
+    if isinstance(wanted, float):
+        matrix.div_(sums if wanted == 1.0 else sums.div_(wanted))
+    else:
+        matrix.mul_(wanted.unsqueeze(dim) / sums)
 
 
 def _swept_by_vectors(
@@ -335,22 +344,30 @@ def _solve(matrix: Tensor, conditional: Tensor, right_sides: Tensor, rows: Tenso
     last of which collects all that is tied to the ground, and then the right sides. Its diagonal is never read: a
     pivot is the sum of the weights that are left, so nothing is ever subtracted from a weight.
     """
-    n, m, tokens = matrix.shape
+    n, _, tokens = matrix.shape
     if n > _ELIMINATED:
         left, right, wanted = (value.permute(2, 0, 1) for value in (conditional, matrix, right_sides))
         solution = _grounded(left @ right.mT, wanted, rows if isinstance(rows, float) else rows.t())
         return solution.permute(1, 2, 0).contiguous()
-    system = matrix.new_empty(n - 1, n + right_sides.shape[1], tokens)
+    width = n + right_sides.shape[1]
+    system = matrix.new_empty(n - 1, width, tokens)
     weights = system[:, :n]
-    torch.mul(matrix[:-1, None, 0], conditional[None, :, 0], out=weights)
-    for k in range(1, m):
-        weights.addcmul_(matrix[:-1, None, k], conditional[None, :, k])
-    system[:, n - 1] += ridge * (rows if isinstance(rows, float) else rows[:-1])
-    system[:, n:] = right_sides[:-1]
-    for k in range(n - 1):
-        pivot_row = system[k, k + 1 :].div_(system[k, k + 1 : n].sum(0))
-        for others in (slice(0, k), slice(k + 1, n - 1)):
-            system[others, k + 1 :].addcmul_(system[others, k : k + 1], pivot_row)
+    # Views made by one call each: one by one they would take most of the time of a few matrices.
+    left, *lefts = matrix[:-1].unsqueeze(1).unbind(2)
+    right, *rights = conditional.unsqueeze(0).unbind(2)
+    torch.mul(left, right, out=weights)
+    for left, right in zip(lefts, rights, strict=True):
+        weights.addcmul_(left, right)
+    weights[:, -1].add_(ridge * (rows if isinstance(rows, float) else rows[:-1]))
+    system[:, n:].copy_(right_sides[:-1])
+    columns, diagonal = system.unsqueeze(2).unbind(1), system.diagonal().unbind(1)
+    for k, row in enumerate(system.unbind(0), 1):
+        later = row.narrow(0, k, width - k)
+        pivot_row = later / later.narrow(0, 0, n - k).sum(0)
+        # One operation for all rows: this one is nothing, and gets the pivot row once.
+        later.zero_()
+        diagonal[k - 1].fill_(1)
+        system.narrow(1, k, width - k).addcmul_(columns[k - 1], pivot_row)
     solution = matrix.new_zeros(right_sides.shape)
     solution[:-1] = system[:, n:]
     return solution
