@@ -24,6 +24,7 @@ from benchmarks.arc.training import Trainer, TrainingError
 from jpmhc import layers, manifolds
 
 ARM = Arm.parse("grassmann")
+SEED = 2  # one of those with which a gradient that is zero but for round-off changes its sign in shards
 
 
 def settings(**changes):
@@ -40,16 +41,30 @@ def train(folder, data, *, shard=True, die_at=None):
     def die(self):
         if self.step_number == die_at:
             raise KeyboardInterrupt
+        if self.step_number == 0:
+            steady(self)
         return step(self)
 
     Trainer.step = die
     try:
-        spec = RunSpec(settings(), ARM, 0)
+        spec = RunSpec(settings(), ARM, SEED)
         return running.train(spec, folder, resume=True, data=data, say=lambda text: None, shard=shard)
     except KeyboardInterrupt:
         return None
     finally:
         Trainer.step = step
+
+
+def steady(trainer):
+    """Begin second moments above round-off, so that a step is a smooth function of the gradient.
+
+    The optimiser has no epsilon: a gradient of 1e-12 that is all round-off moves its number by the whole rate, to the
+    side that the order of a sum chose. Such are the read's, as streams start out equal.
+    """
+    for parameter in trainer.parameters.values():
+        own = shards.local(parameter.detach())
+        moments = {"mean": torch.zeros_like(own), "square": torch.full_like(own, 1e-10)}
+        trainer.optimiser.state[parameter] = {"step": 0, **moments}
 
 
 def work(rank, rendezvous, folder):
@@ -182,10 +197,10 @@ def test_a_killed_run_in_shards_ends_bit_identical_once_resumed(folder):
 def test_a_run_in_shards_ends_as_one_without_wherever_it_took_them_up_or_left_them(folder, name):
     (files, state), (expected, expected_state) = saved(folder / name), saved(folder / "alone")
     assert state == expected_state
-    for part in ("weights", "training"):
+    for part, bounds in (("weights", {"rtol": 1e-5, "atol": 2e-6}), ("training", {"rtol": 1e-4, "atol": 1e-5})):
         assert files[part].keys() == expected[part].keys()
         for key, value in expected[part].items():
-            torch.testing.assert_close(files[part][key], value, rtol=1e-4, atol=1e-5, msg=key)
+            torch.testing.assert_close(files[part][key], value, **bounds, msg=key)
     result = json.loads((folder / name / "run.json").read_text())
     assert (result["processes"], result["sharded"]) == ((1, False) if name == "left" else (2, True))
 
