@@ -13,6 +13,7 @@ from jpmhc.kernels.primitive import choice, primitive
 
 NEWTON_STEPS = 10  # 7 reach round-off at condition number 1e14 (measured)
 CUBIC_STEPS = 8
+_FEW_NUMBERS = 512  # of which singular vectors take no longer than the calls of anything else
 _POLISHED = 16  # columns; singular vectors of more are within 2e-6 in float32 (measured), and a step is slow
 _TALL, _ROUND = 2, 1e-2  # rows a column, and the ratio of eigenvalues, from which on the Gram matrix will do
 NEAR = 0.9  # Frobenius distance of X^T X from I within which the cubic step converges
@@ -52,8 +53,9 @@ def _by_reading(matrix: Tensor) -> Tensor:
     """
     if not matrix.numel():
         return matrix.clone()
+    few = matrix.numel() <= _FEW_NUMBERS
     # A column of another length is reason enough, and the first one tells as a rule.
-    if all(_largest_entry(some.square().sum(-2) - 1) < NEAR for some in (matrix[..., :1], matrix)):
+    if not few and all(_largest_entry(some.square().sum(-2) - 1) < NEAR for some in (matrix[..., :1], matrix)):
         near = _near(matrix)
         if near is not None:
             return near
@@ -62,8 +64,11 @@ def _by_reading(matrix: Tensor) -> Tensor:
     if not bool(finite):
         finite = matrix.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
         usable = torch.where(finite, matrix, torch.ones_like(matrix))
-    tall = matrix.shape[-2] >= _TALL * matrix.shape[-1]
-    x = _by_gram(usable) if tall else _by_newton(usable)
+    if few:
+        x = _by_singular_vectors(usable)
+    else:
+        tall = matrix.shape[-2] >= _TALL * matrix.shape[-1]
+        x = _by_gram(usable) if tall else _by_newton(usable)
     return x if usable is matrix else torch.where(finite, x, torch.nan)
 
 

@@ -41,17 +41,19 @@ def test_forward_is_the_newton_iteration_in_plain_operations():
 
 @pytest.mark.parametrize("distance", [0.0, 1e-9, 1e-4, 0.1, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_forward_near_a_solution_is_the_factor_of_the_singular_vectors(distance, dtype):
+@pytest.mark.parametrize("batch", [7, 40])
+def test_forward_near_a_solution_is_the_factor_of_the_singular_vectors(distance, dtype, batch):
     generator = torch.Generator().manual_seed(0)
-    basis, noise = torch.randn(2, 7, 6, 3, dtype=torch.float64, generator=generator)
+    basis, noise = torch.randn(2, batch, 6, 3, dtype=torch.float64, generator=generator)
     matrix = torch.linalg.qr(basis).Q + distance * noise / noise.norm(dim=(-2, -1), keepdim=True)
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     result = kernels.polar_forward(matrix.to(dtype)).double()
     torch.testing.assert_close(result, u @ vh, rtol=0, atol=20 * torch.finfo(dtype).eps)
 
 
-def test_forward_of_a_matrix_with_nan_leaves_its_neighbours_alone():
-    matrix = torch.randn(4, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("batch", [4, 30])
+def test_forward_of_a_matrix_with_nan_leaves_its_neighbours_alone(batch):
+    matrix = torch.randn(batch, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = kernels.polar_forward(matrix)
     matrix[1, 2, 0] = float("nan")
     result = kernels.polar_forward(matrix)
