@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks import command
-from benchmarks.kernels import gpu, roofline, small_maps, sublayer, systems
+from benchmarks.kernels import few_tokens, gpu, roofline, small_maps, sublayer, systems
 
 
 def main(arguments: list[str]) -> int:
@@ -16,6 +16,7 @@ def main(arguments: list[str]) -> int:
             "small maps": small_maps.run,
             **parts,
             "sublayer": sublayer.run,
+            "few tokens": few_tokens.run,
             "nodes and launches": systems.count,
             "waiting": systems.wait,
         }

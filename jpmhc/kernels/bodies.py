@@ -109,7 +109,8 @@ def choose(module: str, operation: str, args: tuple[Any, ...]) -> Choice:
     elif _DEVICES.get(device) != name and not (name == "triton" and interpreted()):
         reason = f"{name} has no body for the device {device}"
     else:
-        refusal = found.refuses(*args) or (None if named else found.spares(*args))
+        # The quicker question first: for few numbers it is a part of what a call costs.
+        refusal = (None if named else found.spares(*args)) or found.refuses(*args)
         if refusal is None:
             return Choice(name, "asked for" if named else f"the body for the device {device}", found)
         reason = refusal

@@ -22,6 +22,7 @@ from benchmarks.arc.presets import preset
 from benchmarks.arc.run import RunSpec, build_data
 from benchmarks.arc.training import Trainer, TrainingError
 from jpmhc import layers, manifolds
+from tests.benchmarks.arc.steady import steady
 
 ARM = Arm.parse("grassmann")
 SEED = 2  # one of those with which a gradient that is zero but for round-off changes its sign in shards
@@ -53,18 +54,6 @@ def train(folder, data, *, shard=True, die_at=None):
         return None
     finally:
         Trainer.step = step
-
-
-def steady(trainer):
-    """Begin second moments above round-off, so that a step is a smooth function of the gradient.
-
-    The optimiser has no epsilon: a gradient of 1e-12 that is all round-off moves its number by the whole rate, to the
-    side that the order of a sum chose. Such are the read's, as streams start out equal.
-    """
-    for parameter in trainer.parameters.values():
-        own = shards.local(parameter.detach())
-        moments = {"mean": torch.zeros_like(own), "square": torch.full_like(own, 1e-10)}
-        trainer.optimiser.state[parameter] = {"step": 0, **moments}
 
 
 def work(rank, rendezvous, folder):
