@@ -7,9 +7,10 @@ from jpmhc import kernels
 from jpmhc.kernels import polar
 
 
+@pytest.mark.parametrize("solve", [kernels.sylvester, polar._by_sign])
 @pytest.mark.parametrize("n", [1, 2, 4, 16])
 @pytest.mark.parametrize("condition", [1.0, 1e2, 1e6])
-def test_sylvester_solves_its_equation(n, condition):
+def test_sylvester_solves_its_equation(n, condition, solve):
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(8, n, n, generator=generator, dtype=torch.float64))[0]
     values = torch.logspace(0, -torch.tensor(condition).log10().item(), n, dtype=torch.float64)
@@ -17,8 +18,22 @@ def test_sylvester_solves_its_equation(n, condition):
     right_side = torch.randn(8, n, n, generator=generator, dtype=torch.float64)
     sums = values.unsqueeze(-1) + values
     expected = basis @ ((basis.mT @ right_side @ basis) / sums) @ basis.mT
-    error = (kernels.sylvester(symmetric, right_side) - expected).norm() / expected.norm()
+    error = (solve(symmetric, right_side) - expected).norm() / expected.norm()
     assert error <= 1e-14 * condition
+
+
+def test_a_matrix_that_is_not_finite_keeps_its_derivative_to_itself():
+    matrix, direction = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
+    factor = kernels.polar_forward(matrix)
+    expected = kernels.polar_adjoint(matrix, factor, direction)
+    for bad in (torch.nan, torch.inf):
+        spoilt, of_spoilt = matrix.clone(), factor.clone()
+        spoilt[1, 2, 0] = of_spoilt[1, 2, 0] = bad
+        found = kernels.polar_adjoint(spoilt, of_spoilt, direction)
+        assert found[1].isnan().all()
+        torch.testing.assert_close(found[[0, 2, 3]], expected[[0, 2, 3]])
+    huge = torch.diag_embed(torch.tensor([[3e38, 1e38, 2e38], [1.0, 2.0, 3.0]]))
+    assert kernels.sylvester(huge, huge)[0].diagonal().sub(0.5).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (6, 3), (5, 1)])
