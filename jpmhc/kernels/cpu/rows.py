@@ -144,9 +144,13 @@ def dot(_context, a, b):  # type: ignore[no-untyped-def]
     return a.dtype(a, b), generate
 
 
-# Sixteen sums stay in registers, where there are 32 of them, and eight are enough to hide how long an addition takes.
+# Sixteen sums stay in registers where there are 32 of them, twelve where there are 16, beside three vectors that they
+# share; eight are enough to hide how long an addition takes.
 _mix4, _mix1, _mix4_past, _mix1_past = _mixing(4, 2), _mixing(1, 4), _mixing(4, 2, True), _mixing(1, 4, True)
-_multiply44, _multiply14, _multiply41 = _multiplying((4, 4), 1), _multiplying((1, 4), 2), _multiplying((4, 1), 2)
+_ACROSS = 4 if WIDTH == 64 else 3
+_multiply_block, _multiply14, _multiply41 = (
+    _multiplying(*size) for size in (((4, _ACROSS), 1), ((1, 4), 2), ((4, 1), 2))
+)
 _mix44 = _mixing(4, 4 if WIDTH == 64 else 2)
 weighted, _weighted_past = _weighing(False), _weighing(True)
 
@@ -206,9 +210,9 @@ def gram(out, a, b):  # type: ignore[no-untyped-def]
     n, m, i = a.shape[0], b.shape[0], 0
     while i + 4 <= n:
         j = 0
-        while j + 4 <= m:
-            _multiply44(out, a, i, b, j, False)
-            j += 4
+        while j + _ACROSS <= m:
+            _multiply_block(out, a, i, b, j, False)
+            j += _ACROSS
         while j < m:
             _multiply41(out, a, i, b, j, False)
             j += 1
@@ -237,9 +241,9 @@ def project(out, rows, weight):  # type: ignore[no-untyped-def]
     stretch = _ROW // rows.itemsize
     for k in range(0, length, stretch):
         part, beside, r = rows[:, k : k + stretch], weight[:, k : k + stretch], 0
-        while r + 4 <= m:
-            _multiply44(out, part, 0, beside, r, k > 0)
-            r += 4
+        while r + _ACROSS <= m:
+            _multiply_block(out, part, 0, beside, r, k > 0)
+            r += _ACROSS
         while r < m:
             _multiply41(out, part, 0, beside, r, k > 0)
             r += 1
