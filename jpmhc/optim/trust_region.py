@@ -165,7 +165,8 @@ class RiemannianTrustRegion(ClosureOptimizer):
             if new_loss >= loss and new_norm >= norm:
                 ratio = -math.inf
             # A step of Newton's method makes the gradient much smaller, unless that is round-off too.
-            if predicted <= noise and not model.at_boundary and new_norm > norm / 2:
+            in_noise = finite and predicted <= noise and new_loss <= loss + noise
+            if in_noise and not model.at_boundary and new_norm > norm / 2:
                 if new_norm < norm:
                     x = y
                 blocks.write(x)
