@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jpmhc.kernels.cpu import rows
+from jpmhc.kernels.cpu import rows, vectors
 from jpmhc.kernels.cpu.compile import summing
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
@@ -153,3 +153,8 @@ def test_results_may_go_past_the_caches(draw):
     near(out, factors @ given.astype("float64"))
     away(out, given)
     assert (out == given).all()
+
+
+def test_a_step_along_rows_takes_a_power_of_two_of_places():
+    with pytest.raises(ValueError, match="unroll: expected a power of two, got 3"):
+        vectors.along(None, None, None, None, unroll=3)

@@ -156,8 +156,10 @@ def along(
     sums : int
         How many it keeps, each for every number of a vector until the end.
     unroll : int
-        Places of a step; results that wait for each other should be eight or more.
+        Places of a step, a power of two; results that wait for each other should be eight or more.
     """
+    if unroll.bit_count() != 1:  # the places of whole steps are found by a mask
+        raise ValueError(f"unroll: expected a power of two, got {unroll}")
     lanes = WIDTH // _item_bytes(item)
     vector = ir.VectorType(item, lanes)
     whole = builder.and_(length, number(-lanes * unroll))
