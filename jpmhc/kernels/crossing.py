@@ -103,7 +103,7 @@ def cross(x: Tensor, write: Writing | None = None, read: Reading | None = None) 
         if _needs_plain(x, dtype):
             streams, u, z, pre = _plain(given)
         else:
-            # Where nothing asks for a derivative, a node is a quarter of what a token costs.
+            # Where nothing asks for a derivative, a node would be a good part of what a token costs.
             run = _Boundary.apply if torch.compiler.is_compiling() or wants_derivative(*given) else _Boundary.forward
             streams, u, z, pre = run(*given, _mark(given))[:4]
     # Exported, there and back again would be a condition on sizes that are free: nothing differentiates it, so x does.

@@ -28,7 +28,7 @@ def wants_derivative(*args: Any) -> bool:
 
 
 def signed(function: FunctionClass) -> FunctionClass:
-    """Keep the signature of a function's forward, which torch works out at every call: 50 us of the 90 of a call."""
+    """Keep the signature of a function's forward, which torch works out at every call: 45 us for twelve arguments."""
     forward: Any = function.forward
     forward.__signature__ = inspect.signature(forward)
     return function

@@ -185,8 +185,8 @@ class RiemannianAdam(GradientOptimizer):
 def _age(step: Tensor, square: Tensor, capturable: bool) -> float | Tensor:
     """Return the age of all parameters of a batch, or a tensor that broadcasts with `square`.
 
-    A number saves nine operations of a step, where a look at it waits for nobody; a tensor lets parameters of different
-    age share a batch.
+    A number saves seven operations of a step, where a look at it waits for nobody; a tensor lets parameters of
+    different age share a batch.
     """
     if step.is_cpu and not (capturable or torch.compiler.is_compiling()):
         first, *others = step.tolist()

@@ -72,7 +72,7 @@ def draw(request):
     return one
 
 
-def near(found, wanted):
+def assert_near(found, wanted):
     assert np.shape(found) == np.shape(wanted)
     tolerance = TOLERANCE[np.asarray(found).dtype.name] * np.sqrt(1 + np.max(np.abs(wanted)))
     assert np.max(np.abs(found - wanted)) <= tolerance
@@ -85,19 +85,19 @@ def test_sums_of_rows(n, width, draw):
     for weights in (factors, factors.T):
         out = np.full_like(given, np.nan)
         mixed(out, given, weights, y, post)
-        near(out, weights @ wide + np.outer(post, y))
+        assert_near(out, weights @ wide + np.outer(post, y))
         mixed(out, given, weights, None, None)
-        near(out, weights @ wide)
+        assert_near(out, weights @ wide)
     combined(out[0], given, post)
-    near(out[0], post @ wide)
+    assert_near(out[0], post @ wide)
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 6), (3, 2), (4, 4), (5, 9), (8, 7)])
 def test_products_of_rows(n, m, width, draw):
     a, b, out = draw(n, width), draw(m, width), draw(n, m)
     products(out, a, b)
-    near(out, a.astype("float64") @ b.T)
-    near(a.dtype.type(product(a[0], b[0])), np.dot(a[0].astype("float64"), b[0]))
+    assert_near(out, a.astype("float64") @ b.T)
+    assert_near(a.dtype.type(product(a[0], b[0])), np.dot(a[0].astype("float64"), b[0]))
 
 
 def test_a_row_may_be_missing_or_the_result(width, draw):
@@ -105,14 +105,14 @@ def test_a_row_may_be_missing_or_the_result(width, draw):
     factor = a.dtype.type(0.75)
     out = np.full_like(a, np.nan)
     three(out, a, b, c, factor, None)
-    near(out, a + 0.75 * b.astype("float64") + c)
+    assert_near(out, a + 0.75 * b.astype("float64") + c)
     three(out, None, b, None, factor, None)
-    near(out, 0.75 * b.astype("float64"))
+    assert_near(out, 0.75 * b.astype("float64"))
     three(out, None, None, None, None, None)
     assert not out.any()
     kept = a.astype("float64")
     three(a, a, b, None, factor, None)
-    near(a, kept + 0.75 * b)
+    assert_near(a, kept + 0.75 * b)
 
 
 def test_what_is_not_finite_is_kept(width, draw):
@@ -133,7 +133,7 @@ def test_sums_of_rows_in_stretches(count, draw):
         factors, stretches, out = draw(8, 7), draw(pieces, 7, rows.STRETCH), np.full_like(draw(8, length), np.nan)
         expanded(out, factors, stretches, count)
         whole = stretches.astype("float64").transpose(1, 0, 2).reshape(7, -1)[:, :length]
-        near(out[:count], factors[:count] @ whole)
+        assert_near(out[:count], factors[:count] @ whole)
 
 
 @pytest.mark.parametrize("m", [1, 4, 11])
@@ -141,7 +141,7 @@ def test_projection_in_stretches(m, draw):
     for length in (5, 512, 1024, 2500):
         given, weight, out = draw(4, length), draw(m, length), np.full_like(draw(4, m), np.nan)
         projected(out, given, weight)
-        near(out, given.astype("float64") @ weight.T)
+        assert_near(out, given.astype("float64") @ weight.T)
 
 
 def test_results_may_go_past_the_caches(draw):
@@ -150,7 +150,7 @@ def test_results_may_go_past_the_caches(draw):
     start = -room.ctypes.data % 64 // room.itemsize
     out = room[start : start + 5 * 128].reshape(5, 128)
     far(out, given, factors)
-    near(out, factors @ given.astype("float64"))
+    assert_near(out, factors @ given.astype("float64"))
     away(out, given)
     assert (out == given).all()
 

@@ -83,10 +83,11 @@ def test_manifolds_and_plain_parameters_are_one_problem():
 def test_float32_ends_at_round_off():
     problem = problems.rotation_averaging()
     x = geoopt.ManifoldParameter(problem.starts().detach().float(), manifold=problem.manifold)
-    optimizer = optim.RiemannianConjugateGradient([x], max_iter=200)
-    optimizer.step(problems.closure_of(optimizer, x, problem.loss))
-    assert problem.error(x.detach()) < 1e-3
-    assert optimizer.state[x]["n_iter"] < 100
+    for solver in (optim.RiemannianConjugateGradient, optim.RiemannianTrustRegion):
+        optimizer = solver([x], max_iter=200)
+        optimizer.step(problems.closure_of(optimizer, x, problem.loss))
+        assert problem.error(x.detach()) < 1e-3
+        assert optimizer.state[x]["n_iter"] < 100
 
 
 @pytest.mark.parametrize("solver", [optim.RiemannianConjugateGradient, optim.RiemannianTrustRegion])
