@@ -212,7 +212,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-def run(worker, *arguments):
+def assert_both_end_well(worker, *arguments):
     port = str(free_port())
     command = [sys.executable, "-W", "ignore", "-c", worker]
     processes = [subprocess.Popen([*command, str(rank), port, *arguments], stderr=subprocess.PIPE) for rank in (0, 1)]
@@ -222,11 +222,11 @@ def run(worker, *arguments):
 
 
 def test_chains_run_on_shards_or_say_what_to_shard():
-    run(CHAINS)
+    assert_both_end_well(CHAINS)
 
 
 def test_one_optimiser_of_shards_and_base_points_trains_like_one_process_and_comes_back(tmp_path):
-    run(WORKER, str(tmp_path))
+    assert_both_end_well(WORKER, str(tmp_path))
     losses, trained = torch.load(tmp_path / "plain", weights_only=True)
     for rank in (0, 1):
         sharded = torch.load(tmp_path / f"process-{rank}", weights_only=True)
