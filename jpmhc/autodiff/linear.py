@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jpmhc.autodiff.convergence import Watch
 from jpmhc.autodiff.options import check_count, check_tolerance
+from jpmhc.kernels.batches import each
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -234,5 +235,9 @@ def lu_solve(matrix: Tensor, rhs: Tensor) -> Tensor:
     ``torch.linalg.solve_ex`` would do, were its forward-mode rule right when it is differentiated again: in torch 2.13
     ``jacfwd`` of it under ``jacfwd`` or ``jacrev`` lacks a term.
     """
-    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-    return torch.linalg.lu_solve(factors, pivots, rhs)
+
+    def solve(matrix: Tensor, rhs: Tensor) -> Tensor:
+        factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
+        return torch.linalg.lu_solve(factors, pivots, rhs)
+
+    return each(solve, matrix, rhs)

@@ -9,6 +9,7 @@ from jpmhc import kernels
 from jpmhc.autodiff.coefficients import as_matrices
 from jpmhc.autodiff.precision import in_full_precision
 from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule
+from jpmhc.kernels.batches import inv
 from jpmhc.kernels.once import anchor
 from jpmhc.kernels.precision import full_precision
 from jpmhc.kernels.transforms import transform_depth
@@ -123,7 +124,7 @@ def _derivative(matrix: Tensor, factor: Tensor, direction: Tensor) -> Tensor:
     result = factor @ _Sylvester.apply(symmetric, inner - inner.mT)
     if factor.shape[-2] > factor.shape[-1]:
         # Not solve_ex: its jvp lacks a term when forward mode is nested (measured on torch 2.13).
-        result = result + (direction - factor @ inner) @ torch.linalg.inv_ex(symmetric).inverse
+        result = result + (direction - factor @ inner) @ inv(symmetric)
     return result
 
 

@@ -6,6 +6,7 @@ Everywhere ``W = raw - raw^T`` and ``B = step W / 2``; all functions work on any
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.batches import solve
 from jpmhc.kernels.layout import tokens_first, tokens_last
 from jpmhc.kernels.primitive import primitive
 
@@ -38,7 +39,7 @@ def cayley_forward(raw: Tensor, step: float) -> Tensor:
         return tokens_first(_polished(rotation) if n > 2 else rotation, raw.shape)
     skew = (raw - raw.mT) * (step / 2)
     identity = torch.eye(raw.shape[-1], dtype=raw.dtype, device=raw.device)
-    q, _ = torch.linalg.solve_ex(identity - skew, identity + skew)
+    q = solve(identity - skew, identity + skew)
     return q @ (1.5 * identity - 0.5 * (q.mT @ q))
 
 

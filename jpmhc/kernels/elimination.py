@@ -7,6 +7,7 @@ of a batch one after another, and a library that sets itself up for a stream can
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.batches import inv
 from jpmhc.kernels.primitive import primitive
 
 FEW = 4  # columns; beyond, the fewer launches of the library win
@@ -31,7 +32,7 @@ def inverse(matrix: Tensor) -> Tensor:
     pivots, in 9 n launches.
     """
     if matrix.device.type == "cpu" or matrix.shape[-1] > FEW:
-        return torch.linalg.inv_ex(matrix).inverse.contiguous()
+        return inv(matrix).contiguous()
     return eliminated(matrix)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jpmhc import autodiff
+from jpmhc.kernels.batches import inv
 from jpmhc.manifolds import steps
 from jpmhc.manifolds.algebra import angle_over_sine, frobenius, identity, polish, sine_and_versine, symmetric
 from jpmhc.manifolds.angles import angle_norm
@@ -176,4 +177,4 @@ class Grassmann(Manifold):
 
 def _along_geodesic(x: Tensor, y: Tensor, v: Tensor) -> Tensor:
     """Transport `v` in parallel to `y`, aligned so that ``x^T y`` is symmetric positive semidefinite."""
-    return v - (x + y) @ (torch.linalg.inv_ex(identity(x) + x.mT @ y).inverse @ (y.mT @ v))
+    return v - (x + y) @ (inv(identity(x) + x.mT @ y) @ (y.mT @ v))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jpmhc import autodiff
+from jpmhc.kernels.batches import determinant_sign, inv
 from jpmhc.manifolds import steps
 from jpmhc.manifolds.algebra import angle_over_sine, can_read, exponential, frobenius, identity, polish, skew, symmetric
 from jpmhc.manifolds.angles import angle_norm
@@ -60,7 +61,7 @@ class SpecialOrthogonal(Manifold):
     def point_error(self, x: Tensor) -> Tensor:
         """Largest entry of ``|x^T x - I|``, or the error of the determinant if that is larger."""
         defect = (x.mT @ x - identity(x)).abs().amax((-2, -1))
-        return torch.where(torch.linalg.slogdet(x).sign < 0, 2.0, defect)
+        return torch.where(determinant_sign(x) < 0, 2.0, defect)
 
     def tangent_error(self, x: Tensor, u: Tensor) -> Tensor:
         """Largest entry of the symmetric part of ``x^T u``."""
@@ -76,9 +77,10 @@ class SpecialOrthogonal(Manifold):
         NaN for singular matrices.
         """
         factor = autodiff.polar(x)
-        turned = (torch.linalg.slogdet(factor.detach()).sign < 0)[..., None, None]
-        if can_read(factor) and not turned.any():
+        sign = determinant_sign(factor.detach())
+        if can_read(factor) and sign.amin().item() > 0:
             return factor
+        turned = (sign < 0)[..., None, None]
         stretch = symmetric(factor.mT @ x)
         ramp = torch.diag(torch.arange(x.shape[-1], dtype=x.dtype, device=x.device))
         stretch = torch.where(turned & stretch.isfinite(), stretch, ramp)
@@ -123,7 +125,7 @@ class SpecialOrthogonal(Manifold):
         doubled = identity(rotation) + rotation
         half = autodiff.polar(doubled)
         # A singular matrix has no unique factor: which way round a half turn went, nothing tells.
-        largest = torch.linalg.inv_ex(doubled.detach()).inverse.abs().amax((-2, -1), keepdim=True)
+        largest = inv(doubled.detach()).abs().amax((-2, -1), keepdim=True)
         known = largest * (2 * rotation.shape[-1] * torch.finfo(rotation.dtype).eps) < 1
         return torch.where(known, x @ skew(2 * half @ angle_over_sine(symmetric(half))), torch.nan)
 
@@ -138,8 +140,7 @@ class SpecialOrthogonal(Manifold):
 
     def _random(self, shape: tuple[int, ...], generator: torch.Generator | None, like: dict[str, Any]) -> Tensor:
         point = steps.orthonormalised(torch.randn(shape, generator=generator, **like))
-        # Not det: a product of 512 pivots underflows in float32.
-        point[..., 0] *= torch.linalg.slogdet(point).sign.unsqueeze(-1)
+        point[..., 0] *= determinant_sign(point).unsqueeze(-1)
         return point
 
     def _origin(self, shape: tuple[int, ...], like: dict[str, Any]) -> Tensor:
