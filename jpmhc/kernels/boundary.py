@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.precision import cast
 from jpmhc.kernels.primitive import primitive, repeated
 
 GATES = ("given", "softmax", "sigmoid", "tanh")
@@ -146,9 +147,9 @@ def boundary_forward(boundary: Boundary) -> tuple[Tensor, Tensor, Tensor, Tensor
         if post_eps >= 0:
             post_rms = torch.rsqrt(fresh.square().mean(-1).add_(post_eps))
             fresh.mul_(post_rms.unsqueeze(-1))
-        x = streams = fresh.to(x.dtype)
+        x = streams = cast(fresh, x.dtype)
     if bias is not None:
-        wide = x.to(bias.dtype)
+        wide = cast(x, bias.dtype)
         if weight is not None:
             flat = wide.flatten(1)
             z = flat @ weight.t()
@@ -156,7 +157,7 @@ def boundary_forward(boundary: Boundary) -> tuple[Tensor, Tensor, Tensor, Tensor
                 rms = torch.rsqrt(flat.square().mean(-1).add_(eps))
                 z.mul_(rms.unsqueeze(-1))
         pre = open_gate(z, bias, scale, gate)
-        u = (pre.unsqueeze(2) * wide).sum(1).to(x.dtype)
+        u = cast((pre.unsqueeze(2) * wide).sum(1), x.dtype)
     # A result may not be an argument itself.
     return streams, u, z, pre.clone() if pre is bias else pre, rms, post_rms
 
@@ -221,7 +222,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 def written(x: Tensor, matrix: Tensor | None, post: Tensor, y: Tensor) -> Tensor:
     """Return ``M x + post y^T`` in the dtype of the coefficients."""
-    x, y = x.to(post.dtype), y.to(post.dtype)
+    x, y = cast(x, post.dtype), cast(y, post.dtype)
     fresh = post.unsqueeze(2) * y.unsqueeze(1)
     return x + fresh if matrix is None else torch.baddbmm(fresh, matrix, x)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jpmhc.kernels.boundary import Boundary, Pullback, boundary_backward, boundary_forward, open_gate, written
 from jpmhc.kernels.once import anchor
-from jpmhc.kernels.precision import full_precision
+from jpmhc.kernels.precision import cast, full_precision
 from jpmhc.kernels.primitive import choice
 from jpmhc.kernels.transforms import signed, transform_depth, wants_derivative
 
@@ -84,7 +84,12 @@ def cross(x: Tensor, write: Writing | None = None, read: Reading | None = None) 
         dtype = torch.promote_types(dtype, tensor.dtype)
 
     def tokens(tensor: Tensor | None, *size: int) -> Tensor | None:
-        return None if tensor is None else tensor.to(dtype).expand(*leading, *size).reshape(-1, *size)
+        if tensor is None:
+            return None
+        tensor = cast(tensor, dtype)
+        # Traced, the question would be a condition on sizes.
+        flat = len(leading) == 1 and not torch.compiler.is_compiling() and tensor.shape == (*leading, *size)
+        return tensor if flat else tensor.expand(*leading, *size).reshape(-1, *size)
 
     matrix = post = y = weight = bias = scale = None
     post_eps, gate, normed, eps = -1.0, "given", False, 0.0
@@ -96,7 +101,7 @@ def cross(x: Tensor, write: Writing | None = None, read: Reading | None = None) 
         if read.weight is None or read.scale is None:
             bias = tokens(read.bias, n)
         else:
-            bias, weight, scale = (t.to(dtype) for t in (read.bias, read.weight, read.scale))
+            bias, weight, scale = (cast(t, dtype) for t in (read.bias, read.weight, read.scale))
     given = Boundary(x.reshape(-1, n, d), matrix, post, y, weight, bias, scale, gate, normed, eps, post_eps)
     # Autocast would take the products of plain operations to half precision.
     with full_precision(x.device):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jpmhc.kernels.crossing import Reading
 from jpmhc.kernels.handing import hand_on
-from jpmhc.kernels.precision import full_precision
+from jpmhc.kernels.precision import cast, full_precision
 from jpmhc.layers.arguments import check_number, check_size
 from jpmhc.layers.gates import make_gate
 from jpmhc.layers.label import Labelled
@@ -179,12 +179,12 @@ class Coefficients(Labelled):
 
     def _charted(self, numbers: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Map what the projection gave (..., m), None where there is none, to ``pre``, ``post`` and ``M``."""
-        raw = list(self.static.to(dtype).split(self.sizes))
+        raw = list(cast(self.static, dtype).split(self.sizes))
         if numbers is not None:
             parts = numbers.split(self.sizes, -1)
             dynamic = [self.gate.squash(parts[0]), self.gate.squash(parts[1]), self.mixer.squash(parts[2])]
             if self.scale is not None:
-                scale = list(self.scale.to(dtype))
+                scale = list(cast(self.scale, dtype))
                 if not self.learn_mixer_scale:
                     scale[2] = scale[2].detach()
                 dynamic = [s * z for s, z in zip(scale, dynamic, strict=True)]
@@ -197,7 +197,7 @@ class Coefficients(Labelled):
         known = self.gate.kernel is not None and self.norm in ("rms", None)
         if self.projection is None or not known or self.shared or self.reads > 1 or self.fractions > 1:
             return None
-        bias = self.static[: self.sizes[0]].to(dtype) + self.gate.preference.to(dtype)
+        bias = cast(self.static[: self.sizes[0]], dtype) + cast(self.gate.preference, dtype)
         scale = bias.new_ones(1) if self.scale is None else self.scale[:1]
         eps = self.eps if self.norm == "rms" else None
         return Reading(bias, self.projection, scale, self.gate.kernel or "", eps)
