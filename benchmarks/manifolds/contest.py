@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import fastest, one_thread
-from jpmhc import kernels
 from jpmhc.manifolds import Manifold
 
 SHAPES = ((4096, 4, 4), (4096, 8, 8), (64, 64, 64), (1, 512, 512), (16, 256, 32), (1, 4, 4))
 DTYPES = (torch.float32, torch.float64)
 CLOSE = 0.1
-_FEW, _SMALL = 128, 16
 
 Call = Callable[[], Any]
 
@@ -86,9 +84,8 @@ def run(operations: Operations, shapes: Iterable[tuple[int, ...]], quick: bool) 
         JSON-able: ``rows``, each with name (of the operation), shape, dtype, the milliseconds of every library
         (minimum over interleaved rounds, five times as many for ours and geoopt's where they are within 10 %, about
         what a few rounds leave uncertain), ``x_geoopt`` (its time over ours), ``passes`` (our time over that of one
-        clone of the batch), ``numba`` (our time with compiled bodies asked for by name, where few small matrices take
-        the reference by themselves) and, where the result is a point, ``off`` and ``geoopt_off``, the distances of ours
-        and of geoopt's from the manifold.
+        clone of the batch) and, where the result is a point, ``off`` and ``geoopt_off``, the distances of ours and of
+        geoopt's from the manifold.
     """
     rounds = 2 if quick else 9
     shapes = tuple(shapes)[: 1 if quick else None]
@@ -105,8 +102,6 @@ def run(operations: Operations, shapes: Iterable[tuple[int, ...]], quick: bool) 
 def _row(operation: Operation, shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     batch = torch.empty(shape, dtype=dtype)
     calls = {**operation.calls, "clone": batch.clone}
-    if len(batch) < _FEW and max(shape[-2:]) <= _SMALL:
-        calls["numba"] = _compiled(operation.calls["jpmhc"])
     best = fastest(calls, rounds)
     if abs(best.get("geoopt", math.inf) / best["jpmhc"] - 1) < CLOSE:
         rivals = {name: operation.calls[name] for name in ("jpmhc", "geoopt")}
@@ -117,7 +112,7 @@ def _row(operation: Operation, shape: tuple[int, ...], dtype: torch.dtype, round
         "name": operation.name,
         "shape": list(shape),
         "dtype": str(dtype).removeprefix("torch."),
-        **{name: best.get(name) for name in ("jpmhc", "numba", "geoopt", "geotorch", "pymanopt")},
+        **{name: best.get(name) for name in ("jpmhc", "geoopt", "geotorch", "pymanopt")},
         "x_geoopt": best["geoopt"] / best["jpmhc"] if "geoopt" in best else None,
         "passes": best["jpmhc"] / clone,
         "off": None,
@@ -130,11 +125,3 @@ def _row(operation: Operation, shape: tuple[int, ...], dtype: torch.dtype, round
                 point = result[0] if isinstance(result, tuple) else result
                 row[column] = operation.error(point.as_subclass(Tensor)).max().item()
     return row
-
-
-def _compiled(call: Call) -> Call:
-    def compiled() -> Any:
-        with kernels.backend("numba"):
-            return call()
-
-    return compiled

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.extras import require
 from benchmarks.timing import fastest, one_thread
-from jpmhc import kernels, manifolds, optim
+from jpmhc import manifolds, optim
 from jpmhc.manifolds.peer import geoopt
 
 
@@ -60,7 +60,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def few(quick: bool) -> dict[str, Any]:
-    """Time a step over few parameters beside geoopt's, with the bodies that ``auto`` chooses and with compiled ones.
+    """Time a step over few parameters beside geoopt's.
 
     Returns
     -------
@@ -82,14 +82,9 @@ def _few_rows(case: Case, count: int, rounds: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     points = case.ours.random(count, *case.shape, dtype=case.dtype, generator=generator).as_subclass(Tensor)
     slopes = torch.randn(points.shape, dtype=case.dtype, generator=generator)
-    ours, compiled = (optim.RiemannianAdam(_parameters(points, slopes, case.ours), lr=0.01) for _ in range(2))
-
-    def step() -> None:
-        with kernels.backend("numba"):
-            compiled.step()
-
+    ours = optim.RiemannianAdam(_parameters(points, slopes, case.ours), lr=0.01)
     theirs = geoopt.optim.RiemannianAdam(_parameters(points, slopes, case.theirs), lr=0.01)
-    best = fastest({"jpmhc": ours.step, "jpmhc, numba": step, "geoopt": theirs.step}, rounds)
+    best = fastest({"jpmhc": ours.step, "geoopt": theirs.step}, rounds)
     shared = {"manifold": case.name, "shape": list(case.shape), "parameters": count}
     return [{"name": name, **shared, "ms": ms, "speedup": best["geoopt"] / ms} for name, ms in best.items()]
 

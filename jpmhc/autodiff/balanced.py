@@ -7,6 +7,7 @@ from jpmhc import kernels
 from jpmhc.autodiff.fused import fused
 from jpmhc.autodiff.sinkhorn import potentials, sinkhorn
 from jpmhc.autodiff.transforms import traced_orders
+from jpmhc.kernels.transforms import wants_derivative
 
 
 def scaled(matrix: Tensor, least: float, tol: float, max_steps: int = 128) -> Tensor:
@@ -29,7 +30,7 @@ def _by_logarithms(matrix: Tensor, least: float, tol: float, max_steps: int) -> 
     return sinkhorn(matrix.clamp_min(least).log(), tol=tol, max_steps=max_steps).clamp_min(least)
 
 
-def balanced(weights: Tensor, matrix: Tensor) -> Tensor:
+def balanced(weights: Tensor, matrix: Tensor, times: int = 1) -> Tensor:
     """``H - P * (a 1^T + 1 b^T)`` whose rows and columns sum to zero.
 
     Parameters
@@ -38,6 +39,8 @@ def balanced(weights: Tensor, matrix: Tensor) -> Tensor:
         P, positive.
     matrix : Tensor, shape (..., n, n)
         H, with the same batch dimensions.
+    times : int
+        How often, at least once: the second time takes off the sums of the round-off of the first.
 
     Returns
     -------
@@ -50,9 +53,13 @@ def balanced(weights: Tensor, matrix: Tensor) -> Tensor:
     as in normal equations. Under ``torch.compile`` the system is solved by refinement steps with the inverse of a
     constant Laplacian, one for each order of derivative that the trace can be asked for and one more.
     """
-    if torch.compiler.is_compiling():
-        return matrix - weights * _traced_potentials(weights, matrix)
-    return matrix - weights * potentials(weights, matrix)
+    tracing = torch.compiler.is_compiling()
+    if not (tracing or wants_derivative(weights, matrix)):
+        return kernels.sinkhorn_balanced(weights, matrix, times)
+    solve = _traced_potentials if tracing else potentials
+    for _ in range(times):
+        matrix = matrix - weights * solve(weights, matrix)
+    return matrix
 
 
 def _traced_potentials(weights: Tensor, matrix: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from jpmhc.kernels.quaternion import plain_quaternion, quaternion_adjoint, quate
 from jpmhc.kernels.retraction import birkhoff_retraction, moved_logarithm
 from jpmhc.kernels.sinkhorn import (
     sinkhorn_adjoint,
+    sinkhorn_balanced,
     sinkhorn_forward,
     sinkhorn_inverse,
     sinkhorn_potentials,
@@ -54,6 +55,7 @@ __all__ = [
     "quaternion_adjoint",
     "quaternion_forward",
     "sinkhorn_adjoint",
+    "sinkhorn_balanced",
     "sinkhorn_forward",
     "sinkhorn_inverse",
     "sinkhorn_potentials",

@@ -39,8 +39,8 @@ class backend:
     Parameters
     ----------
     name : str
-        ``auto``: Numba for tensors on a CPU, if they are large enough to be worth compiling for, Triton on a CUDA
-        device, the reference everywhere else. ``numba`` or ``triton``: that body wherever it can run. ``reference``:
+        ``auto``: Numba for tensors on a CPU, where there is enough to do to compile for it, Triton on a CUDA device,
+        the reference everywhere else. ``numba`` or ``triton``: that body wherever it can run. ``reference``:
         plain PyTorch.
 
     Raises
@@ -158,16 +158,24 @@ def body(
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         def reason(*args: Any) -> str | None:
-            first, *others = [value.dtype for value in args if isinstance(value, Tensor)]
-            if first not in dtypes or any(other is not first for other in others):
-                given = {first, *others}
-                if len(given) > 1 and len(given.intersection(streams)) == 1:
-                    given -= set(streams)
-                if len(given) > 1:
-                    return f"tensors of different dtypes, {', '.join(sorted(map(str, given)))}"
-                if not given.issubset(dtypes):
-                    return f"no body for {given.pop()}"
+            first = None
+            for value in args:
+                if isinstance(value, Tensor):
+                    dtype = value.dtype
+                    first = first or dtype
+                    if dtype is not first or dtype not in dtypes:
+                        wrong = _wrong({value.dtype for value in args if isinstance(value, Tensor)})
+                        if wrong is not None:
+                            return wrong
+                        break
             return refuses(*args) if refuses is not None else None
+
+        def _wrong(given: set[torch.dtype]) -> str | None:
+            if len(given) > 1 and len(given.intersection(streams)) == 1:
+                given -= set(streams)
+            if len(given) > 1:
+                return f"tensors of different dtypes, {', '.join(sorted(map(str, given)))}"
+            return None if given.issubset(dtypes) else f"no body for {given.pop()}"
 
         function.refuses = reason  # type: ignore[attr-defined]
         function.spares = spares or (lambda *_args: None)  # type: ignore[attr-defined]

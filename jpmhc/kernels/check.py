@@ -77,6 +77,7 @@ def _calls(device: str) -> dict[str, tuple[Any, ...]]:
         "sinkhorn_sweeps": (x, None, None, 20),
         "sinkhorn_adjoint": (matrix, g),
         "sinkhorn_potentials": (matrix, matrix * g),
+        "sinkhorn_balanced": (matrix, matrix * g, 2),
         "sinkhorn_scaled": ((normal(160, 160) / 4).exp(), 1e-30, 4e-6, 64),
         "birkhoff_retraction": (matrix, 0.1 * matrix * g, True, 1e-30, 2e-6, 64),
         "cayley_forward": (x, 1.0),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.batches import inv, solve
 from jpmhc.kernels.elimination import inverse
 from jpmhc.kernels.primitive import choice, primitive
 
@@ -60,7 +61,7 @@ def cayley_retraction(x: Tensor, u: Tensor) -> Tensor:
     eliminated. The symmetric part of what is left is at least I, so it is never singular. A Newton-Schulz step ends it.
     """
     flat, v = _flat(x), _flat(u)
-    return _step(flat, v, torch.bmm(flat.mT, v)).view(x.shape)
+    return _shaped(_step(flat, v, torch.bmm(flat.mT, v)), x)
 
 
 @primitive("cayley_transport", fake=lambda x, u, v: (_like(x), _like(x)))
@@ -77,16 +78,16 @@ def cayley_transport(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     tuple of Tensor, shape (..., n, p)
         y and, for ``v = x C + M``, the vector ``y C + M - Z N^T M / 2``.
     """
-    shape = x.shape
+    like = x
     x, u, v = _flat(x), _flat(u), _flat(v)
     xu, xv = torch.bmm(x.mT, u), torch.bmm(x.mT, v)
     y = _step(x, u, xu)
     c = torch.sub(xv, xv.mT).div_(2)
-    if shape[-2] == shape[-1]:
-        return y.view(shape), torch.bmm(y, c).view(shape)
+    if x.shape[-2] == x.shape[-1]:
+        return _shaped(y, like), _shaped(torch.bmm(y, c), like)
     # y C + M - Z N^T M / 2 with Z = x + y and N^T M = u^T v - (x^T u)^T x^T v.
     crossed = torch.baddbmm(torch.bmm(u.mT, v), xu.mT, xv, alpha=-1).div_(2)
-    return y.view(shape), _sum_of_products(y, c - crossed, x, -xv - crossed).add_(v).view(shape)
+    return _shaped(y, like), _shaped(_sum_of_products(y, c - crossed, x, -xv - crossed).add_(v), like)
 
 
 @primitive("tangent_part")
@@ -104,7 +105,7 @@ def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: f
     -------
     Tensor, shape (..., n, p)
     """
-    shape = e.shape
+    like = e
     x, e = _flat(x), _flat(e)
     if x.shape[-2] == x.shape[-1]:
         whole, straight = whole + straight, 0.0  # x x^T e is e
@@ -114,17 +115,17 @@ def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: f
     else:
         s = torch.bmm(x.mT, e)
         left, right, factor = x, torch.add(s, s.mT, alpha=crossed / straight) if crossed else s, straight
-    if whole and whole != 1:
-        return torch.baddbmm(e, left, right, beta=whole, alpha=factor).view(shape)
-    part = torch.bmm(left, right)
-    # One pass over the result: a pass costs as much as a product of small matrices.
-    part = torch.add(e, part, alpha=factor, out=part) if whole else part.mul_(factor)
-    return part.view(shape)
+    return _shaped(torch.baddbmm(e, left, right, beta=whole, alpha=factor), like)
 
 
 def _flat(x: Tensor) -> Tensor:
     """Make the batch one dimension: products of three-dimensional tensors have a third of the overhead of others."""
     return x if x.ndim == 3 else x.reshape(-1, *x.shape[-2:])
+
+
+def _shaped(flat: Tensor, like: Tensor) -> Tensor:
+    """Undo `_flat`; a view costs as much as two products of a few small matrices."""
+    return flat if like.ndim == 3 else flat.view(like.shape)
 
 
 def _like(x: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ def _rotated(x: Tensor, a: Tensor, normal: Tensor | None) -> Tensor:
         system = system + normal.mT @ normal / 4
         start = start + normal
     # Not solve_ex: its jvp lacks a term when forward mode is nested (measured on torch 2.13).
-    return start @ torch.linalg.inv_ex(system).inverse
+    return start @ inv(system)
 
 
 def _step(x: Tensor, u: Tensor, xu: Tensor) -> Tensor:
@@ -158,7 +159,7 @@ def _step(x: Tensor, u: Tensor, xu: Tensor) -> Tensor:
     if n == p:
         if choice("inverse", system).backend == "reference":
             # The transposed system, which LAPACK takes as it lies in memory.
-            y = torch.linalg.solve_ex(system.mT, x.mT).result.mT.contiguous().sub_(x, alpha=0.125)
+            y = solve(system.mT, x.mT).mT.contiguous().sub_(x, alpha=0.125)
         else:
             y = torch.baddbmm(x, x, inverse(system), beta=-0.125)
         # That was an eighth of it.

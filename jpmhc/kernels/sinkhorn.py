@@ -5,10 +5,12 @@ sum to 1 and columns to n / m.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.laplacian import dense_potentials, grounded
 from jpmhc.kernels.layout import tokens_first, tokens_last
 from jpmhc.kernels.primitive import primitive
 
@@ -149,7 +151,7 @@ def sinkhorn_adjoint(matrix: Tensor, cotangent: Tensor) -> Tensor:
     """
     if matrix.shape[-2] > _ELIMINATED:
         weighted = matrix * cotangent
-        return weighted.sub_(_dense_potentials(matrix, weighted).mul_(matrix))
+        return weighted.sub_(dense_potentials(matrix)(weighted).mul_(matrix))
     p, weighted = tokens_last(matrix), tokens_last(cotangent)
     weighted.mul_(p)
     potentials = _potentials(p, weighted)
@@ -182,8 +184,32 @@ def sinkhorn_potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
     disconnected groups of rows get a finite answer.
     """
     if matrix.shape[-2] > _ELIMINATED:
-        return _dense_potentials(matrix, imbalance)
+        return dense_potentials(matrix)(imbalance)
     return tokens_first(_potentials(tokens_last(matrix), tokens_last(imbalance)), matrix.shape)
+
+
+@primitive("sinkhorn_balanced")
+def sinkhorn_balanced(matrix: Tensor, imbalance: Tensor, times: int) -> Tensor:
+    """Take ``P * W`` off a matrix H, with the W of `sinkhorn_potentials`, so that its rows and columns sum to zero.
+
+    Parameters
+    ----------
+    matrix, imbalance : Tensor, shape (..., n, m)
+        The scaled matrix P, and H.
+    times : int
+        How often, at least once: the second time takes off the sums of the round-off of the first.
+
+    Returns
+    -------
+    Tensor, shape (..., n, m)
+        Contiguous.
+    """
+    dense = matrix.shape[-2] > _ELIMINATED
+    potentials = dense_potentials(matrix) if dense else partial(sinkhorn_potentials, matrix)
+    result = imbalance.contiguous()
+    for _ in range(times):
+        result = result - matrix * potentials(result)
+    return result
 
 
 @primitive("sinkhorn_inverse", fake=lambda matrix: matrix.new_empty(*matrix.shape[:-1], matrix.shape[-2]))
@@ -306,37 +332,6 @@ def _potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
     return torch.add(u, v, out=conditional)
 
 
-def _dense_potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
-    """`sinkhorn_potentials` by LAPACK, in the layout that it likes."""
-    column_sums = matrix.sum(-2)
-    conditional = matrix / column_sums.unsqueeze(-2)
-    wanted = imbalance.sum(-2)
-    right_side = imbalance.sum(-1).sub_((conditional @ wanted.unsqueeze(-1)).squeeze(-1))
-    u = _grounded(conditional @ matrix.mT, right_side.unsqueeze(-1), matrix.sum(-1))
-    v = wanted.div_(column_sums).sub_((u.mT @ conditional).squeeze(-2))
-    return torch.add(u, v.unsqueeze(-2), out=conditional)
-
-
-def _grounded(weights: Tensor, right_sides: Tensor, rows: Tensor | float) -> Tensor:
-    """Solve ``S u = right side`` as `_solve` does, batch first: (..., n, n), (..., n, k) to (..., n, k).
-
-    The diagonal is a sum of weights here too, but the elimination subtracts.
-    """
-    weights.diagonal(dim1=-2, dim2=-1).zero_()
-    degree = weights.sum(-1) + torch.finfo(weights.dtype).eps * rows
-    system = weights.neg_()
-    system.diagonal(dim1=-2, dim2=-1).copy_(degree)
-    solution = torch.zeros_like(right_sides)
-    system, wanted, target = system[..., :-1, :-1], right_sides[..., :-1, :], solution[..., :-1, :]
-    if system.device.type == "cpu":
-        factor, failed = torch.linalg.cholesky_ex(system)
-        if not bool(failed.any()):
-            target.copy_(torch.cholesky_solve(wanted, factor))
-            return solution
-    target.copy_(torch.linalg.solve_ex(system, wanted).result)
-    return solution
-
-
 def _solve(matrix: Tensor, conditional: Tensor, right_sides: Tensor, rows: Tensor | float, ridge: float) -> Tensor:
     """Solve ``S u = right side``, S the Laplacian of the weights ``matrix conditional^T``, with the last of u zero.
 
@@ -347,7 +342,7 @@ def _solve(matrix: Tensor, conditional: Tensor, right_sides: Tensor, rows: Tenso
     n, _, tokens = matrix.shape
     if n > _ELIMINATED:
         left, right, wanted = (value.permute(2, 0, 1) for value in (conditional, matrix, right_sides))
-        solution = _grounded(left @ right.mT, wanted, rows if isinstance(rows, float) else rows.t())
+        solution = grounded(left @ right.mT, rows if isinstance(rows, float) else rows.t())(wanted)
         return solution.permute(1, 2, 0).contiguous()
     width = n + right_sides.shape[1]
     system = matrix.new_empty(n - 1, width, tokens)

@@ -55,7 +55,8 @@ def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def wrapped(self: Manifold, *args: Any, **options: Any) -> Any:
-        if (not options or [*options] == ["keepdim"]) and _plainly_right(self, args):
+        without_none = args[:-1] if optional and args and args[-1] is None else args
+        if (not options or [*options] == ["keepdim"]) and _plainly_right(self, without_none):
             return method(self, *args, **options)
         given = {**dict(zip(names, args, strict=False)), **options}
         tensors = {name: given[name] for name in kinds if name in given}
@@ -88,7 +89,10 @@ def _plainly_right(manifold: Manifold, args: tuple[Any, ...]) -> bool:
     dtype, shape = first.dtype, first.shape
     if dtype not in DTYPES or not manifold.accepts(shape) or autocast_on("cpu" if first.is_cpu else first.device.type):
         return False
-    return all(isinstance(v, Tensor) and v.dtype is dtype and v.shape == shape for v in args[1:])
+    for value in args[1:]:
+        if not isinstance(value, Tensor) or value.dtype is not dtype or value.shape != shape:
+            return False
+    return True
 
 
 def sized(method: Callable[..., int]) -> Callable[..., int]:

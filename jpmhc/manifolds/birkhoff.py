@@ -84,8 +84,7 @@ class Birkhoff(Fisher):
         Applied twice: near a vertex the sums of `u` may be 1e6 times what is left of it, and so may their round-off.
         """
         shape = common_shape(x, u)
-        x = x.expand(shape)
-        return autodiff.balanced(x, autodiff.balanced(x, u.expand(shape)))
+        return autodiff.balanced(x.expand(shape), u.expand(shape), times=2)
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """``x * (u - a 1^T - 1 b^T)``, with zero sums: the gradient, since ``sum(x u v / x) = sum(u v)``."""

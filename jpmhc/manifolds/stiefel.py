@@ -138,10 +138,11 @@ class Stiefel(Manifold):
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
         """``<u, v> - (1 - beta) <x^T u, x^T v>`` with beta 1/2 (canonical) or 1 (Euclidean), one number a matrix."""
-        v = u if v is None else v
-        result = frobenius(x, u, v, keepdim=keepdim)
+        result = frobenius(x, u, u if v is None else v, keepdim=keepdim)
         if self.beta != 1.0:
-            result = result - (1 - self.beta) * ((x.mT @ u) * (x.mT @ v)).sum((-2, -1), keepdim=keepdim)
+            xu = x.mT @ u
+            across = xu if v is None else x.mT @ v
+            result = result - (1 - self.beta) * (xu * across).sum((-2, -1), keepdim=keepdim)
         return result
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:

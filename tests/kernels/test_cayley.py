@@ -6,6 +6,12 @@ import torch
 from jpmhc import kernels
 
 
+@pytest.fixture(autouse=True, params=["reference", "auto"])
+def _bodies(request):
+    with kernels.backend(request.param):
+        yield
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 9, 16])
 def test_forward_is_the_solve(n):
     raw = torch.randn(2, 7, n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

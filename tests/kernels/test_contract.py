@@ -6,9 +6,11 @@ import torch
 from jpmhc import kernels
 from jpmhc.kernels.bodies import interpreted
 from tests.kernels.interpreter import bodies, run_again
+from tests.kernels.ways import way
 
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13}
-SHAPES = [(37, 4, 4), (2, 3, 3, 2), (0, 4, 4), (1, 1, 1), (4, 4)]
+SHAPES = [(37, 4, 4), (2, 3, 3, 2), (0, 4, 4), (1, 1, 1), (4, 4), (130, 7, 7), (3, 16, 16)]
+DOUBLE = [(37, 4, 4), (3, 16, 16)]
 
 
 def normal(shape, dtype, seed=0, scale=1.0):
@@ -31,12 +33,13 @@ CALLS = {
     "sinkhorn_sweeps": lambda s, d: (normal(s, d, scale=3.0), None, None, 5),
     "sinkhorn_adjoint": lambda s, d: (positive(s, d), normal(s, d, 1)),
     "sinkhorn_potentials": lambda s, d: (positive(s, d), positive(s, d, 1)),
+    "sinkhorn_balanced": lambda s, d: (positive(s, d), positive(s, d, 1) * normal(s, d, 2), 2),
     "cayley_forward": lambda s, d: (normal(s, d), 0.7),
     "cayley_adjoint": lambda s, d: (rotation(s, d), normal(s, d, 1), 0.7),
     "quaternion_forward": lambda s, d: (normal((*s[:-2], 2, 4), d),),
     "quaternion_adjoint": lambda s, d: (normal((*s[:-2], 2, 4), d), normal((*s[:-2], 4, 4), d, 1)),
 }
-BODIES = bodies("numba")
+BODIES = bodies("numba", "tiles")
 
 
 def truth(operation, args):
@@ -50,8 +53,8 @@ def truth(operation, args):
 def run(body, operation, *args):
     backend, device = body
     args = [value.to(device) if isinstance(value, torch.Tensor) else value for value in args]
-    with kernels.backend(backend):
-        assert kernels.choice(operation, *args).backend == backend
+    with way(backend) as expected:
+        assert kernels.choice(operation, *args).backend == expected
         return getattr(kernels, operation)(*args).cpu()
 
 
@@ -67,7 +70,9 @@ def agree(body, operation, args):
 @pytest.mark.parametrize("body", BODIES, ids="-".join)
 @pytest.mark.parametrize("operation", CALLS)
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [*((shape, torch.float32) for shape in SHAPES), ((37, 4, 4), torch.float64)], ids=str
+    ("shape", "dtype"),
+    [*((shape, torch.float32) for shape in SHAPES), *((shape, torch.float64) for shape in DOUBLE)],
+    ids=str,
 )
 def test_agrees_with_the_reference_in_float64(body, operation, shape, dtype):
     if shape[-1] != shape[-2] and not operation.startswith("sinkhorn"):
@@ -145,12 +150,13 @@ def test_cayley_by_elimination(n, scale, body):
 
 
 @pytest.mark.skipif(interpreted(), reason="of Numba")
+@pytest.mark.parametrize("name", ["numba", "tiles"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_cayley_of_a_batch_with_some_large_matrices(dtype):
+def test_cayley_of_a_batch_with_some_large_matrices(name, dtype):
     raw = normal((40, 5, 5), dtype)
     raw[3] *= 1e6
     raw[7] *= 1e3
-    with kernels.backend("numba"):
+    with way(name):
         q = kernels.cayley_forward(raw, 1.0)
     expected = truth("cayley_forward", (raw, 1.0)).to(dtype)
     small = [t for t in range(40) if t != 3]
@@ -172,10 +178,20 @@ def test_torch_accepts_the_registration(operation):
 
 
 @pytest.mark.skipif(interpreted(), reason="of Numba")
-def test_auto_compiles_for_a_batch_and_not_for_a_few():
+def test_auto_compiles_a_version_of_their_own_for_a_batch_and_not_for_a_few():
+    from jpmhc.kernels.cpu import cayley
+    from jpmhc.kernels.cpu.single import columns
+
+    versions = len(cayley._inverted.signatures)
+    for n in (11, 13):
+        kernels.cayley_forward(torch.zeros(127, n, n), 1.0)
+    assert len(cayley._inverted.signatures) == versions
+    assert len(columns.cayley.signatures) <= 2  # a dtype
+    kernels.cayley_forward(torch.zeros(128, 13, 13), 1.0)
+    assert len(cayley._inverted.signatures) > versions
     few, many = torch.zeros(127, 4, 4), torch.zeros(128, 4, 4)
-    assert str(kernels.choice("cayley_forward", few, 1.0)) == "reference: fewer than 128 matrices"
-    assert str(kernels.choice("cayley_forward", many, 1.0)) == "numba: the body for the device cpu"
+    assert str(kernels.choice("tangent_part", few, few, 1.0, 0.0, 0.0)) == "reference: fewer than 128 matrices"
+    assert str(kernels.choice("tangent_part", many, many, 1.0, 0.0, 0.0)) == "numba: the body for the device cpu"
 
 
 @pytest.mark.skipif(interpreted(), reason="of Numba")

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from jpmhc import kernels
+from tests.kernels.ways import way
 
 D = {"dtype": torch.float64}
 
@@ -23,7 +24,7 @@ def rotation(x, u):
     return torch.linalg.solve(eye - w / 2, eye + w / 2)
 
 
-@pytest.mark.parametrize("name", ["numba", "reference"])
+@pytest.mark.parametrize("name", ["numba", "tiles", "reference"])
 @pytest.mark.parametrize(
     "shape", [(3, 4, 4), (33, 6, 3), (2, 3, 5, 1), (1, 40, 3), (0, 4, 4), (7, 24, 24), (2, 530, 530)]
 )
@@ -31,7 +32,7 @@ def rotation(x, u):
 def test_cayley_step_is_the_rotation_of_the_definition(name, shape, dtype, tol):
     x, u, v = material(shape, dtype, length=0.5)
     q = rotation(x.double(), u.double())
-    with kernels.backend(name):
+    with way(name):
         y = kernels.cayley_retraction(x, u)
         both = kernels.cayley_transport(x, u, v)
     tol = tol * shape[-2] ** 0.5
@@ -43,11 +44,12 @@ def test_cayley_step_is_the_rotation_of_the_definition(name, shape, dtype, tol):
 
 @pytest.mark.parametrize("length", [0.0, 1e3, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_steps_of_any_length_end_on_the_manifold(length, dtype):
+@pytest.mark.parametrize("name", ["numba", "tiles"])
+def test_steps_of_any_length_end_on_the_manifold(length, dtype, name):
     x, u, v = material((64, 4, 4), dtype, length)
     # One step among short ones: what needs pivots is worked on apart.
     u[1:] /= max(length, 1.0)
-    with kernels.backend("numba"):
+    with way(name):
         y, moved = kernels.cayley_transport(x, u, v)
     eye = torch.eye(4, dtype=dtype)
     assert (y.mT @ y - eye).abs().max() < 8 * torch.finfo(dtype).eps
@@ -55,9 +57,10 @@ def test_steps_of_any_length_end_on_the_manifold(length, dtype):
     torch.testing.assert_close(inner, (v * v).sum((-2, -1)), rtol=100 * torch.finfo(dtype).eps, atol=0)
 
 
-def test_a_matrix_with_nan_leaves_its_neighbours_alone():
+@pytest.mark.parametrize("name", ["numba", "tiles"])
+def test_a_matrix_with_nan_leaves_its_neighbours_alone(name):
     x, u, _ = material((40, 6, 3))
-    with kernels.backend("numba"):
+    with way(name):
         good = kernels.cayley_retraction(x, u)
         u[7] = float("nan")
         bad = kernels.cayley_retraction(x, u)
@@ -78,7 +81,7 @@ def test_tangent_part_is_what_it_says(weights, shape, dtype, tol):
     expected = weights[0] * e + x @ (weights[1] * s + weights[2] * s.mT)
     x, strided = x.to(dtype), e.mT.contiguous().mT.to(dtype)
     for name in ("numba", "reference"):
-        with kernels.backend(name):
+        with way(name):
             assert kernels.choice("tangent_part", x, strided, *weights).backend == name
             found = kernels.tangent_part(x, strided, *weights)
         assert found.is_contiguous()
@@ -92,14 +95,15 @@ def test_operations_are_registered_as_torch_asks(name):
     torch.library.opcheck(getattr(torch.ops.jpmhc, name).default, args)
 
 
-def test_many_small_matrices_have_a_body_and_all_others_the_reference():
+def test_small_matrices_have_a_body_and_all_others_the_reference():
     pytest.importorskip("numba")
     from jpmhc.kernels.cpu.tiles import LARGEST
     from jpmhc.kernels.cpu.vectors import WIDTH
 
     assert kernels.choice("cayley_retraction", *material((200, 4, 4))[:2]).backend == "numba"
     assert kernels.choice("cayley_retraction", *material((200, 32, 16))[:2]).backend == "reference"
-    assert kernels.choice("cayley_retraction", *material((2, 4, 4))[:2]).backend == "reference"
+    assert kernels.choice("cayley_retraction", *material((2, 4, 4))[:2]).backend == "numba"
+    assert kernels.choice("tangent_part", *material((2, 4, 4))[:2], 1.0, 0.0, -1.0).backend == "reference"
     for shape, backend in {(64, 64, 64): "numba", (2, 64, 64): "reference"}.items():
         assert kernels.choice("tangent_part", *material(shape)[:2], 1.0, 0.0, -1.0).backend == backend
     # One number beyond whole vectors of this processor, most of which would be wasted.

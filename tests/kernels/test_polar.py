@@ -5,6 +5,13 @@ import torch
 
 from jpmhc import kernels
 from jpmhc.kernels import polar
+from tests.kernels.ways import way
+
+
+@pytest.fixture(autouse=True, params=["reference", "auto"])
+def _bodies(request):
+    with kernels.backend(request.param):
+        yield
 
 
 @pytest.mark.parametrize("solve", [kernels.sylvester, polar._by_sign])
@@ -77,18 +84,19 @@ def test_forward_of_a_matrix_with_nan_leaves_its_neighbours_alone(batch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_body_finds_the_factor_at_any_spectrum_and_of_every_matrix_alone(dtype):
+@pytest.mark.parametrize("name", ["numba", "tiles"])
+def test_body_finds_the_factor_at_any_spectrum_and_of_every_matrix_alone(dtype, name):
     generator = torch.Generator().manual_seed(0)
     u, v = torch.linalg.qr(torch.randn(2, 40, 4, 4, dtype=torch.float64, generator=generator)).Q
     exponents = torch.linspace(0, 3, 40, dtype=torch.float64)[:, None] * torch.tensor([0.0, -0.3, -1.0, -1.0])
     values = 10**exponents * torch.logspace(-9, 9, 40, dtype=torch.float64)[:, None]
     matrix = ((u * values.unsqueeze(-2)) @ v.mT).to(dtype)
-    with kernels.backend("numba"):
+    with way(name):
         result = kernels.polar_forward(matrix)
         alone = torch.cat([kernels.polar_forward(one) for one in matrix.split(1)])
     assert torch.equal(result, alone)
     strided = matrix.movedim(0, -1).contiguous().movedim(-1, 0)
-    with kernels.backend("numba"):
+    with way(name):
         assert torch.equal(kernels.polar_forward(strided), result)
         assert kernels.polar_forward(matrix[:0]).shape == (0, 4, 4)
     eps = torch.finfo(dtype).eps

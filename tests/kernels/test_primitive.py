@@ -71,4 +71,5 @@ def test_autocast_is_off_inside():
 
 def test_the_plain_body_is_there_to_read():
     body = kernels.cayley_forward.__wrapped__
-    torch.testing.assert_close(body(MATRIX, 1.0), kernels.cayley_forward(MATRIX, 1.0), rtol=0, atol=0)
+    with kernels.backend("reference"):
+        torch.testing.assert_close(body(MATRIX, 1.0), kernels.cayley_forward(MATRIX, 1.0), rtol=0, atol=0)

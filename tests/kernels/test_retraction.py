@@ -5,11 +5,12 @@ import torch
 
 from jpmhc import kernels, manifolds
 from jpmhc.kernels.sinkhorn import sinkhorn_forward
+from tests.kernels.ways import way
 
 
 def moved(x, u, root, name, steps=128):
     eps = torch.finfo(x.dtype).eps
-    with kernels.backend(name):
+    with way(name):
         return kernels.birkhoff_retraction(x, u, root, eps**2, 4 * eps, steps)
 
 
@@ -26,11 +27,12 @@ def material(*shape, length=0.5):
     "shape", [(40, 2, 2), (33, 3, 3), (5, 7, 16, 16), (3, 17, 17), (2, 66, 66), (1, 131, 131), (0, 4, 4)]
 )
 @pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-14), (torch.float32, 2e-6)])
-def test_bodies_are_the_reference(root, shape, dtype, tol):
+@pytest.mark.parametrize("name", ["numba", "tiles"])
+def test_bodies_are_the_reference(root, shape, dtype, tol, name):
     x, u = material(*shape)
     # Columns apart in memory, as a transposed batch has them.
     x, u = (tensor.to(dtype).mT.contiguous().mT for tensor in (x, u))
-    result = moved(x, u, root, "numba")
+    result = moved(x, u, root, name)
     expected = moved(x.double(), u.double(), root, "reference")
     assert (result.dtype, result.is_contiguous(), result.shape) == (dtype, True, x.shape)
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=tol)
@@ -47,8 +49,8 @@ def test_the_reference_is_the_definition():
 
 
 @pytest.mark.parametrize("root", [True, False])
-@pytest.mark.parametrize("size", [4, 24])
-def test_what_overflows_goes_by_logarithms_and_stays_in_its_matrix(root, size):
+@pytest.mark.parametrize(("size", "name"), [(4, "numba"), (4, "tiles"), (24, "numba")])
+def test_what_overflows_goes_by_logarithms_and_stays_in_its_matrix(root, size, name):
     x, u = material(4, size, size)
     x = x.float()
     u = u.float()
@@ -56,9 +58,9 @@ def test_what_overflows_goes_by_logarithms_and_stays_in_its_matrix(root, size):
     x[2] = 1e-6 / size + (1 - 1e-6) * torch.eye(size)  # next to a vertex
     u[2] = torch.randn(size, size, generator=torch.Generator().manual_seed(1)) * (x[2].sqrt() if root else 20 * x[2])
     u[3, 0, 0] = float("nan")
-    result = moved(x, u, root, "numba")
+    result = moved(x, u, root, name)
     assert result[3].isnan().any()
-    alone = torch.cat([moved(one[None], along[None], root, "numba") for one, along in zip(x[:3], u[:3], strict=True)])
+    alone = torch.cat([moved(one[None], along[None], root, name) for one, along in zip(x[:3], u[:3], strict=True)])
     assert torch.equal(result[:3], alone)
     assert (result[:3] > 0).all()
     one = torch.ones(3, size)

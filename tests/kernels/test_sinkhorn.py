@@ -9,6 +9,12 @@ from jpmhc import kernels
 from jpmhc.kernels.sinkhorn import _marginal, _newton, _potentials
 
 
+@pytest.fixture(autouse=True, params=["reference", "auto"])
+def _bodies(request):
+    with kernels.backend(request.param):
+        yield
+
+
 def positive(*shape, seed=0, scale=1.0):
     generator = torch.Generator().manual_seed(seed)
     return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).exp()

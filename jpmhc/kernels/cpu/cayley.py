@@ -12,33 +12,41 @@ from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled, part
 from jpmhc.kernels.cpu.products import combine_transposed, gram, invert, polish, product_transposed
 from jpmhc.kernels.cpu.quaternion import turn
+from jpmhc.kernels.cpu.single import columns as single
+from jpmhc.kernels.cpu.single import one_by_one
 from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, numbers, small, store
 
 # Entries from which on elimination without pivots, which loses their square, is left to the reference.
 _STEEP = {torch.float32: 3e4, torch.float64: 1e3}
 
 
-@body(DTYPES, small, few)
+@body(DTYPES, small)
 def cayley_forward(raw: Tensor, step: float) -> Tensor:
-    """Run `_turned` or `_inverted` over all tokens, and from n = 5 on the reference where entries are large."""
+    """Run `_turned`, `_inverted` or the loop for few tokens, and after the last two the reference for large entries."""
     n = raw.shape[-1]
-    result = torch.empty(raw.shape, dtype=raw.dtype)
-    source, target = numbers(raw, n * n), numbers(result, n * n)
-    ranges, half_step = pool.split(len(source), GRAIN), source.dtype.type(step / 2)
-    if n <= 4:
-        pool.run(_turned, ranges, source, target, extent(n), half_step)
-        return result
-    steep = torch.zeros(raw.shape[:-2], dtype=torch.bool)
     limit = _STEEP[raw.dtype]
-    pool.run(_inverted, ranges, source, target, steep.view(-1).numpy(), limit, extent(n), half_step)
+    if few(raw):
+        result, steep = one_by_one(single.cayley, (raw,), step / 2, limit)
+    else:
+        result = torch.empty(raw.shape, dtype=raw.dtype)
+        source, target = numbers(raw, n * n), numbers(result, n * n)
+        ranges, half_step = pool.split(len(source), GRAIN), source.dtype.type(step / 2)
+        if n <= 4:
+            pool.run(_turned, ranges, source, target, extent(n), half_step)
+            return result
+        steep = np.zeros(len(source), np.bool_)
+        pool.run(_inverted, ranges, source, target, steep, limit, extent(n), half_step)
     if steep.any():
-        result[steep] = reference.cayley_forward.__wrapped__(raw.detach()[steep], step)  # type: ignore[attr-defined]
+        chosen = torch.from_numpy(steep).view(raw.shape[:-2])
+        result[chosen] = reference.cayley_forward.__wrapped__(raw.detach()[chosen], step)  # type: ignore[attr-defined]
     return result
 
 
-@body(DTYPES, small, few)
+@body(DTYPES, small)
 def cayley_adjoint(rotation: Tensor, cotangent: Tensor, step: float) -> Tensor:
-    """Run `_adjoint` over all tokens."""
+    """Run `_adjoint` over all tokens, or the loop for few."""
+    if few(rotation):
+        return one_by_one(single.cayley_adjoint, (rotation, cotangent), step / 4)[0]
     n = rotation.shape[-1]
     result = torch.empty(rotation.shape, dtype=rotation.dtype)
     arrays = [numbers(tensor, n * n) for tensor in (rotation, cotangent, result)]

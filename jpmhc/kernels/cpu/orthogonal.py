@@ -14,15 +14,19 @@ from jpmhc.kernels.cpu.columns import tangent
 from jpmhc.kernels.cpu.compile import compiled
 from jpmhc.kernels.cpu.elimination import little
 from jpmhc.kernels.cpu.products import combine, combine_transposed, gram, invert, invert_one_minus_skew, polish, product
+from jpmhc.kernels.cpu.single import columns as single
+from jpmhc.kernels.cpu.single import one_by_one
 from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, LARGEST, extent, few, load, narrow, numbers, store
 from jpmhc.kernels.cpu.vectors import WIDTH
 
 _STEEP = 1e3  # elimination without pivots loses the square of this; the polish makes good what is left
 
 
-@body(DTYPES, narrow, few)
+@body(DTYPES, narrow)
 def cayley_retraction(x: Tensor, u: Tensor) -> Tensor:
-    """Run `_cayley` over all tokens, and the reference where the step is steep."""
+    """Run `_cayley` or the loop for few tokens, and the reference where a step in a tile is steep."""
+    if few(x):
+        return one_by_one(single.cayley_step, (x, u, x), False, results=2)[0]
     y = torch.empty(x.shape, dtype=x.dtype)
     steep = _run(x, u, x, y, y, False)
     if steep is not None:
@@ -30,9 +34,11 @@ def cayley_retraction(x: Tensor, u: Tensor) -> Tensor:
     return y
 
 
-@body(DTYPES, narrow, few)
+@body(DTYPES, narrow)
 def cayley_transport(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Run `_cayley` over all tokens, and the reference where the step is steep."""
+    """Run `_cayley` or the loop for few tokens, and the reference where a step in a tile is steep."""
+    if few(x):
+        return one_by_one(single.cayley_step, (x, u, v), True, results=2)[:2]
     y, moved = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
     steep = _run(x, u, v, y, moved, True)
     if steep is not None:

@@ -10,24 +10,31 @@ from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled
 from jpmhc.kernels.cpu.products import polish
+from jpmhc.kernels.cpu.single import columns, one_by_one
+from jpmhc.kernels.cpu.single.columns import KEPT
 from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, narrow, numbers, store
 from jpmhc.kernels.orthonormal import plain_orthonormalise
 
-_KEPT = 1e4  # of a squared column, in squared machine epsilons: less is round-off of what was taken off
 
-
-@body(DTYPES, narrow, few)
+@body(DTYPES, narrow)
 def orthonormalise(matrix: Tensor) -> Tensor:
-    """Run `_gram_schmidt` over all tokens, and the reference where columns are dependent or squares leave the range."""
+    """Run `_gram_schmidt` or the loop for few tokens.
+
+    The reference does what has dependent columns or squares out of range.
+    """
     n, p = matrix.shape[-2:]
-    result = torch.empty(matrix.shape, dtype=matrix.dtype)
-    hard = torch.zeros(matrix.shape[:-2], dtype=torch.bool)
-    arrays = [numbers(tensor, n * p) for tensor in (matrix, result)]
-    least = arrays[0].dtype.type(_KEPT * torch.finfo(matrix.dtype).eps ** 2)
-    ranges = pool.split(len(arrays[0]), GRAIN)
-    pool.run(_gram_schmidt, ranges, *arrays, hard.view(-1).numpy(), extent(n), extent(p), least)
-    if bool(hard.any()):
-        result[hard] = plain_orthonormalise(matrix.detach()[hard])
+    if few(matrix):
+        result, hard = one_by_one(columns.orthonormalise, (matrix,))
+    else:
+        result = torch.empty(matrix.shape, dtype=matrix.dtype)
+        arrays = [numbers(tensor, n * p) for tensor in (matrix, result)]
+        hard = np.zeros(len(arrays[0]), np.bool_)
+        least = arrays[0].dtype.type(KEPT * torch.finfo(matrix.dtype).eps ** 2)
+        ranges = pool.split(len(arrays[0]), GRAIN)
+        pool.run(_gram_schmidt, ranges, *arrays, hard, extent(n), extent(p), least)
+    if hard.any():
+        chosen = torch.from_numpy(hard).view(matrix.shape[:-2])
+        result[chosen] = plain_orthonormalise(matrix.detach()[chosen])
     return result
 
 

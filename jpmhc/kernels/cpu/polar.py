@@ -13,16 +13,18 @@ from jpmhc.kernels.cpu.elimination import fits, little
 from jpmhc.kernels.cpu.pivots import eliminate, matrix_space, pivot_space
 from jpmhc.kernels.cpu.products import gram, polish, product
 from jpmhc.kernels.cpu.rows import dot, weighted
+from jpmhc.kernels.cpu.single import columns, one_by_one
+from jpmhc.kernels.cpu.single.columns import JACOBI_SWEEPS
 from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, narrow, numbers, store
 from jpmhc.kernels.cpu.transpose import BLOCK, transpose
 from jpmhc.kernels.polar import CUBIC_STEPS, NEAR, NEWTON_STEPS
 
-_SWEEPS = 15  # more than enough: the last of them converge quadratically
 
-
-@body(DTYPES, narrow, few)
+@body(DTYPES, narrow)
 def polar_forward(matrix: Tensor) -> Tensor:
-    """Run `_polar` over all tokens."""
+    """Run `_polar` over all tokens, or over few ones the loop for any size."""
+    if few(matrix):
+        return one_by_one(columns.polar, (matrix,))[0]
     n, p = matrix.shape[-2:]
     result = torch.empty(matrix.shape, dtype=matrix.dtype)
     arrays = [numbers(tensor, n * p) for tensor in (matrix, result)]
@@ -119,7 +121,7 @@ def _by_rotations(x, v, inverse, rows, columns, eps):  # type: ignore[no-untyped
         for j in range(p):
             for t in range(LANES):
                 v[i * p + j, t] = one if i == j else zero
-    for _ in range(_SWEEPS):
+    for _ in range(JACOBI_SWEEPS):
         some = False
         for i in range(p - 1):
             for j in range(i + 1, p):

@@ -9,10 +9,10 @@ from torch import Tensor
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled, part
-from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, numbers, store
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, load, numbers, store
 
 
-@body(DTYPES, spares=few)
+@body(DTYPES)
 def quaternion_forward(pair: Tensor) -> Tensor:
     """Run `_forward` over all tokens."""
     result = torch.empty((*pair.shape[:-2], 4, 4), dtype=pair.dtype)
@@ -21,7 +21,7 @@ def quaternion_forward(pair: Tensor) -> Tensor:
     return result
 
 
-@body(DTYPES, spares=few)
+@body(DTYPES)
 def quaternion_adjoint(pair: Tensor, cotangent: Tensor) -> Tensor:
     """Run `_adjoint` over all tokens."""
     result = torch.empty(pair.shape, dtype=pair.dtype)

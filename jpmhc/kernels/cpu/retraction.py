@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled, part, summing
 from jpmhc.kernels.cpu.scaling import balance, scale
+from jpmhc.kernels.cpu.single import one_by_one
+from jpmhc.kernels.cpu.single import scaling as single
 from jpmhc.kernels.cpu.sinkhorn import few_numbers
 from jpmhc.kernels.cpu.sweeps import swept
-from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, LARGEST, exp, extent, load, numbers, store
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, LARGEST, exp, extent, few, load, numbers, store
 from jpmhc.kernels.retraction import birkhoff_retraction as primitive_retraction
 from jpmhc.kernels.sinkhorn import FIRST_SWEEPS
 
@@ -23,7 +26,30 @@ def _empty(x: Tensor, *_options: object) -> str | None:
 
 @body(DTYPES, _empty, few_numbers)
 def birkhoff_retraction(x: Tensor, u: Tensor, root: bool, least: float, tol: float, max_steps: int) -> Tensor:
-    """Run `_in_tiles` or, over larger matrices, `_moved` and `swept`; the reference where logarithms are needed."""
+    """Run the loop for few tokens, `_in_tiles` or, over larger matrices, `_moved` and `swept`.
+
+    The reference finishes what needs logarithms.
+    """
+    *_, n, m = x.shape
+    if n <= LARGEST and few(x):
+        result, again = one_by_one(single.retraction, (x, u), root, least, tol, max_steps)
+    else:
+        result, again = _of_many(x, u, root, least, tol, max_steps)
+    chosen = torch.from_numpy(again.nonzero()[0])
+    if len(chosen):
+        reference = primitive_retraction.__wrapped__  # type: ignore[attr-defined]
+        some, along = (tensor.detach().reshape(-1, n, m)[chosen] for tensor in (x, u))
+        # The reference stops larger matrices together: alone, none depends on its neighbours.
+        count = 1 if n > LARGEST else max(len(chosen), 1)
+        apart = zip(some.split(count), along.split(count), strict=True)
+        result.view(-1, n, m)[chosen] = torch.cat([reference(*one, root, least, tol, max_steps) for one in apart])
+    return result
+
+
+def _of_many(
+    x: Tensor, u: Tensor, root: bool, least: float, tol: float, max_steps: int
+) -> tuple[Tensor, NDArray[np.bool_]]:
+    """Return the result, and a mask of the matrices that are left to the reference."""
     *_, n, m = x.shape
     result = torch.empty(x.shape, dtype=x.dtype)
     point, vector, target = (numbers(tensor, n * m) for tensor in (x, u, result))
@@ -40,15 +66,7 @@ def birkhoff_retraction(x: Tensor, u: Tensor, root: bool, least: float, tol: flo
     else:
         options = (extent(n), root, dtype(least), tol, max_steps)
         pool.run(_in_tiles, pool.split(tokens, GRAIN), point, vector, target, again, *options)
-    chosen = torch.from_numpy(again.nonzero()[0])
-    if len(chosen):
-        reference = primitive_retraction.__wrapped__  # type: ignore[attr-defined]
-        some, along = (tensor.detach().reshape(-1, n, m)[chosen] for tensor in (x, u))
-        # The reference stops larger matrices together: alone, none depends on its neighbours.
-        count = 1 if n > LARGEST else max(len(chosen), 1)
-        apart = zip(some.split(count), along.split(count), strict=True)
-        result.view(-1, n, m)[chosen] = torch.cat([reference(*one, root, least, tol, max_steps) for one in apart])
-    return result
+    return result, again
 
 
 @summing

@@ -10,6 +10,8 @@ from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled
 from jpmhc.kernels.cpu.scaling import balance, solve, sweep
+from jpmhc.kernels.cpu.single import one_by_one
+from jpmhc.kernels.cpu.single import scaling as single
 from jpmhc.kernels.cpu.sweeps import swept
 from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, LARGEST, extent, few, load, numbers, small, store
 from jpmhc.kernels.sinkhorn import FIRST_SWEEPS
@@ -40,17 +42,23 @@ def _large(matrix: Tensor, *_options: object) -> str | None:
 
 
 def few_numbers(matrix: Tensor, *_options: object) -> str | None:
-    """Tell why a batch is not worth compiling for; larger matrices share one version, so a single one may be."""
+    """Tell why larger matrices are not worth compiling for."""
     if max(matrix.shape[-2:]) <= LARGEST:
-        return few(matrix)
+        return None
     return "fewer than 16384 numbers" if matrix.numel() < 16384 else None
 
 
 @body(DTYPES, _uniform_of_any_size, few_numbers)
 def sinkhorn_forward(logits: Tensor, _rows: None, _columns: None, tol: float, max_steps: int) -> Tensor:
-    """Run `_forward` or, over larger matrices, `swept`; the reference where logarithms or more steps are needed."""
+    """Run `_forward`, the loop for few tokens or, over larger matrices, `swept`.
+
+    The reference finishes what needs logarithms or more steps.
+    """
     *_, n, m = logits.shape
-    if max(n, m) > LARGEST:
+    if few(logits) and max(n, m) <= LARGEST:
+        result, again = one_by_one(single.forward, (logits,), tol, max_steps)
+        chosen = torch.from_numpy(again.nonzero()[0])
+    elif max(n, m) > LARGEST:
         kernel = (logits.detach() - logits.detach().amax(-1, keepdim=True)).exp_()
         result, finished = _swept(kernel, 0.0, tol)
         finished &= kernel.amin((-2, -1)).view(-1) > torch.finfo(kernel.dtype).tiny ** 0.5
@@ -95,9 +103,11 @@ def _swept(matrix: Tensor, least: float, tol: float) -> tuple[Tensor, Tensor]:
     return result, finished
 
 
-@body(DTYPES, _uniform, few)
+@body(DTYPES, _uniform)
 def sinkhorn_sweeps(logits: Tensor, _rows: None, _columns: None, iterations: int) -> Tensor:
-    """Run `_sweeps` over all tokens."""
+    """Run `_sweeps` over all tokens, or the loop for few."""
+    if few(logits):
+        return one_by_one(single.sweeps, (logits,), iterations)[0]
     *_, n, m = logits.shape
     result = torch.empty(logits.shape, dtype=logits.dtype)
     source, target = numbers(logits, n * m), numbers(result, n * m)
@@ -105,23 +115,31 @@ def sinkhorn_sweeps(logits: Tensor, _rows: None, _columns: None, iterations: int
     return result
 
 
-@body(DTYPES, small, few)
+@body(DTYPES, small)
 def sinkhorn_adjoint(matrix: Tensor, cotangent: Tensor) -> Tensor:
     """Run `_potentials` over all tokens, for ``P * (G - W)``."""
-    return _solved(matrix, cotangent, True)
+    return _solved(matrix, cotangent, True, 1)
 
 
-@body(DTYPES, small, few)
+@body(DTYPES, small)
 def sinkhorn_potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
     """Run `_potentials` over all tokens, for W."""
-    return _solved(matrix, imbalance, False)
+    return _solved(matrix, imbalance, False, 0)
 
 
-def _solved(matrix: Tensor, other: Tensor, adjoint: bool) -> Tensor:
+@body(DTYPES, small)
+def sinkhorn_balanced(matrix: Tensor, imbalance: Tensor, times: int) -> Tensor:
+    """Run `_potentials` over all tokens, for ``H - P * W``."""
+    return _solved(matrix, imbalance, False, times)
+
+
+def _solved(matrix: Tensor, other: Tensor, weighted: bool, times: int) -> Tensor:
+    if few(matrix):
+        return one_by_one(single.potentials, (matrix, other), weighted, times)[0]
     n, m = matrix.shape[-2:]
     result = torch.empty(matrix.shape, dtype=matrix.dtype)
     arrays = [numbers(tensor, n * m) for tensor in (matrix, other, result)]
-    pool.run(_potentials, pool.split(len(arrays[0]), GRAIN), *arrays, extent(n), extent(m), adjoint)
+    pool.run(_potentials, pool.split(len(arrays[0]), GRAIN), *arrays, extent(n), extent(m), weighted, times)
     return result
 
 
@@ -160,8 +178,11 @@ def _forward(logits, result, again, rows, columns, tol, max_steps, start, stop):
 
 
 @compiled
-def _potentials(matrix, other, result, rows, columns, adjoint, start, stop):  # type: ignore[no-untyped-def]
-    """Solve for the potentials of ``H = P * other`` (`adjoint`) or of ``H = other``; see the reference."""
+def _potentials(matrix, other, result, rows, columns, weighted, times, start, stop):  # type: ignore[no-untyped-def]
+    """Solve for the potentials W of ``H = P * other`` (`weighted`) or of ``H = other``; see the reference.
+
+    The result is W, or H from which ``P * W`` has been taken so many times, each time with the W of what is left.
+    """
     n, m = len(rows), len(columns)
     p = np.empty((n * m, LANES), matrix.dtype)
     h = np.empty((n * m, LANES), matrix.dtype)
@@ -174,41 +195,42 @@ def _potentials(matrix, other, result, rows, columns, adjoint, start, stop):  # 
     for base in range(start, stop, LANES):
         load(matrix, p, base, stop)
         load(other, h, base, stop)
-        if adjoint:
+        if weighted:
             for k in range(n * m):
                 for t in range(LANES):
                     h[k, t] *= p[k, t]
-        for j in range(m):
-            for t in range(LANES):
-                total, column = h[j, t], p[j, t]
-                for i in range(1, n):
-                    total += h[i * m + j, t]
-                    column += p[i * m + j, t]
-                factor = one / column
-                wanted[j, t] = total * factor
-                for i in range(n):
-                    conditional[i * m + j, t] = p[i * m + j, t] * factor
-        for i in range(n):
-            for t in range(LANES):
-                total, mass = h[i * m, t] - p[i * m, t] * wanted[0, t], p[i * m, t]
-                for j in range(1, m):
-                    total += h[i * m + j, t] - p[i * m + j, t] * wanted[j, t]
-                    mass += p[i * m + j, t]
-                u[i, t], row[i, t] = total, mass
-        for i in range(n - 1):
-            for k in range(i + 1, n):
+        for _ in range(max(times, 1)):
+            for j in range(m):
                 for t in range(LANES):
-                    total = p[i * m, t] * conditional[k * m, t]
+                    total, column = h[j, t], p[j, t]
+                    for i in range(1, n):
+                        total += h[i * m + j, t]
+                        column += p[i * m + j, t]
+                    factor = one / column
+                    wanted[j, t] = total * factor
+                    for i in range(n):
+                        conditional[i * m + j, t] = p[i * m + j, t] * factor
+            for i in range(n):
+                for t in range(LANES):
+                    total, mass = h[i * m, t] - p[i * m, t] * wanted[0, t], p[i * m, t]
                     for j in range(1, m):
-                        total += p[i * m + j, t] * conditional[k * m + j, t]
-                    weights[i * n + k, t] = total
-        solve(weights, u, row, rows)
-        for j in range(m):
-            for t in range(LANES):
-                v = wanted[j, t]
-                for i in range(n):
-                    v -= conditional[i * m + j, t] * u[i, t]
-                for i in range(n):
-                    w = u[i, t] + v
-                    h[i * m + j, t] = h[i * m + j, t] - p[i * m + j, t] * w if adjoint else w
+                        total += h[i * m + j, t] - p[i * m + j, t] * wanted[j, t]
+                        mass += p[i * m + j, t]
+                    u[i, t], row[i, t] = total, mass
+            for i in range(n - 1):
+                for k in range(i + 1, n):
+                    for t in range(LANES):
+                        total = p[i * m, t] * conditional[k * m, t]
+                        for j in range(1, m):
+                            total += p[i * m + j, t] * conditional[k * m + j, t]
+                        weights[i * n + k, t] = total
+            solve(weights, u, row, rows)
+            for j in range(m):
+                for t in range(LANES):
+                    v = wanted[j, t]
+                    for i in range(n):
+                        v -= conditional[i * m + j, t] * u[i, t]
+                    for i in range(n):
+                        w = u[i, t] + v
+                        h[i * m + j, t] = h[i * m + j, t] - p[i * m + j, t] * w if times else w
         store(result, h, base, stop)

@@ -22,7 +22,7 @@ LANES = 32
 GRAIN = 16 * LANES  # tokens that are worth a thread
 DTYPES = (torch.float32, torch.float64)
 LARGEST = 16
-_WORTH = 128  # fewer matrices take the reference well under a millisecond, compiling takes seconds
+WORTH = 128  # fewer matrices are not worth the seconds that a version for their size takes to compile
 
 
 def numbers(tensor: Tensor, count: int) -> NDArray[np.floating]:
@@ -34,9 +34,9 @@ def numbers(tensor: Tensor, count: int) -> NDArray[np.floating]:
 
 
 def few(matrix: Tensor, *_args: object) -> str | None:
-    """Tell why a batch, the first argument of an operation, is not worth compiling for."""
+    """Tell why a batch, the first argument of an operation, is not worth a compiled version for its size."""
     n, m = matrix.shape[-2:]
-    return f"fewer than {_WORTH} matrices" if matrix.numel() < _WORTH * n * m else None
+    return f"fewer than {WORTH} matrices" if matrix.numel() < WORTH * n * m else None
 
 
 def small(matrix: Tensor, *_args: object) -> str | None:

@@ -36,13 +36,19 @@ def sinkhorn_sweeps(logits: Tensor, _rows: None, _columns: None, iterations: int
 @body(DTYPES, small)
 def sinkhorn_adjoint(matrix: Tensor, cotangent: Tensor) -> Tensor:
     """Run `_potentials` over all tokens, for ``P * (G - W)``."""
-    return launch(_potentials, [matrix, cotangent], torch.finfo(matrix.dtype).eps, True)
+    return launch(_potentials, [matrix, cotangent], torch.finfo(matrix.dtype).eps, True, 1)
 
 
 @body(DTYPES, small)
 def sinkhorn_potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
     """Run `_potentials` over all tokens, for W."""
-    return launch(_potentials, [matrix, imbalance], torch.finfo(matrix.dtype).eps, False)
+    return launch(_potentials, [matrix, imbalance], torch.finfo(matrix.dtype).eps, False, 0)
+
+
+@body(DTYPES, small)
+def sinkhorn_balanced(matrix: Tensor, imbalance: Tensor, times: int) -> Tensor:
+    """Run `_potentials` over all tokens, for ``H - P * W``."""
+    return launch(_potentials, [matrix, imbalance], torch.finfo(matrix.dtype).eps, False, times)
 
 
 @triton.jit
@@ -138,26 +144,29 @@ def _forward(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _potentials(
-    matrix, other, result, tokens, ridge: tl.constexpr, ADJOINT: tl.constexpr,
+    matrix, other, result, tokens, ridge: tl.constexpr, WEIGHTED: tl.constexpr, TIMES: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, N2: tl.constexpr, M2: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Solve for the potentials of ``H = P * other`` (adjoint) or of ``H = other``."""
+    """Solve for the potentials W of ``H = P * other`` (weighted) or of ``H = other``.
+
+    The result is W, or H from which ``P * W`` has been taken so many times, each time with the W of what is left.
+    """
     offsets, inside, i, j = places(tokens, N, M, N2, M2, BLOCK)
     k = tl.arange(0, N2)[None, None, :]
     p = tl.load(matrix + offsets, mask=inside, other=0.0)
     h = tl.load(other + offsets, mask=inside, other=0.0)
-    if ADJOINT:
+    if WEIGHTED:
         h = h * p
     column_sums = tl.sum(p, axis=1, keep_dims=True)
     column_sums = tl.where(j < M, column_sums, 1.0)
     conditional = p / column_sums
-    wanted = tl.sum(h, axis=1, keep_dims=True)
-    right_side = tl.sum(h - conditional * wanted, axis=2, keep_dims=True)
     weights = tl.zeros([BLOCK, N2, N2], p.dtype)
     for c in range(M):
         weights += column(p, j, c) * tl.trans(column(conditional, j, c), 0, 2, 1)
-    u = _solve(weights, right_side, tl.sum(p, axis=2, keep_dims=True) * ridge, i, k, N)
-    potentials = u + wanted / column_sums - tl.sum(conditional * u, axis=1, keep_dims=True)
-    if ADJOINT:
-        potentials = h - p * potentials
-    tl.store(result + offsets, potentials, mask=inside)
+    ties = tl.sum(p, axis=2, keep_dims=True) * ridge
+    for _ in tl.static_range(TIMES if TIMES > 0 else 1):
+        wanted = tl.sum(h, axis=1, keep_dims=True)
+        u = _solve(weights, tl.sum(h - conditional * wanted, axis=2, keep_dims=True), ties, i, k, N)
+        potentials = u + wanted / column_sums - tl.sum(conditional * u, axis=1, keep_dims=True)
+        h = h - p * potentials if TIMES > 0 else potentials
+    tl.store(result + offsets, h, mask=inside)
