@@ -32,10 +32,10 @@ def each(function: Callable[..., Tensor], *matrices: Tensor) -> Tensor:
     first = matrices[0]
     if first.shape[-1] <= _ROWS or first.device.type != "cpu" or torch.compiler.is_compiling():
         return function(*matrices)
+    if math.prod(first.shape[:-2]) < 2:
+        return function(*matrices)
     batch = torch.broadcast_shapes(*(matrix.shape[:-2] for matrix in matrices))
     count = math.prod(batch)
-    if count < 2:
-        return function(*matrices)
     flat = (matrix.expand(*batch, -1, -1).reshape(count, *matrix.shape[-2:]) for matrix in matrices)
     result = torch.stack([function(*one) for one in zip(*flat, strict=True)])
     return result.reshape(*batch, *result.shape[1:])

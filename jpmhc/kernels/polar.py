@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.batches import inv
 from jpmhc.kernels.elimination import FEW, inverse, orthonormal_columns
 from jpmhc.kernels.primitive import choice, primitive
 
@@ -159,7 +160,7 @@ def polar_newton(matrix: Tensor) -> Tensor:
     """
     # The factor does not depend on the scale, but sums of squares overflow at half the range of exponents.
     q, x = torch.linalg.qr(matrix / _largest(matrix.detach()))
-    return _newton(q, x, lambda x: torch.linalg.inv_ex(x).inverse)
+    return _newton(q, x, inv)
 
 
 @primitive("newton_polar")

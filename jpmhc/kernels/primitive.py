@@ -113,6 +113,8 @@ def _nobody_listens(args: tuple[Any, ...]) -> bool:
     """Whether a call may skip torch's dispatcher and its 25 us: no tracer, transform, mode, subclass or gradient."""
     if torch.compiler.is_compiling() or transform_depth() or torch._C._len_torch_dispatch_stack():
         return False
+    if torch._C._get_tracing_state() is not None:
+        return False
     graph, found = torch.is_grad_enabled(), False
     for value in args:
         if isinstance(value, Tensor):

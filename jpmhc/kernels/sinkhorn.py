@@ -204,6 +204,8 @@ def sinkhorn_balanced(matrix: Tensor, imbalance: Tensor, times: int) -> Tensor:
     Tensor, shape (..., n, m)
         Contiguous.
     """
+    if times < 1:
+        raise ValueError(f"times: expected at least 1, got {times}")
     dense = matrix.shape[-2] > _ELIMINATED
     potentials = dense_potentials(matrix) if dense else partial(sinkhorn_potentials, matrix)
     result = imbalance.contiguous()

@@ -52,11 +52,12 @@ def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     parameters = inspect.signature(method).parameters
     names = list(parameters)[1:]
     optional = {name for name in kinds if name in parameters and parameters[name].default is None}
+    last = max((names.index(name) + 1 for name in optional), default=0)
 
     @functools.wraps(method)
     def wrapped(self: Manifold, *args: Any, **options: Any) -> Any:
-        without_none = args[:-1] if optional and args and args[-1] is None else args
-        if (not options or [*options] == ["keepdim"]) and _plainly_right(self, without_none):
+        given_ones = args[:-1] if 0 < len(args) == last and args[-1] is None else args
+        if (not options or [*options] == ["keepdim"]) and _plainly_right(self, given_ones):
             return method(self, *args, **options)
         given = {**dict(zip(names, args, strict=False)), **options}
         tensors = {name: given[name] for name in kinds if name in given}

@@ -51,6 +51,7 @@ def test_after_a_change_of_threads_large_matrices_are_right():
         "raw = torch.randn(3, 200, 200, **D) / 14\n"
         "q = autodiff.cayley(raw); assert (q.mT @ q - eye).abs().max() < 1e-13\n"
         "assert (raw @ kernels.inverse(raw) - eye).abs().max() < 1e-9\n"
+        "q = kernels.polar_newton(raw); assert (q.mT @ q - eye).abs().max() < 1e-13\n"
         "for manifold, n, p in ((manifolds.Stiefel(), 200, 200), (manifolds.Stiefel(), 400, 160),\n"
         "                       (manifolds.SpecialOrthogonal(), 200, 200), (manifolds.Grassmann(), 400, 160)):\n"
         "    x = manifold.random(3, n, p, **D); u = manifold.proju(x, torch.randn(3, n, p, **D) / n)\n"

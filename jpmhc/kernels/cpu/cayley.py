@@ -15,18 +15,23 @@ from jpmhc.kernels.cpu.quaternion import turn
 from jpmhc.kernels.cpu.single import columns as single
 from jpmhc.kernels.cpu.single import one_by_one
 from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, numbers, small, store
+from jpmhc.kernels.shapes import oblong
 
 # Entries from which on elimination without pivots, which loses their square, is left to the reference.
 _STEEP = {torch.float32: 3e4, torch.float64: 1e3}
 
 
-@body(DTYPES, small)
+def _square(matrix: Tensor, *others: object) -> str | None:
+    return oblong(matrix) or small(matrix, *others)
+
+
+@body(DTYPES, _square)
 def cayley_forward(raw: Tensor, step: float) -> Tensor:
     """Run `_turned`, `_inverted` or the loop for few tokens, and after the last two the reference for large entries."""
     n = raw.shape[-1]
     limit = _STEEP[raw.dtype]
     if few(raw):
-        result, steep = one_by_one(single.cayley, (raw,), step / 2, limit)
+        result, steep = one_by_one(single.cayley, (raw,), float(step) / 2, limit)
     else:
         result = torch.empty(raw.shape, dtype=raw.dtype)
         source, target = numbers(raw, n * n), numbers(result, n * n)
@@ -42,11 +47,11 @@ def cayley_forward(raw: Tensor, step: float) -> Tensor:
     return result
 
 
-@body(DTYPES, small)
+@body(DTYPES, _square)
 def cayley_adjoint(rotation: Tensor, cotangent: Tensor, step: float) -> Tensor:
     """Run `_adjoint` over all tokens, or the loop for few."""
     if few(rotation):
-        return one_by_one(single.cayley_adjoint, (rotation, cotangent), step / 4)[0]
+        return one_by_one(single.cayley_adjoint, (rotation, cotangent), float(step) / 4)[0]
     n = rotation.shape[-1]
     result = torch.empty(rotation.shape, dtype=rotation.dtype)
     arrays = [numbers(tensor, n * n) for tensor in (rotation, cotangent, result)]

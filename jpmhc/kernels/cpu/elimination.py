@@ -20,6 +20,7 @@ from jpmhc.kernels.cpu.pivots import eliminate, matrix_space, pivot_space
 from jpmhc.kernels.cpu.rows import weighted
 from jpmhc.kernels.cpu.tiles import DTYPES, numbers
 from jpmhc.kernels.cpu.vectors import Array, Value, counted, load, number, store
+from jpmhc.kernels.shapes import oblong
 
 LARGEST = 128  # rows of a matrix that stays in the nearer caches
 _WORTH = 2**20  # multiplications that are worth compiling for
@@ -28,6 +29,8 @@ _WORTH = 2**20  # multiplications that are worth compiling for
 def fits(matrix: Tensor) -> str | None:
     """Tell why square matrices, the only argument of an operation, do not fit."""
     n = matrix.shape[-1]
+    if oblong(matrix) is not None:
+        return oblong(matrix)
     return None if 1 <= n <= LARGEST else f"no body for matrices of {n} x {n}, only up to {LARGEST} x {LARGEST}"
 
 

@@ -18,6 +18,7 @@ from jpmhc.kernels.cpu.single import columns as single
 from jpmhc.kernels.cpu.single import one_by_one
 from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, LARGEST, extent, few, load, narrow, numbers, store
 from jpmhc.kernels.cpu.vectors import WIDTH
+from jpmhc.kernels.shapes import unlike
 
 _STEEP = 1e3  # elimination without pivots loses the square of this; the polish makes good what is left
 
@@ -47,12 +48,12 @@ def cayley_transport(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return y, moved
 
 
-def _near(x: Tensor, *_: object) -> str | None:
+def _near(x: Tensor, *others: object) -> str | None:
     """Tell why the products of a point and a vector do not stay in the nearer caches."""
     n, p = x.shape[-2:]
     if not 0 < p <= 128 or n * p > 128 * 128:
         return f"no body for matrices of {n} x {p}, only up to 128 x 128"
-    return None
+    return unlike(x, *others)
 
 
 def _few(x: Tensor, *_: object) -> str | None:

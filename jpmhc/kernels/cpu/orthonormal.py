@@ -29,9 +29,10 @@ def orthonormalise(matrix: Tensor) -> Tensor:
         result = torch.empty(matrix.shape, dtype=matrix.dtype)
         arrays = [numbers(tensor, n * p) for tensor in (matrix, result)]
         hard = np.zeros(len(arrays[0]), np.bool_)
-        least = arrays[0].dtype.type(KEPT * torch.finfo(matrix.dtype).eps ** 2)
+        info, dtype = torch.finfo(matrix.dtype), arrays[0].dtype.type
+        options = dtype(KEPT * info.eps**2), dtype(info.tiny / info.eps)
         ranges = pool.split(len(arrays[0]), GRAIN)
-        pool.run(_gram_schmidt, ranges, *arrays, hard, extent(n), extent(p), least)
+        pool.run(_gram_schmidt, ranges, *arrays, hard, extent(n), extent(p), *options)
     if hard.any():
         chosen = torch.from_numpy(hard).view(matrix.shape[:-2])
         result[chosen] = plain_orthonormalise(matrix.detach()[chosen])
@@ -39,7 +40,7 @@ def orthonormalise(matrix: Tensor) -> Tensor:
 
 
 @compiled
-def _gram_schmidt(matrix, result, hard, rows, columns, least, start, stop):  # type: ignore[no-untyped-def]
+def _gram_schmidt(matrix, result, hard, rows, columns, kept, least, start, stop):  # type: ignore[no-untyped-def]
     n, p = len(rows), len(columns)
     x, spare = np.empty((n * p, LANES), matrix.dtype), np.empty((n * p, LANES), matrix.dtype)
     column = np.empty((n, LANES), matrix.dtype)
@@ -68,7 +69,7 @@ def _gram_schmidt(matrix, result, hard, rows, columns, least, start, stop):  # t
                 total = zero
                 for k in range(n):
                     total += column[k, t] * column[k, t]
-                bad[t] |= not total > least * before[t]
+                bad[t] |= not total > max(kept * before[t], least)
                 total = one / np.sqrt(total)
                 bad[t] |= not total < np.inf
                 for k in range(n):

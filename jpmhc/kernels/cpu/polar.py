@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jpmhc.kernels import polar as reference
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled, part
@@ -24,7 +25,13 @@ from jpmhc.kernels.polar import CUBIC_STEPS, NEAR, NEWTON_STEPS
 def polar_forward(matrix: Tensor) -> Tensor:
     """Run `_polar` over all tokens, or over few ones the loop for any size."""
     if few(matrix):
-        return one_by_one(columns.polar, (matrix,))[0]
+        result, hard = one_by_one(columns.polar, (matrix,))
+        if hard.any():
+            chosen = torch.from_numpy(hard).view(matrix.shape[:-2])
+            result[chosen] = reference.polar_forward.__wrapped__(  # type: ignore[attr-defined]
+                matrix.detach()[chosen]
+            )
+        return result
     n, p = matrix.shape[-2:]
     result = torch.empty(matrix.shape, dtype=matrix.dtype)
     arrays = [numbers(tensor, n * p) for tensor in (matrix, result)]

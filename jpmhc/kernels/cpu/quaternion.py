@@ -10,9 +10,10 @@ from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.compile import compiled, part
 from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, load, numbers, store
+from jpmhc.kernels.shapes import unpaired
 
 
-@body(DTYPES)
+@body(DTYPES, unpaired)
 def quaternion_forward(pair: Tensor) -> Tensor:
     """Run `_forward` over all tokens."""
     result = torch.empty((*pair.shape[:-2], 4, 4), dtype=pair.dtype)
@@ -21,7 +22,7 @@ def quaternion_forward(pair: Tensor) -> Tensor:
     return result
 
 
-@body(DTYPES)
+@body(DTYPES, unpaired)
 def quaternion_adjoint(pair: Tensor, cotangent: Tensor) -> Tensor:
     """Run `_adjoint` over all tokens."""
     result = torch.empty(pair.shape, dtype=pair.dtype)

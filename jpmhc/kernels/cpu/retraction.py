@@ -17,11 +17,12 @@ from jpmhc.kernels.cpu.sinkhorn import few_numbers
 from jpmhc.kernels.cpu.sweeps import swept
 from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, LARGEST, exp, extent, few, load, numbers, store
 from jpmhc.kernels.retraction import birkhoff_retraction as primitive_retraction
+from jpmhc.kernels.shapes import oblong, unlike
 from jpmhc.kernels.sinkhorn import FIRST_SWEEPS
 
 
-def _empty(x: Tensor, *_options: object) -> str | None:
-    return "no body for matrices without entries" if 0 in x.shape[-2:] else None
+def _empty(x: Tensor, *others: object) -> str | None:
+    return "no body for matrices without entries" if 0 in x.shape[-2:] else oblong(x) or unlike(x, *others)
 
 
 @body(DTYPES, _empty, few_numbers)
@@ -32,15 +33,15 @@ def birkhoff_retraction(x: Tensor, u: Tensor, root: bool, least: float, tol: flo
     """
     *_, n, m = x.shape
     if n <= LARGEST and few(x):
-        result, again = one_by_one(single.retraction, (x, u), root, least, tol, max_steps)
+        result, again = one_by_one(single.retraction, (x, u), root, float(least), float(tol), max_steps)
     else:
         result, again = _of_many(x, u, root, least, tol, max_steps)
     chosen = torch.from_numpy(again.nonzero()[0])
     if len(chosen):
         reference = primitive_retraction.__wrapped__  # type: ignore[attr-defined]
         some, along = (tensor.detach().reshape(-1, n, m)[chosen] for tensor in (x, u))
-        # The reference stops larger matrices together: alone, none depends on its neighbours.
-        count = 1 if n > LARGEST else max(len(chosen), 1)
+        # Alone, none depends on its neighbours: the reference stops larger matrices together, and chooses logarithms.
+        count = 1 if n > LARGEST or few(x) else len(chosen)
         apart = zip(some.split(count), along.split(count), strict=True)
         result.view(-1, n, m)[chosen] = torch.cat([reference(*one, root, least, tol, max_steps) for one in apart])
     return result

@@ -56,7 +56,7 @@ def sinkhorn_forward(logits: Tensor, _rows: None, _columns: None, tol: float, ma
     """
     *_, n, m = logits.shape
     if few(logits) and max(n, m) <= LARGEST:
-        result, again = one_by_one(single.forward, (logits,), tol, max_steps)
+        result, again = one_by_one(single.forward, (logits,), float(tol), max_steps)
         chosen = torch.from_numpy(again.nonzero()[0])
     elif max(n, m) > LARGEST:
         kernel = (logits.detach() - logits.detach().amax(-1, keepdim=True)).exp_()
@@ -72,8 +72,8 @@ def sinkhorn_forward(logits: Tensor, _rows: None, _columns: None, tol: float, ma
     if len(chosen):
         some = logits.detach().reshape(-1, n, m)[chosen]
         reference = primitive_forward.__wrapped__  # type: ignore[attr-defined]
-        # The reference stops larger matrices together: alone, none depends on its neighbours.
-        apart = some.split(1) if max(n, m) > LARGEST else (some,)
+        # Alone, none depends on its neighbours: the reference stops larger matrices together, and chooses logarithms.
+        apart = some.split(1) if max(n, m) > LARGEST or few(logits) else (some,)
         result.view(-1, n, m)[chosen] = torch.cat([reference(one, None, None, tol, max_steps) for one in apart])
     return result
 
@@ -127,7 +127,11 @@ def sinkhorn_potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
     return _solved(matrix, imbalance, False, 0)
 
 
-@body(DTYPES, small)
+def _repeated(matrix: Tensor, imbalance: Tensor, times: int) -> str | None:
+    return small(matrix, imbalance) if times > 0 else f"times: expected at least 1, got {times}"
+
+
+@body(DTYPES, _repeated)
 def sinkhorn_balanced(matrix: Tensor, imbalance: Tensor, times: int) -> Tensor:
     """Run `_potentials` over all tokens, for ``H - P * W``."""
     return _solved(matrix, imbalance, False, times)

@@ -17,6 +17,7 @@ from torch import Tensor
 from jpmhc.kernels.cpu.arrays import array_of
 from jpmhc.kernels.cpu.compile import part
 from jpmhc.kernels.cpu.transpose import BLOCK, transpose
+from jpmhc.kernels.shapes import unlike
 
 LANES = 32
 GRAIN = 16 * LANES  # tokens that are worth a thread
@@ -39,18 +40,20 @@ def few(matrix: Tensor, *_args: object) -> str | None:
     return f"fewer than {WORTH} matrices" if matrix.numel() < WORTH * n * m else None
 
 
-def small(matrix: Tensor, *_args: object) -> str | None:
-    """Tell why a matrix, the first argument of an operation, does not fit a tile."""
+def small(matrix: Tensor, *others: object) -> str | None:
+    """Tell why a matrix, the first argument of an operation, does not fit a tile, or another one does not fit it."""
     n, m = matrix.shape[-2:]
     if not 0 < min(n, m) <= max(n, m) <= LARGEST:
         return f"no body for matrices of {n} x {m}, only from 1 x 1 to {LARGEST} x {LARGEST}"
-    return None
+    return unlike(matrix, *others)
 
 
-def narrow(matrix: Tensor, *_args: object) -> str | None:
-    """Tell why columns, of the first argument of an operation, do not fit a tile with their products."""
+def narrow(matrix: Tensor, *others: object) -> str | None:
+    """Tell why columns, the first argument of an operation, do not fit a tile, or other columns do not fit them."""
     n, p = matrix.shape[-2:]
-    return None if 1 <= p <= 8 and n <= 16 else f"no body for matrices of {n} x {p}, only up to 16 x 8"
+    if not (1 <= p <= 8 and p <= n <= 16):
+        return f"no body for matrices of {n} x {p}, only up to 16 x 8"
+    return unlike(matrix, *others)
 
 
 def extent(n: int) -> tuple[int, ...]:

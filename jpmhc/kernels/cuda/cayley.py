@@ -8,15 +8,20 @@ from torch import Tensor
 
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cuda.blocks import DTYPES, column, launch, places, product, row, small
+from jpmhc.kernels.shapes import oblong
 
 
-@body(DTYPES, small)
+def _square(matrix: Tensor, *others: object) -> str | None:
+    return oblong(matrix) or small(matrix, *others)
+
+
+@body(DTYPES, _square)
 def cayley_forward(raw: Tensor, step: float) -> Tensor:
     """Run `_forward` over all tokens."""
     return launch(_forward, [raw], step)
 
 
-@body(DTYPES, small)
+@body(DTYPES, _square)
 def cayley_adjoint(rotation: Tensor, cotangent: Tensor, step: float) -> Tensor:
     """Run `_adjoint` over all tokens."""
     return launch(_adjoint, [rotation, cotangent], step)

@@ -10,6 +10,7 @@ from torch import Tensor
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cuda.blocks import DTYPES, numbers_of, token_block
 from jpmhc.kernels.quaternion import COMPONENT, LEFT, RIGHT
+from jpmhc.kernels.shapes import unpaired
 
 _BLOCK = 128
 _COMPONENT: tl.constexpr = tl.constexpr(COMPONENT)
@@ -17,7 +18,7 @@ _LEFT: tl.constexpr = tl.constexpr(LEFT)
 _RIGHT: tl.constexpr = tl.constexpr(RIGHT)
 
 
-@body(DTYPES)
+@body(DTYPES, unpaired)
 def quaternion_forward(pair: Tensor) -> Tensor:
     """Run `_forward` over all tokens."""
     result = pair.new_empty(*pair.shape[:-2], 4, 4)
@@ -25,7 +26,7 @@ def quaternion_forward(pair: Tensor) -> Tensor:
     return result
 
 
-@body(DTYPES)
+@body(DTYPES, unpaired)
 def quaternion_adjoint(pair: Tensor, cotangent: Tensor) -> Tensor:
     """Run `_adjoint` over all tokens."""
     result = torch.empty_like(pair, memory_format=torch.contiguous_format)

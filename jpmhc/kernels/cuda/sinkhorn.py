@@ -45,7 +45,11 @@ def sinkhorn_potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
     return launch(_potentials, [matrix, imbalance], torch.finfo(matrix.dtype).eps, False, 0)
 
 
-@body(DTYPES, small)
+def _repeated(matrix: Tensor, imbalance: Tensor, times: int) -> str | None:
+    return small(matrix, imbalance) if times > 0 else f"times: expected at least 1, got {times}"
+
+
+@body(DTYPES, _repeated)
 def sinkhorn_balanced(matrix: Tensor, imbalance: Tensor, times: int) -> Tensor:
     """Run `_potentials` over all tokens, for ``H - P * W``."""
     return launch(_potentials, [matrix, imbalance], torch.finfo(matrix.dtype).eps, False, times)

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from jpmhc.kernels.cpu.arrays import array_of
+from jpmhc.kernels.cpu.arrays import array_of, memory_of
 
 
 def one_by_one(
@@ -38,8 +37,10 @@ def one_by_one(
     tuple
         The results, tensors of the shape and dtype of the first matrix, and last what the function returned.
     """
-    shape = matrices[0].shape
-    arrays = [array_of(matrix).reshape(-1, *shape[-2:]) for matrix in matrices]
-    arrays += [np.empty_like(arrays[0]) for _ in range(results)]
-    returned = function(*arrays, torch.finfo(matrices[0].dtype).eps, *options)
-    return *(torch.from_numpy(array.reshape(shape)) for array in arrays[-results:]), returned
+    shape, dtype = matrices[0].shape, matrices[0].dtype
+    n, m = shape[-2:]
+    flat = matrices[0].numel() // (n * m), n, m
+    made = [torch.empty(shape, dtype=dtype) for _ in range(results)]  # memory of NumPy's could not be resized
+    arrays = [array_of(matrix, flat) for matrix in matrices]
+    arrays += [memory_of(result, flat) for result in made]
+    return *made, function(*arrays, torch.finfo(dtype).eps, *options)

@@ -8,11 +8,14 @@ from jpmhc.kernels.cpu.compile import summing, summing_part
 from jpmhc.kernels.polar import CUBIC_STEPS, NEAR
 
 JACOBI_SWEEPS = 15  # more than enough: the last of them converge quadratically
+# Of a squared column in float64: what is less has lost digits.
+_LEAST_SQUARE = float(np.finfo(np.float64).tiny / np.finfo(np.float64).eps)
+_POLISHES = 8
 KEPT = 1e4  # of a squared column, in squared machine epsilons: less is round-off of what was taken off
 
 
 @summing
-def cayley_step(x, u, v, y, moved, _eps, transport):  # type: ignore[no-untyped-def]
+def cayley_step(x, u, v, y, moved, eps, transport):  # type: ignore[no-untyped-def]
     """Move x along ``u = x A + N`` to ``y = Z - x``, ``Z = (2 x + N) (I - A/2 + N^T N/4)^-1``, and carry v along.
 
     ``v = x C + M`` becomes ``y C + M - Z N^T M / 2``.
@@ -35,6 +38,12 @@ def cayley_step(x, u, v, y, moved, _eps, transport):  # type: ignore[no-untyped-
         for i in range(n):
             for j in range(p):
                 other[i, j] = z[i, j] - x[t, i, j]
+        # A step that is long for its rounding needs more than one.
+        for _ in range(_POLISHES):
+            _polish(other, product, end)
+            other, end = end, other
+            if not _defect(other, product) > eps:
+                break
         _polish(other, product, end)
         _store(end, y, t)
         if transport:
@@ -115,7 +124,7 @@ def orthonormalise(matrix, result, eps):  # type: ignore[no-untyped-def]
             after = 0.0
             for k in range(n):
                 after += column[k] * column[k]
-            hard[t] |= not KEPT * eps * eps * before < after < np.inf
+            hard[t] |= not max(KEPT * eps * eps * before, _LEAST_SQUARE) < after < np.inf
             for k in range(n):
                 x[k, j] = column[k] / np.sqrt(after)
         _polish(x, square, polished)
@@ -125,8 +134,12 @@ def orthonormalise(matrix, result, eps):  # type: ignore[no-untyped-def]
 
 @summing
 def polar(matrix, result, eps):  # type: ignore[no-untyped-def]
-    """Few products near an orthonormal matrix, Jacobi's rotations of columns elsewhere."""
+    """Few products near an orthonormal matrix, Jacobi's rotations of columns elsewhere.
+
+    Return a mask of the matrices with a column of zeros after the rotations, and of those that are not finite.
+    """
     tokens, n, p = matrix.shape
+    hard = np.empty(tokens, np.bool_)
     x, other, square, step = np.empty((n, p)), np.empty((n, p)), np.empty((p, p)), np.empty((p, p))
     for t in range(tokens):
         for i in range(n):
@@ -146,6 +159,8 @@ def polar(matrix, result, eps):  # type: ignore[no-untyped-def]
             x, other = other, x
         _polish(x, square, other)
         _store(other, result, t)
+        hard[t] = not _defect(other, square) < 1
+    return hard
 
 
 @summing_part
