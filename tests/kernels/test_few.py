@@ -60,6 +60,34 @@ def test_results_can_be_resized_and_written_to(name):
         result.zero_()
 
 
+@pytest.mark.parametrize("name", ["numba", "tiles", "reference"])
+def test_results_are_where_the_arguments_are_whatever_the_default_device(name):
+    x, p = normal(3, 5, 5), normal(3, 5, 5).exp()
+    calls = {
+        "cayley_forward": (x, 1.0),
+        "cayley_adjoint": (x, x, 1.0),
+        "cayley_retraction": (torch.linalg.qr(x[..., :3]).Q, x[..., :3].contiguous()),
+        "tangent_part": (torch.linalg.qr(x).Q, x, 1.0, -0.5, -0.5),
+        "orthonormalise": (x,),
+        "polar_forward": (x,),
+        "inverse": (x,),
+        "newton_polar": (x,),
+        "sinkhorn_forward": (x, None, None, 1e-14, 64),
+        "sinkhorn_sweeps": (x, None, None, 3),
+        "sinkhorn_balanced": (p, x, 2),
+        "sinkhorn_scaled": (normal(1, 20, 20).exp(), 1e-30, 1e-14, 64),
+        "birkhoff_retraction": (p, x, True, 1e-30, 1e-14, 64),
+        "quaternion_forward": (normal(3, 2, 4),),
+        "quaternion_adjoint": (normal(3, 2, 4), normal(3, 4, 4)),
+    }
+    with way(name):
+        for operation, args in calls.items():
+            expected = getattr(kernels, operation)(*args)
+            with torch.device("meta"):
+                found = getattr(kernels, operation)(*args)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_numbers_that_are_not_in_memory_as_they_are():
     x = normal(3, 4, 4)
     with way("numba"):

@@ -33,7 +33,7 @@ def cayley_forward(raw: Tensor, step: float) -> Tensor:
     if few(raw):
         result, steep = one_by_one(single.cayley, (raw,), float(step) / 2, limit)
     else:
-        result = torch.empty(raw.shape, dtype=raw.dtype)
+        result = raw.new_empty(raw.shape)
         source, target = numbers(raw, n * n), numbers(result, n * n)
         ranges, half_step = pool.split(len(source), GRAIN), source.dtype.type(step / 2)
         if n <= 4:
@@ -53,7 +53,7 @@ def cayley_adjoint(rotation: Tensor, cotangent: Tensor, step: float) -> Tensor:
     if few(rotation):
         return one_by_one(single.cayley_adjoint, (rotation, cotangent), float(step) / 4)[0]
     n = rotation.shape[-1]
-    result = torch.empty(rotation.shape, dtype=rotation.dtype)
+    result = rotation.new_empty(rotation.shape)
     arrays = [numbers(tensor, n * n) for tensor in (rotation, cotangent, result)]
     function = _adjoint4 if n == 4 else _adjoint
     pool.run(function, pool.split(len(arrays[0]), GRAIN), *arrays, extent(n), arrays[0].dtype.type(step / 4))

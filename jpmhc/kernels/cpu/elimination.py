@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -43,7 +42,7 @@ def little(matrix: Tensor, *_: object) -> str | None:
 def inverse(matrix: Tensor) -> Tensor:
     """Run `_invert` over all matrices."""
     n = matrix.shape[-1]
-    result = torch.empty(matrix.shape, dtype=matrix.dtype)
+    result = matrix.new_empty(matrix.shape)
     arrays = [numbers(tensor, n * n).reshape(-1, n, n) for tensor in (matrix, result)]
     pool.run(_invert, pool.split(len(arrays[0])), *arrays)
     return result

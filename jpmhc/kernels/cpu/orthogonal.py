@@ -28,7 +28,7 @@ def cayley_retraction(x: Tensor, u: Tensor) -> Tensor:
     """Run `_cayley` or the loop for few tokens, and the reference where a step in a tile is steep."""
     if few(x):
         return one_by_one(single.cayley_step, (x, u, x), False, results=2)[0]
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = x.new_empty(x.shape)
     steep = _run(x, u, x, y, y, False)
     if steep is not None:
         y[steep] = reference.cayley_retraction.__wrapped__(x[steep], u[steep])  # type: ignore[attr-defined]
@@ -40,7 +40,7 @@ def cayley_transport(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Run `_cayley` or the loop for few tokens, and the reference where a step in a tile is steep."""
     if few(x):
         return one_by_one(single.cayley_step, (x, u, v), True, results=2)[:2]
-    y, moved = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
+    y, moved = x.new_empty(x.shape), x.new_empty(x.shape)
     steep = _run(x, u, v, y, moved, True)
     if steep is not None:
         both = reference.cayley_transport.__wrapped__(x[steep], u[steep], v[steep])  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: f
     n, p = x.shape[-2:]
     if n == p:
         whole, straight = whole + straight, 0.0  # x x^T e is e
-    result = torch.empty(e.shape, dtype=e.dtype)
+    result = e.new_empty(e.shape)
     arrays = [numbers(tensor, n * p) for tensor in (x, e, result)]
     weights = [arrays[0].dtype.type(weight) if weight else None for weight in (straight, crossed, whole)]
     if p <= LARGEST:
@@ -91,7 +91,7 @@ def _run(x: Tensor, u: Tensor, v: Tensor, y: Tensor, moved: Tensor, transport: b
     if n == p <= 4:
         pool.run(_turn, ranges, *arrays, extent(n), transport)
         return None
-    steep = torch.zeros(x.shape[:-2], dtype=torch.bool)
+    steep = torch.zeros(x.shape[:-2], dtype=torch.bool, device="cpu")
     pool.run(_cayley, ranges, *arrays, steep.view(-1).numpy(), extent(n), extent(p), transport)
     return steep if bool(steep.any()) else None
 

@@ -26,7 +26,7 @@ def orthonormalise(matrix: Tensor) -> Tensor:
     if few(matrix):
         result, hard = one_by_one(columns.orthonormalise, (matrix,))
     else:
-        result = torch.empty(matrix.shape, dtype=matrix.dtype)
+        result = matrix.new_empty(matrix.shape)
         arrays = [numbers(tensor, n * p) for tensor in (matrix, result)]
         hard = np.zeros(len(arrays[0]), np.bool_)
         info, dtype = torch.finfo(matrix.dtype), arrays[0].dtype.type

@@ -33,7 +33,7 @@ def polar_forward(matrix: Tensor) -> Tensor:
             )
         return result
     n, p = matrix.shape[-2:]
-    result = torch.empty(matrix.shape, dtype=matrix.dtype)
+    result = matrix.new_empty(matrix.shape)
     arrays = [numbers(tensor, n * p) for tensor in (matrix, result)]
     dtype = arrays[0].dtype.type
     options = dtype(NEAR**2), dtype(torch.finfo(matrix.dtype).eps)
@@ -181,7 +181,7 @@ def _by_rotations(x, v, inverse, rows, columns, eps):  # type: ignore[no-untyped
 def newton_polar(matrix: Tensor) -> Tensor:
     """Run `_newton` over all matrices."""
     n = matrix.shape[-1]
-    result = torch.empty(matrix.shape, dtype=matrix.dtype)
+    result = matrix.new_empty(matrix.shape)
     arrays = [numbers(tensor, n * n).reshape(-1, n, n) for tensor in (matrix, result)]
     pool.run(_newton, pool.split(len(arrays[0])), *arrays, arrays[0].dtype.type(torch.finfo(matrix.dtype).eps ** 0.5))
     return result

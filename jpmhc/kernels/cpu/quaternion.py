@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from jpmhc.kernels import pool
@@ -16,7 +15,7 @@ from jpmhc.kernels.shapes import unpaired
 @body(DTYPES, unpaired)
 def quaternion_forward(pair: Tensor) -> Tensor:
     """Run `_forward` over all tokens."""
-    result = torch.empty((*pair.shape[:-2], 4, 4), dtype=pair.dtype)
+    result = pair.new_empty((*pair.shape[:-2], 4, 4))
     source, target = numbers(pair, 8), numbers(result, 16)
     pool.run(_forward, pool.split(len(source), GRAIN), source, target, extent(4))
     return result
@@ -25,7 +24,7 @@ def quaternion_forward(pair: Tensor) -> Tensor:
 @body(DTYPES, unpaired)
 def quaternion_adjoint(pair: Tensor, cotangent: Tensor) -> Tensor:
     """Run `_adjoint` over all tokens."""
-    result = torch.empty(pair.shape, dtype=pair.dtype)
+    result = pair.new_empty(pair.shape)
     arrays = numbers(pair, 8), numbers(cotangent, 16), numbers(result, 8)
     pool.run(_adjoint, pool.split(len(arrays[0]), GRAIN), *arrays)
     return result

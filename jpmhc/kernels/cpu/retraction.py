@@ -52,7 +52,7 @@ def _of_many(
 ) -> tuple[Tensor, NDArray[np.bool_]]:
     """Return the result, and a mask of the matrices that are left to the reference."""
     *_, n, m = x.shape
-    result = torch.empty(x.shape, dtype=x.dtype)
+    result = x.new_empty(x.shape)
     point, vector, target = (numbers(tensor, n * m) for tensor in (x, u, result))
     dtype, tokens = point.dtype.type, len(point)
     again, finished = np.empty(tokens, np.bool_), np.empty(tokens, np.bool_)

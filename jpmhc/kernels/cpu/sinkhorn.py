@@ -64,7 +64,7 @@ def sinkhorn_forward(logits: Tensor, _rows: None, _columns: None, tol: float, ma
         finished &= kernel.amin((-2, -1)).view(-1) > torch.finfo(kernel.dtype).tiny ** 0.5
         chosen = (~finished).nonzero().squeeze(-1)
     else:
-        result = torch.empty(logits.shape, dtype=logits.dtype)
+        result = logits.new_empty(logits.shape)
         source, target = numbers(logits, n * m), numbers(result, n * m)
         again = np.empty(len(source), np.bool_)
         pool.run(_forward, pool.split(len(source), GRAIN), source, target, again, extent(n), extent(m), tol, max_steps)
@@ -94,9 +94,9 @@ def sinkhorn_scaled(matrix: Tensor, least: float, tol: float, max_steps: int) ->
 def _swept(matrix: Tensor, least: float, tol: float) -> tuple[Tensor, Tensor]:
     """Scaled matrices, and which of them are finished."""
     n, m = matrix.shape[-2:]
-    result = torch.empty(matrix.shape, dtype=matrix.dtype)
+    result = matrix.new_empty(matrix.shape)
     source, target = (numbers(tensor, n * m).reshape(-1, n, m) for tensor in (matrix, result))
-    finished = torch.empty(len(source), dtype=torch.bool)
+    finished = torch.empty(len(source), dtype=torch.bool, device="cpu")
     dtype = source.dtype.type
     low = dtype(least)
     pool.run(swept, pool.split(len(source)), source, target, finished.numpy(), low, low, dtype(tol))
@@ -109,7 +109,7 @@ def sinkhorn_sweeps(logits: Tensor, _rows: None, _columns: None, iterations: int
     if few(logits):
         return one_by_one(single.sweeps, (logits,), iterations)[0]
     *_, n, m = logits.shape
-    result = torch.empty(logits.shape, dtype=logits.dtype)
+    result = logits.new_empty(logits.shape)
     source, target = numbers(logits, n * m), numbers(result, n * m)
     pool.run(_sweeps, pool.split(len(source), GRAIN), source, target, extent(n), extent(m), iterations)
     return result
@@ -141,7 +141,7 @@ def _solved(matrix: Tensor, other: Tensor, weighted: bool, times: int) -> Tensor
     if few(matrix):
         return one_by_one(single.potentials, (matrix, other), weighted, times)[0]
     n, m = matrix.shape[-2:]
-    result = torch.empty(matrix.shape, dtype=matrix.dtype)
+    result = matrix.new_empty(matrix.shape)
     arrays = [numbers(tensor, n * m) for tensor in (matrix, other, result)]
     pool.run(_potentials, pool.split(len(arrays[0]), GRAIN), *arrays, extent(n), extent(m), weighted, times)
     return result

@@ -1,7 +1,7 @@
 """One matrix at a time, of any size up to 16, in float64: bodies for batches too small for tiles.
 
 Tiles have a compiled version for every size, which a few matrices are not worth waiting for. These loops have one for
-all sizes, compiled in a second or less, once on a machine. What they compute is what the tiles do.
+all sizes, compiled in two seconds at most, once on a machine. What they compute is what the tiles do.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def one_by_one(
     tuple
         The results, tensors of the shape and dtype of the first matrix, and last what the function returned.
     """
-    shape, dtype = matrices[0].shape, matrices[0].dtype
-    n, m = shape[-2:]
-    flat = matrices[0].numel() // (n * m), n, m
-    made = [torch.empty(shape, dtype=dtype) for _ in range(results)]  # memory of NumPy's could not be resized
+    first = matrices[0]
+    n, m = first.shape[-2:]
+    flat = first.numel() // (n * m), n, m
+    made = [first.new_empty(first.shape) for _ in range(results)]  # memory of NumPy's could not be resized
     arrays = [array_of(matrix, flat) for matrix in matrices]
     arrays += [memory_of(result, flat) for result in made]
-    return *made, function(*arrays, torch.finfo(dtype).eps, *options)
+    return *made, function(*arrays, torch.finfo(first.dtype).eps, *options)
