@@ -126,7 +126,7 @@ class Watch:
             return
         position = int(torch.where(flat.isfinite(), flat, math.inf).argmax())
         worst = float(flat[position])
-        sample = tuple(int(i) for i in torch.unravel_index(torch.tensor(position), residual.shape))
+        sample = tuple(int(i) for i in torch.unravel_index(torch.tensor(position, device="cpu"), residual.shape))
         where = f"sample {sample[0] if len(sample) == 1 else sample}" if sample else "the only sample"
         if math.isfinite(worst):
             problem = (

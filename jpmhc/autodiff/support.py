@@ -56,13 +56,13 @@ def _check_patterns(logits: Tensor, rows: Tensor | None, columns: Tensor | None)
     n, m = logits.shape[-2:]
     patterns = (logits != -math.inf).reshape(-1, n * m)
     if rows is None or columns is None:
-        sums = torch.tensor([[1.0] * n + [n / m] * m], dtype=torch.float64).expand(len(patterns), n + m)
+        sums = logits.new_tensor([[1.0] * n + [n / m] * m], dtype=torch.float64).expand(len(patterns), n + m)
     else:
         sums = torch.cat([rows.detach().reshape(-1, n), columns.detach().reshape(-1, m)], 1)
     shared = bool((sums == sums[0]).all())
     problems = patterns if shared else torch.cat([patterns.to(sums.dtype), sums], 1)
     distinct, origin = torch.unique(problems, dim=0, return_inverse=True)
-    places = torch.arange(len(origin))
+    places = torch.arange(len(origin), device=origin.device)
     samples = torch.empty_like(places[: len(distinct)]).scatter_reduce_(0, origin, places, "amin", include_self=False)
     for sample in samples.tolist():
         pattern = patterns[sample].view(n, m)

@@ -46,6 +46,6 @@ def orthonormalise(matrix: Tensor) -> Tensor:
         if gram.flatten(-2).norm(dim=-1).amax().item() < _NEAR:
             if matrix.shape[-2] < 2 * matrix.shape[-1]:
                 return torch.linalg.solve_triangular(factor.mT, matrix, upper=True, left=False).contiguous()
-            identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+            identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
             return matrix @ torch.linalg.solve_triangular(factor, identity, upper=False).mT
     return plain_orthonormalise(matrix).contiguous()

@@ -96,7 +96,7 @@ class _Laws:
         return scale * torch.cat([signs, lone, -lone, few, even, -even])
 
     def by_parts(self, raw: Tensor) -> Tensor:
-        """Map so few at a time that none is worth compiling a kernel for."""
+        """Map so few at a time that no kernel is compiled for their size."""
         return torch.cat([self.chart(part) for part in raw.split(64)])
 
     def run(self, compile: bool) -> Iterator[Any]:

@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from jpmhc.host import methods_on_host
 from jpmhc.kernels.transforms import transform_depth
 
 # Nodes of quadratures over [0, 1].
@@ -54,6 +56,10 @@ class Branch:
 
     # Whether the self-energies need no transform to be inverted.
     closed = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        methods_on_host(cls)
 
     def __init__(self, s_transform: Callable[[Tensor], Tensor], name: str = "R-diagonal") -> None:
         self.s_transform = s_transform
@@ -236,6 +242,9 @@ def _of_a_measure(z: Tensor, f: Tensor) -> Tensor:
     """Whether both f and z f turn against z, as transforms of measures on the positive axis do."""
     side = z.imag.sign()
     return (f.imag * side <= 1e-9 * f.abs()) & ((z * f).imag * side <= 1e-9 * (z * f).abs())
+
+
+methods_on_host(Branch)
 
 
 class Gaussian(Branch):

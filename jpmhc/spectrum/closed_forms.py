@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jpmhc.host import on_host
 from jpmhc.spectrum.branches import Branch
 from jpmhc.spectrum.model import Model, make_model
 
@@ -94,6 +95,7 @@ def _backward(model: Model, l: int, b: Tensor) -> Tensor:
     return model.energy[l] * (q @ b @ q) * torch.outer(p, p)
 
 
+@on_host
 def isometry_gap(
     mixers: Any, read: Any = None, write: Any = None, energy: Any = 1.0, branch: str | Branch = "gaussian"
 ) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from jpmhc.host import on_host
 from jpmhc.spectrum.law import Law
 from jpmhc.spectrum.measured import MeasuredLaw
 
@@ -119,6 +120,7 @@ def _error(predicted: float, measured: float, zero: float) -> float:
     return predicted / measured - 1 if measured else math.inf
 
 
+@on_host
 def compare(predicted: Law, measured: Law, levels: Sequence[float] = LEVELS) -> Comparison:
     """Compare a predicted law with a measured one, or any two laws.
 

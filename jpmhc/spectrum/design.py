@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jpmhc.host import on_host
 from jpmhc.layers import Mixer, mixers
 from jpmhc.layers.arguments import check_number, check_size
 from jpmhc.spectrum.branches import Branch
@@ -68,6 +69,7 @@ class Design:
         return {**dataclasses.asdict(self), "condition": self.condition}
 
 
+@on_host
 def design(
     mixer: str | Mixer,
     streams: int = 4,
@@ -144,6 +146,7 @@ def design(
     )
 
 
+@on_host
 def design_table(streams: int = 4, depth: int = 24, **options: Any) -> list[Design]:
     """Return the :func:`design` of every registered mixer with that number of streams, by name; seconds a mixer."""
     return [design(info.name, streams, depth, **options) for info in mixers() if info.supports(streams)]
@@ -164,6 +167,7 @@ def _law(chain: dict[str, Tensor], load: float, branch: str | Branch) -> Predict
     return predict(chain["mixers"], chain["read"], chain["write"], energy, branch)
 
 
+@on_host
 def branch_budget(
     condition: float,
     mixer: str | Mixer | None = None,
@@ -222,6 +226,7 @@ def _scalar_budget(condition: float) -> float:
     return low
 
 
+@on_host
 def diagonal_bias(streams: int, depth: int, threshold: float = 0.5) -> float:
     """Logit on the diagonal that a doubly stochastic mixer needs to keep differences between streams over a depth.
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jpmhc.host import on_host
 from jpmhc.spectrum.inspect import inspect
 from jpmhc.spectrum.model import Model, make_model
 
@@ -46,6 +47,7 @@ class Propagation:
     gram: Tensor
 
 
+@on_host
 def propagate(
     mixers: Any,
     read: Any = None,
@@ -177,7 +179,7 @@ def branch_energies(model: nn.Module, batch: Any, *, probes: int = 8, seed: int 
     for layer in report:
         if layer.energy is None:
             raise ValueError(f"model: the branch of {layer.name!r} is no module, so its energy cannot be measured")
-    return torch.tensor([layer.energy for layer in report], dtype=torch.float64)
+    return torch.tensor([layer.energy for layer in report], dtype=torch.float64, device="cpu")
 
 
 def _activation(activation: str | Activation) -> Activation:

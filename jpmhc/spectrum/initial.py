@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jpmhc.host import on_host
 from jpmhc.layers import HyperConnection, Mixer
 from jpmhc.layers.arguments import check_number, check_size
 
 
+@on_host
 def initial_chain(
     mixer: str | Mixer,
     streams: int,

@@ -105,7 +105,7 @@ def _scalar(output: Any, loss: Callable[[Any], Tensor] | None, generator: torch.
     real = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     # A model may also return state that it detached.
     for leaf in [*(leaf for leaf in real if leaf.requires_grad), *real]:
-        direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+        direction = torch.randn(leaf.shape, generator=generator, dtype=torch.float64, device="cpu")
         return (leaf * (direction / direction.norm()).to(leaf)).sum()
     raise ValueError("loss: the model returns no real tensor, so give a function of its output")
 

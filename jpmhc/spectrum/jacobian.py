@@ -139,7 +139,7 @@ class Jacobian:
         """Random orthonormal vectors (count, B, size), count at most size, the same on every device."""
         # Far from the small seeds that functions are made with: probes that are singular vectors see nothing else.
         generator = torch.Generator().manual_seed(0x6A09E667 + seed)
-        vectors = torch.randn(self.samples, size, count, dtype=torch.float64, generator=generator)
+        vectors = torch.randn(self.samples, size, count, dtype=torch.float64, generator=generator, device="cpu")
         return torch.linalg.qr(vectors).Q.movedim(-1, 0).to(self.device, wide(self.device))
 
     def _units(self, start: int, stop: int, size: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from jpmhc.host import methods_on_host
 from jpmhc.spectrum.ticks import name_ticks
 
 if TYPE_CHECKING:
@@ -20,8 +21,12 @@ class Law(abc.ABC):
 
     Subclasses define :meth:`stieltjes`, :meth:`density`, :meth:`cdf`, :meth:`quantile`, :meth:`moment`,
     :attr:`mean_log` and :attr:`edges`, and :attr:`atoms` where they have any; the rest follows. Arguments are numbers
-    or tensors of any shape, results tensors of that shape in float64 (complex128 for the transform).
+    or tensors of any shape, results tensors of that shape in float64 (complex128 for the transform), on the CPU.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        methods_on_host(cls)
 
     @abc.abstractmethod
     def stieltjes(self, w: Tensor | complex) -> Tensor:
@@ -128,3 +133,6 @@ class Law(abc.ABC):
         # Another law may follow in the same axes.
         ax.set_ylim(bottom=0, auto=None)
         return ax
+
+
+methods_on_host(Law)

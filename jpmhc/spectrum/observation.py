@@ -113,7 +113,7 @@ def energy(observation: Observation, probes: int, generator: torch.Generator) ->
         return None
     total = 0.0
     for _ in range(probes):
-        z = torch.randn(y.shape, generator=generator).to(y)
+        z = torch.randn(y.shape, generator=generator, device="cpu").to(y)
         (pulled,) = torch.autograd.grad(y, u, z, retain_graph=True, allow_unused=True)
         total += 0.0 if pulled is None else float(pulled.double().square().sum())
     return total / (probes * u.numel())

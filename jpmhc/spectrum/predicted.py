@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jpmhc.host import on_host
 from jpmhc.spectrum.branches import Branch
 from jpmhc.spectrum.bulk import TOLERANCE, Bulk
 from jpmhc.spectrum.closed_forms import mean_log, second_and_fourth_moment
@@ -295,6 +296,7 @@ def _edge_quadrature(count: int) -> tuple[Tensor, Tensor]:
     return (1 - angle.cos()) / 2, weights / weights.sum()
 
 
+@on_host
 def predict(
     mixers: Any,
     read: Any = None,

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jpmhc.host import on_host
 from jpmhc.layers.arguments import check_number
 from jpmhc.spectrum.model import make_model
 
 
+@on_host
 def published(mixers: Any, noise: float, s: Tensor, *, eta: float = 0.02) -> Tensor:
     """Density of the singular values as the paper predicts it: one layer's law, raised to the power L.
 

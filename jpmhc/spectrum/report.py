@@ -189,7 +189,12 @@ class Report:
             energies.append(layer.energy)
         parts = zip(*((m, r, w) for _, m, r, w in chosen), strict=True)
         mixers, read, write = (torch.stack(part) for part in parts)
-        return {"mixers": mixers, "read": read, "write": write, "energy": torch.tensor(energies, dtype=torch.float64)}
+        return {
+            "mixers": mixers,
+            "read": read,
+            "write": write,
+            "energy": mixers.new_tensor(energies, dtype=torch.float64),
+        }
 
     def __str__(self) -> str:
         width = max(5, *(len(self._label(layer)) for layer in self.layers))

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from jpmhc.host import on_host
 from jpmhc.spectrum.branches import Branch, Gaussian, Haar, Hidden
 from jpmhc.spectrum.measured import MeasuredLaw
 from jpmhc.spectrum.model import make_model
 
 
+@on_host
 def simulate(
     mixers: Tensor | Sequence[Tensor],
     read: Tensor | None = None,

@@ -81,5 +81,5 @@ def _vectors(model: nn.Module, width: int) -> Tensor:
 
 def _noise(model: nn.Module, *shape: int) -> Tensor:
     parameter = next(model.parameters())
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
     return noise.to(parameter.device, parameter.dtype)
