@@ -139,6 +139,8 @@ class Stiefel(Manifold):
     def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
         """``<u, v> - (1 - beta) <x^T u, x^T v>`` with beta 1/2 (canonical) or 1 (Euclidean), one number a matrix."""
         result = frobenius(x, u, u if v is None else v, keepdim=keepdim)
+        if x.shape[-2] == x.shape[-1]:
+            return result if self.beta == 1.0 else self.beta * result  # x^T keeps products
         if self.beta != 1.0:
             xu = x.mT @ u
             across = xu if v is None else x.mT @ v

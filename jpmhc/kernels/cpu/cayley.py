@@ -41,7 +41,7 @@ def cayley_forward(raw: Tensor, step: float) -> Tensor:
             return result
         steep = np.zeros(len(source), np.bool_)
         pool.run(_inverted, ranges, source, target, steep, limit, extent(n), half_step)
-    if steep.any():
+    if np.count_nonzero(steep):  # a fifth of the time of any()
         chosen = torch.from_numpy(steep).view(raw.shape[:-2])
         result[chosen] = reference.cayley_forward.__wrapped__(raw.detach()[chosen], step)  # type: ignore[attr-defined]
     return result

@@ -33,7 +33,7 @@ def orthonormalise(matrix: Tensor) -> Tensor:
         options = dtype(KEPT * info.eps**2), dtype(info.tiny / info.eps)
         ranges = pool.split(len(arrays[0]), GRAIN)
         pool.run(_gram_schmidt, ranges, *arrays, hard, extent(n), extent(p), *options)
-    if hard.any():
+    if np.count_nonzero(hard):
         chosen = torch.from_numpy(hard).view(matrix.shape[:-2])
         result[chosen] = plain_orthonormalise(matrix.detach()[chosen])
     return result

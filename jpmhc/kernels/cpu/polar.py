@@ -26,7 +26,7 @@ def polar_forward(matrix: Tensor) -> Tensor:
     """Run `_polar` over all tokens, or over few ones the loop for any size."""
     if few(matrix):
         result, hard = one_by_one(columns.polar, (matrix,))
-        if hard.any():
+        if np.count_nonzero(hard):
             chosen = torch.from_numpy(hard).view(matrix.shape[:-2])
             result[chosen] = reference.polar_forward.__wrapped__(  # type: ignore[attr-defined]
                 matrix.detach()[chosen]

@@ -36,8 +36,8 @@ def birkhoff_retraction(x: Tensor, u: Tensor, root: bool, least: float, tol: flo
         result, again = one_by_one(single.retraction, (x, u), root, float(least), float(tol), max_steps)
     else:
         result, again = _of_many(x, u, root, least, tol, max_steps)
-    chosen = torch.from_numpy(again.nonzero()[0])
-    if len(chosen):
+    if np.count_nonzero(again):
+        chosen = torch.from_numpy(again.nonzero()[0])
         reference = primitive_retraction.__wrapped__  # type: ignore[attr-defined]
         some, along = (tensor.detach().reshape(-1, n, m)[chosen] for tensor in (x, u))
         # Alone, none depends on its neighbours: the reference stops larger matrices together, and chooses logarithms.

@@ -57,19 +57,18 @@ def sinkhorn_forward(logits: Tensor, _rows: None, _columns: None, tol: float, ma
     *_, n, m = logits.shape
     if few(logits) and max(n, m) <= LARGEST:
         result, again = one_by_one(single.forward, (logits,), float(tol), max_steps)
-        chosen = torch.from_numpy(again.nonzero()[0])
     elif max(n, m) > LARGEST:
         kernel = (logits.detach() - logits.detach().amax(-1, keepdim=True)).exp_()
         result, finished = _swept(kernel, 0.0, tol)
         finished &= kernel.amin((-2, -1)).view(-1) > torch.finfo(kernel.dtype).tiny ** 0.5
-        chosen = (~finished).nonzero().squeeze(-1)
+        again = (~finished).numpy()
     else:
         result = logits.new_empty(logits.shape)
         source, target = numbers(logits, n * m), numbers(result, n * m)
         again = np.empty(len(source), np.bool_)
         pool.run(_forward, pool.split(len(source), GRAIN), source, target, again, extent(n), extent(m), tol, max_steps)
+    if np.count_nonzero(again):
         chosen = torch.from_numpy(again.nonzero()[0])
-    if len(chosen):
         some = logits.detach().reshape(-1, n, m)[chosen]
         reference = primitive_forward.__wrapped__  # type: ignore[attr-defined]
         # Alone, none depends on its neighbours: the reference stops larger matrices together, and chooses logarithms.
