@@ -59,7 +59,8 @@ def quaternion_adjoint(pair: Tensor, cotangent: Tensor) -> Tensor:
     left, right = _matrix(unit[..., 0, :], LEFT), _matrix(unit[..., 1, :], RIGHT)
     slopes = torch.stack([_gather(cotangent @ right.mT, LEFT), _gather(left.mT @ cotangent, RIGHT)], -2)
     tangent = slopes - (slopes * unit).sum(-1, keepdim=True) * unit
-    return torch.where(length > 0, tangent / torch.where(length > 0, length, 1.0), 0.0)
+    zero = length == 0
+    return torch.where(zero, 0.0, tangent / torch.where(zero, 1.0, length))
 
 
 def plain_quaternion(pair: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def _units(pair: Tensor) -> tuple[Tensor, Tensor]:
     """Return unit quaternions and lengths (..., 2, 1), zero where a length is too small for its inverse."""
     # The direction does not depend on the scale, and squares of small numbers underflow before the numbers do.
     largest = pair.detach().abs().amax(-1, keepdim=True)
-    usable = largest > torch.finfo(pair.dtype).tiny
+    usable = ~(largest <= torch.finfo(pair.dtype).tiny)  # what is not a number stays that
     scaled = torch.where(usable, pair / torch.where(usable, largest, 1.0), _one(pair))
     squares = scaled.square().sum(-1, keepdim=True)
     return scaled * squares.rsqrt(), torch.where(usable, largest * squares.sqrt(), 0.0)

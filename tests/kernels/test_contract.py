@@ -139,6 +139,21 @@ def test_quaternions_of_any_length_and_of_none(body):
     assert slope.isfinite().all()
 
 
+@pytest.mark.parametrize("body", [*BODIES, ("reference", "cpu")], ids="-".join)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_quaternion_that_is_not_finite_is_no_rotation(body, wrong):
+    pair = normal((40, 2, 4), torch.float32)
+    pair[3, 0, 2] = wrong
+    pair[5] = wrong
+    q = run(body, "quaternion_forward", pair)
+    slope = run(body, "quaternion_adjoint", pair, normal((40, 4, 4), torch.float32))
+    assert q[[3, 5]].isnan().all()
+    assert slope[[3, 5]].isnan().any(-1).all(-1).tolist() == [True, True]
+    others = [k for k in range(40) if k not in (3, 5)]
+    assert q[others].isfinite().all()
+    assert slope[others].isfinite().all()
+
+
 @pytest.mark.parametrize("body", BODIES, ids="-".join)
 @pytest.mark.parametrize("n", [5, 8])
 @pytest.mark.parametrize("scale", [1.0, 30.0])

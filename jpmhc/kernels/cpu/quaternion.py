@@ -60,32 +60,43 @@ def turn(p0, p1, p2, p3, q0, q1, q2, q3, m, size, t):  # type: ignore[no-untyped
 
 
 @part
-def _normalise(pair, inverse):  # type: ignore[no-untyped-def]
-    """Divide both quaternions by their length; `inverse` becomes its inverse, zero where a quaternion is."""
+def _normalise(pair, inverse, scale, factor):  # type: ignore[no-untyped-def]
+    """Divide both quaternions by their length; `inverse` becomes its inverse, zero where a quaternion is.
+
+    Scales are stored apart, and the numbers one component at a time: one loop for all would not use vectors.
+    """
     one = pair.dtype.type(1)
+    zero = one - one
     tiny = pair.dtype.type(np.finfo(pair.dtype).tiny)
     for s in range(2):
         for t in range(LANES):
-            a, b, c, d = pair[4 * s, t], pair[4 * s + 1, t], pair[4 * s + 2, t], pair[4 * s + 3, t]
-            largest = max(max(abs(a), abs(b)), max(abs(c), abs(d)))
-            usable = largest > tiny
-            scale = one / (largest if usable else one)
-            a, b, c, d = a * scale, b * scale, c * scale, d * scale
-            factor = one / np.sqrt(a * a + b * b + c * c + d * d if usable else one)
-            pair[4 * s, t] = a * factor if usable else one
-            for k, value in ((1, b), (2, c), (3, d)):
-                pair[4 * s + k, t] = value * factor if usable else one - one
-            inverse[s, t] = factor * scale if usable else one - one
+            a, b, c, d = abs(pair[4 * s, t]), abs(pair[4 * s + 1, t]), abs(pair[4 * s + 2, t]), abs(pair[4 * s + 3, t])
+            largest = max(max(a, b), max(c, d))
+            scale[t] = -one if largest <= tiny else one / largest  # negative marks a quaternion of zeros
+        for t in range(LANES):
+            total = zero
+            for k in range(4):
+                value = pair[4 * s + k, t] * scale[t]
+                total += value * value
+            factor[t] = one / np.sqrt(one if scale[t] < zero else total)
+        for k in range(4):
+            alone = zero if k else one
+            for t in range(LANES):
+                value = pair[4 * s + k, t] * scale[t] * factor[t]
+                pair[4 * s + k, t] = alone if scale[t] < zero else value
+        for t in range(LANES):
+            inverse[s, t] = zero if scale[t] < zero else factor[t] * scale[t]
 
 
 @compiled
 def _forward(pairs, result, size, start, stop):  # type: ignore[no-untyped-def]
     x = np.empty((8, LANES), pairs.dtype)
     inverse = np.empty((2, LANES), pairs.dtype)
+    scale, factor = np.empty(LANES, pairs.dtype), np.empty(LANES, pairs.dtype)
     m = np.empty((16, LANES), pairs.dtype)
     for base in range(start, stop, LANES):
         load(pairs, x, base, stop)
-        _normalise(x, inverse)
+        _normalise(x, inverse, scale, factor)
         for t in range(LANES):
             turn(x[0, t], x[1, t], x[2, t], x[3, t], x[4, t], x[5, t], x[6, t], x[7, t], m, size, t)
         store(result, m, base, stop)
@@ -124,12 +135,13 @@ def _slopes(p0, p1, p2, p3, q0, q1, q2, q3, g, h, t):  # type: ignore[no-untyped
 def _adjoint(pairs, cotangent, result, start, stop):  # type: ignore[no-untyped-def]
     x = np.empty((8, LANES), pairs.dtype)
     inverse = np.empty((2, LANES), pairs.dtype)
+    scale, factor = np.empty(LANES, pairs.dtype), np.empty(LANES, pairs.dtype)
     g = np.empty((16, LANES), pairs.dtype)
     h = np.empty((8, LANES), pairs.dtype)
     for base in range(start, stop, LANES):
         load(pairs, x, base, stop)
         load(cotangent, g, base, stop)
-        _normalise(x, inverse)
+        _normalise(x, inverse, scale, factor)
         for t in range(LANES):
             _slopes(x[0, t], x[1, t], x[2, t], x[3, t], x[4, t], x[5, t], x[6, t], x[7, t], g, h, t)
         for s in range(2):
