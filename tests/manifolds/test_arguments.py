@@ -74,3 +74,11 @@ def test_products_stay_in_full_precision_under_autocast(manifold):
         y = manifold.retr(x, u)
     assert y.dtype == torch.float32
     assert manifold.point_error(y) < 1e-6
+
+
+def test_none_is_refused_where_it_stands_for_nothing():
+    stiefel = m.Stiefel()
+    x = stiefel.origin(4, 2)
+    with pytest.raises(TypeError, match="u: expected a tensor, got NoneType"):
+        stiefel.inner(x, None)
+    assert torch.equal(stiefel.inner(x, x, None), stiefel.inner(x, x))
