@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+LARGEST = 16  # rows and columns of a small matrix
+
 
 def unlike(matrix: Tensor, *others: object) -> str | None:
     """Tell which tensor has not the shape of the first, or None."""
@@ -14,6 +16,24 @@ def unlike(matrix: Tensor, *others: object) -> str | None:
         if isinstance(other, Tensor) and other.shape != matrix.shape:
             return f"tensors of different shapes, {tuple(matrix.shape)} and {tuple(other.shape)}"
     return None
+
+
+def small(matrix: Tensor, *others: object) -> str | None:
+    """Tell why the first matrix is not one of a few numbers, or another one does not fit it."""
+    n, m = matrix.shape[-2:]
+    if not 0 < min(n, m) <= max(n, m) <= LARGEST:
+        return f"no body for matrices of {n} x {m}, only from 1 x 1 to {LARGEST} x {LARGEST}"
+    return unlike(matrix, *others)
+
+
+def small_square(matrix: Tensor, *others: object) -> str | None:
+    """Tell the same of square matrices."""
+    return oblong(matrix) or small(matrix, *others)
+
+
+def small_repeated(matrix: Tensor, other: Tensor, times: int) -> str | None:
+    """Tell the same of an operation that is made so many times."""
+    return small(matrix, other) if times > 0 else f"times: expected at least 1, got {times}"
 
 
 def oblong(matrix: Tensor, *_others: object) -> str | None:

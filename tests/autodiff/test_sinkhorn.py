@@ -434,11 +434,3 @@ def test_wrong_logits_are_refused(arguments, error, message):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         autodiff.sinkhorn(torch.zeros(5, 2, 2), **options)
-
-
-def test_the_default_device_is_no_matter():
-    logits = torch.randn(5, 4, 4, generator=torch.Generator().manual_seed(0))
-    logits[0, 0, 0] = -torch.inf
-    expected = autodiff.sinkhorn(logits)
-    with torch.device("meta"):
-        assert torch.equal(autodiff.sinkhorn(logits), expected)

@@ -58,7 +58,7 @@ def run(body, operation, *args):
         return getattr(kernels, operation)(*args).cpu()
 
 
-def agree(body, operation, args):
+def assert_agrees(body, operation, args):
     result = run(body, operation, *args)
     expected = truth(operation, args)
     dtype = args[0].dtype
@@ -77,7 +77,7 @@ def agree(body, operation, args):
 def test_agrees_with_the_reference_in_float64(body, operation, shape, dtype):
     if shape[-1] != shape[-2] and not operation.startswith("sinkhorn"):
         shape = (*shape[:-1], shape[-2])
-    agree(body, operation, CALLS[operation](shape, dtype))
+    assert_agrees(body, operation, CALLS[operation](shape, dtype))
 
 
 @pytest.mark.parametrize("body", BODIES, ids="-".join)
@@ -86,7 +86,7 @@ def test_any_strides(body, operation):
     args = CALLS[operation]((6, 4, 4), torch.float32)
     strided = [value.movedim(0, -1).contiguous().movedim(-1, 0) if torch.is_tensor(value) else value for value in args]
     assert not strided[0].is_contiguous()
-    agree(body, operation, strided)
+    assert_agrees(body, operation, strided)
 
 
 EXTREMES = {

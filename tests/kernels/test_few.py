@@ -58,6 +58,8 @@ def test_results_can_be_resized_and_written_to(name):
         result.untyped_storage().resize_(0)
         result.untyped_storage().resize_(8 * result.numel())
         result.zero_()
+        assert result.untyped_storage().nbytes() == 8 * result.numel()
+        assert not result.any()
 
 
 @pytest.mark.parametrize("name", ["numba", "tiles", "reference"])

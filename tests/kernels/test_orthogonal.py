@@ -97,8 +97,8 @@ def test_operations_are_registered_as_torch_asks(name):
 
 def test_small_matrices_have_a_body_and_all_others_the_reference():
     pytest.importorskip("numba")
-    from jpmhc.kernels.cpu.tiles import LARGEST
     from jpmhc.kernels.cpu.vectors import WIDTH
+    from jpmhc.kernels.shapes import LARGEST
 
     assert kernels.choice("cayley_retraction", *material((200, 4, 4))[:2]).backend == "numba"
     assert kernels.choice("cayley_retraction", *material((200, 32, 16))[:2]).backend == "reference"

@@ -14,18 +14,14 @@ from jpmhc.kernels.cpu.products import combine_transposed, gram, invert, polish,
 from jpmhc.kernels.cpu.quaternion import turn
 from jpmhc.kernels.cpu.single import columns as single
 from jpmhc.kernels.cpu.single import one_by_one
-from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, numbers, small, store
-from jpmhc.kernels.shapes import oblong
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, numbers, store
+from jpmhc.kernels.shapes import small_square
 
 # Entries from which on elimination without pivots, which loses their square, is left to the reference.
 _STEEP = {torch.float32: 3e4, torch.float64: 1e3}
 
 
-def _square(matrix: Tensor, *others: object) -> str | None:
-    return oblong(matrix) or small(matrix, *others)
-
-
-@body(DTYPES, _square)
+@body(DTYPES, small_square)
 def cayley_forward(raw: Tensor, step: float) -> Tensor:
     """Run `_turned`, `_inverted` or the loop for few tokens, and after the last two the reference for large entries."""
     n = raw.shape[-1]
@@ -47,7 +43,7 @@ def cayley_forward(raw: Tensor, step: float) -> Tensor:
     return result
 
 
-@body(DTYPES, _square)
+@body(DTYPES, small_square)
 def cayley_adjoint(rotation: Tensor, cotangent: Tensor, step: float) -> Tensor:
     """Run `_adjoint` over all tokens, or the loop for few."""
     if few(rotation):

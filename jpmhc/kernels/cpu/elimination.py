@@ -28,9 +28,9 @@ _WORTH = 2**20  # multiplications that are worth compiling for
 def fits(matrix: Tensor) -> str | None:
     """Tell why square matrices, the only argument of an operation, do not fit."""
     n = matrix.shape[-1]
-    if oblong(matrix) is not None:
-        return oblong(matrix)
-    return None if 1 <= n <= LARGEST else f"no body for matrices of {n} x {n}, only up to {LARGEST} x {LARGEST}"
+    if not 1 <= n <= LARGEST:
+        return f"no body for matrices of {n} x {n}, only up to {LARGEST} x {LARGEST}"
+    return oblong(matrix)
 
 
 def little(matrix: Tensor, *_: object) -> str | None:

@@ -16,9 +16,9 @@ from jpmhc.kernels.cpu.elimination import little
 from jpmhc.kernels.cpu.products import combine, combine_transposed, gram, invert, invert_one_minus_skew, polish, product
 from jpmhc.kernels.cpu.single import columns as single
 from jpmhc.kernels.cpu.single import one_by_one
-from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, LARGEST, extent, few, load, narrow, numbers, store
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, narrow, numbers, store
 from jpmhc.kernels.cpu.vectors import WIDTH
-from jpmhc.kernels.shapes import unlike
+from jpmhc.kernels.shapes import LARGEST, unlike
 
 _STEEP = 1e3  # elimination without pivots loses the square of this; the polish makes good what is left
 

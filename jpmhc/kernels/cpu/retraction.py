@@ -15,9 +15,9 @@ from jpmhc.kernels.cpu.single import one_by_one
 from jpmhc.kernels.cpu.single import scaling as single
 from jpmhc.kernels.cpu.sinkhorn import few_numbers
 from jpmhc.kernels.cpu.sweeps import swept
-from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, LARGEST, exp, extent, few, load, numbers, store
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, exp, extent, few, load, numbers, store
 from jpmhc.kernels.retraction import birkhoff_retraction as primitive_retraction
-from jpmhc.kernels.shapes import oblong, unlike
+from jpmhc.kernels.shapes import LARGEST, oblong, unlike
 from jpmhc.kernels.sinkhorn import FIRST_SWEEPS
 
 

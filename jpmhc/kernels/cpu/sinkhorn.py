@@ -13,7 +13,8 @@ from jpmhc.kernels.cpu.scaling import balance, solve, sweep
 from jpmhc.kernels.cpu.single import one_by_one
 from jpmhc.kernels.cpu.single import scaling as single
 from jpmhc.kernels.cpu.sweeps import swept
-from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, LARGEST, extent, few, load, numbers, small, store
+from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, numbers, store
+from jpmhc.kernels.shapes import LARGEST, small, small_repeated
 from jpmhc.kernels.sinkhorn import FIRST_SWEEPS
 from jpmhc.kernels.sinkhorn import sinkhorn_forward as primitive_forward
 from jpmhc.kernels.sinkhorn import sinkhorn_scaled as primitive_scaled
@@ -126,11 +127,7 @@ def sinkhorn_potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
     return _solved(matrix, imbalance, False, 0)
 
 
-def _repeated(matrix: Tensor, imbalance: Tensor, times: int) -> str | None:
-    return small(matrix, imbalance) if times > 0 else f"times: expected at least 1, got {times}"
-
-
-@body(DTYPES, _repeated)
+@body(DTYPES, small_repeated)
 def sinkhorn_balanced(matrix: Tensor, imbalance: Tensor, times: int) -> Tensor:
     """Run `_potentials` over all tokens, for ``H - P * W``."""
     return _solved(matrix, imbalance, False, times)

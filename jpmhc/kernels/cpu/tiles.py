@@ -22,7 +22,6 @@ from jpmhc.kernels.shapes import unlike
 LANES = 32
 GRAIN = 16 * LANES  # tokens that are worth a thread
 DTYPES = (torch.float32, torch.float64)
-LARGEST = 16
 WORTH = 128  # fewer matrices are not worth the seconds that a version for their size takes to compile
 
 
@@ -38,14 +37,6 @@ def few(matrix: Tensor, *_args: object) -> str | None:
     """Tell why a batch, the first argument of an operation, is not worth a compiled version for its size."""
     n, m = matrix.shape[-2:]
     return f"fewer than {WORTH} matrices" if matrix.numel() < WORTH * n * m else None
-
-
-def small(matrix: Tensor, *others: object) -> str | None:
-    """Tell why a matrix, the first argument of an operation, does not fit a tile, or another one does not fit it."""
-    n, m = matrix.shape[-2:]
-    if not 0 < min(n, m) <= max(n, m) <= LARGEST:
-        return f"no body for matrices of {n} x {m}, only from 1 x 1 to {LARGEST} x {LARGEST}"
-    return unlike(matrix, *others)
 
 
 def narrow(matrix: Tensor, *others: object) -> str | None:

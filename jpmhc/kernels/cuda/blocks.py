@@ -7,18 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jpmhc.kernels.shapes import unlike
-
 DTYPES = (torch.float32, torch.float64)
-LARGEST = 16
-
-
-def small(matrix: Tensor, *others: object) -> str | None:
-    """Tell why a matrix, the first argument of an operation, does not fit, or another one does not fit it."""
-    n, m = matrix.shape[-2:]
-    if not 0 < min(n, m) <= max(n, m) <= LARGEST:
-        return f"no body for matrices of {n} x {m}, only from 1 x 1 to {LARGEST} x {LARGEST}"
-    return unlike(matrix, *others)
 
 
 def launch(kernel, matrices, *options) -> Tensor:

@@ -16,9 +16,9 @@ from triton.runtime import driver
 from jpmhc.kernels.bodies import body, interpreted
 from jpmhc.kernels.boundary import Boundary, Pullback
 from jpmhc.kernels.cuda import backward, closing, forward
-from jpmhc.kernels.cuda.blocks import LARGEST
 from jpmhc.kernels.cuda.projection import arrange
 from jpmhc.kernels.fitting import unfit
+from jpmhc.kernels.shapes import LARGEST
 
 _HALF = (torch.bfloat16, torch.float16)
 

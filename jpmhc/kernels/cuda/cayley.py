@@ -7,21 +7,17 @@ import triton.language as tl
 from torch import Tensor
 
 from jpmhc.kernels.bodies import body
-from jpmhc.kernels.cuda.blocks import DTYPES, column, launch, places, product, row, small
-from jpmhc.kernels.shapes import oblong
+from jpmhc.kernels.cuda.blocks import DTYPES, column, launch, places, product, row
+from jpmhc.kernels.shapes import small_square
 
 
-def _square(matrix: Tensor, *others: object) -> str | None:
-    return oblong(matrix) or small(matrix, *others)
-
-
-@body(DTYPES, _square)
+@body(DTYPES, small_square)
 def cayley_forward(raw: Tensor, step: float) -> Tensor:
     """Run `_forward` over all tokens."""
     return launch(_forward, [raw], step)
 
 
-@body(DTYPES, _square)
+@body(DTYPES, small_square)
 def cayley_adjoint(rotation: Tensor, cotangent: Tensor, step: float) -> Tensor:
     """Run `_adjoint` over all tokens."""
     return launch(_adjoint, [rotation, cotangent], step)

@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from jpmhc.kernels.bodies import body
-from jpmhc.kernels.cuda.blocks import DTYPES, column, launch, places, row, small
+from jpmhc.kernels.cuda.blocks import DTYPES, column, launch, places, row
+from jpmhc.kernels.shapes import small, small_repeated
 from jpmhc.kernels.sinkhorn import FIRST_SWEEPS
 
 
@@ -45,11 +46,7 @@ def sinkhorn_potentials(matrix: Tensor, imbalance: Tensor) -> Tensor:
     return launch(_potentials, [matrix, imbalance], torch.finfo(matrix.dtype).eps, False, 0)
 
 
-def _repeated(matrix: Tensor, imbalance: Tensor, times: int) -> str | None:
-    return small(matrix, imbalance) if times > 0 else f"times: expected at least 1, got {times}"
-
-
-@body(DTYPES, _repeated)
+@body(DTYPES, small_repeated)
 def sinkhorn_balanced(matrix: Tensor, imbalance: Tensor, times: int) -> Tensor:
     """Run `_potentials` over all tokens, for ``H - P * W``."""
     return launch(_potentials, [matrix, imbalance], torch.finfo(matrix.dtype).eps, False, times)

@@ -138,6 +138,13 @@ def _swept_once(logits, t, p, u, v):  # type: ignore[no-untyped-def]
     for i in range(n):
         for j in range(m):
             v[j] += p[i, j]
+    _scale_columns(p, v)
+
+
+@summing_part
+def _scale_columns(p, v):  # type: ignore[no-untyped-def]
+    """Scale columns whose sums are v; v becomes their scales."""
+    n, m = p.shape
     for j in range(m):
         v[j] = n / m / v[j]
     for i in range(n):
@@ -159,11 +166,7 @@ def _scale(p, u, v, times):  # type: ignore[no-untyped-def]
             for j in range(m):
                 p[i, j] *= total
                 v[j] += p[i, j]
-        for j in range(m):
-            v[j] = n / m / v[j]
-        for i in range(n):
-            for j in range(m):
-                p[i, j] *= v[j]
+        _scale_columns(p, v)
 
 
 @summing_part
