@@ -16,6 +16,7 @@ from triton.runtime import driver
 from jpmhc.kernels.bodies import body, interpreted
 from jpmhc.kernels.boundary import Boundary, Pullback
 from jpmhc.kernels.cuda import backward, closing, forward
+from jpmhc.kernels.cuda.blocks import ROUNDED
 from jpmhc.kernels.cuda.projection import arrange
 from jpmhc.kernels.fitting import unfit
 from jpmhc.kernels.shapes import LARGEST
@@ -69,7 +70,7 @@ def boundary_forward(boundary: Boundary) -> tuple[Tensor, ...]:
         forward.cross[(triton.cdiv(tokens, plan.tokens),)](
             *arrays, *targets, tokens, eps, post_eps, gate, precision,
             n, d, rows, *parts, _padded(n), plan.tokens, plan.width, plan.stages, _width(READ, d),
-            num_warps=plan.warps,
+            num_warps=plan.warps, **ROUNDED,
         )  # fmt: skip
     return results
 
@@ -105,7 +106,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
             closing.close[(blocks,)](
                 grad_u, grad_z, scale, streams, z, pre, rms, slope, grad_raw, radials, bias_sums, scale_sums, tokens,
                 gate, wide, n, d, rows, _padded(max(parts.numbers, n), 16), parts.first, parts.count,
-                parts.numbers * wide, plan.tokens, plan.width, num_warps=plan.warps,
+                parts.numbers * wide, plan.tokens, plan.width, num_warps=plan.warps, **ROUNDED,
             )  # fmt: skip
             if bias_sums is not None and scale_sums is not None:
                 grad_bias, grad_scale = bias_sums.sum(0), scale_sums.sum(0)
@@ -115,11 +116,11 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
             inner = like.new_empty(tokens, n)
             closing.along[grid](
                 grad_streams, grad_u, tiles, streams, pre, rms, grad_raw, radials, inner, tokens, *sizes,
-                num_warps=pull.warps,
+                num_warps=pull.warps, **ROUNDED,
             )  # fmt: skip
         backward.pull[grid](
             grad_streams, grad_u, x, matrix, post, y, tiles, streams, pre, rms, post_rms, grad_raw, radials, inner,
-            grad_x, grad_y, *_wanted(grad_matrix), grad_post, tokens, *sizes, num_warps=pull.warps,
+            grad_x, grad_y, *_wanted(grad_matrix), grad_post, tokens, *sizes, num_warps=pull.warps, **ROUNDED,
         )  # fmt: skip
         if grad_raw is not None:
             grad_weight = _weight_gradient(grad_raw, streams, rows, parts, precision)
@@ -135,7 +136,7 @@ def _weight_gradient(grad_raw: Tensor, streams: Tensor, rows: int, parts: Parts,
     sums = grad_raw.new_empty(ranges, rows, columns, dtype=torch.float32)
     backward.weight_gradient[(blocks, ranges)](
         grad_raw, streams, sums, tokens, length, precision, rows, columns, *parts, plan.width, plan.tokens,
-        plan.stages, num_warps=plan.warps,
+        plan.stages, num_warps=plan.warps, **ROUNDED,
     )  # fmt: skip
     return sums[0] if ranges == 1 else sums.sum(0)
 
@@ -245,7 +246,7 @@ def _tiles(weight: Tensor | None, n: int, d: int, width: int, parts: Parts, prec
     tiles = weight.new_empty(chunks, columns, size, dtype=torch.bfloat16 if wide == 2 else weight.dtype)
     arrange[(triton.cdiv(chunks * size, 1024), columns)](
         weight.contiguous(), tiles, chunks, wide, n, d, len(weight), _padded(n), parts.first, parts.count, columns,
-        width, 1024,
+        width, 1024, **ROUNDED,
     )  # fmt: skip
     return tiles
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from jpmhc.kernels.bodies import body
-from jpmhc.kernels.cuda.blocks import DTYPES, numbers_of, token_block
+from jpmhc.kernels.cuda.blocks import DTYPES, ROUNDED, numbers_of, token_block
 from jpmhc.kernels.quaternion import COMPONENT, LEFT, RIGHT
 from jpmhc.kernels.shapes import unpaired
 
@@ -39,7 +39,7 @@ def _launch(kernel, *tensors: Tensor) -> None:
     if tokens:
         tiny = torch.finfo(tensors[0].dtype).tiny
         with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
-            kernel[(triton.cdiv(tokens, _BLOCK),)](*(t.contiguous() for t in tensors), tokens, tiny, _BLOCK)
+            kernel[(triton.cdiv(tokens, _BLOCK),)](*(t.contiguous() for t in tensors), tokens, tiny, _BLOCK, **ROUNDED)
 
 
 @triton.jit

@@ -1,0 +1,108 @@
+"""The library's Triton bodies on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from tests.kernels.cuda.machine import products, threads, warps  # noqa: F401  they enter their operations
+from tests.kernels.cuda.machine.block import Block
+from tests.kernels.cuda.machine.memory import Tensors
+from tests.kernels.cuda.machine.parse import Kernel
+
+
+@contextmanager
+def machine(capability: int = 90, shared: int = 227 * 1024, late: bool = True) -> Iterator[list[str]]:
+    """Let the bodies of ``backend("triton")`` take tensors on the CPU, compiled and run here.
+
+    Parameters
+    ----------
+    capability : int
+        To compile for: 80, 86, 89 or 90.
+    shared : int
+        Bytes of shared memory that a program may have.
+    late : bool
+        As in `Block`.
+
+    Yields
+    ------
+    list of str
+        Names of the kernels that ran.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from jpmhc.kernels import bodies
+    from jpmhc.kernels.cuda import boundary
+
+    class Absent:
+        """The parts of a driver that compiling asks for."""
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", capability, 32)
+
+        def get_current_device(self) -> int:
+            return -capability  # a device of its own in the caches of kernels
+
+        def get_current_stream(self, _device: int) -> int:
+            return 0
+
+    ran: list[str] = []
+
+    def launched(kernel, grid):
+        def run(*args, **options):
+            compiled = kernel.run(*args, grid=grid, warmup=True, **options)
+            assert compiled.metadata.shared <= shared, "more shared memory than there is"
+            named = dict(zip(kernel.arg_names, args, strict=False))
+            given = [named[name] for name, kind in compiled.src.signature.items() if kind != "constexpr"]
+            execute(compiled.asm["ptx"], compiled.metadata.shared, given, grid, late)
+            ran.append(kernel.fn.__name__)
+
+        return run
+
+    before = torch.are_deterministic_algorithms_enabled()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "_active", Absent())
+        patch.setattr(JITFunction, "__getitem__", launched)
+        patch.setattr(bodies, "interpreted", lambda: True)
+        patch.setattr(boundary, "_shared", lambda _device: shared)
+        torch.use_deterministic_algorithms(True)  # memory that nobody wrote holds no numbers
+        try:
+            yield ran
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+
+def execute(ptx: str, shared: int, given: list, grid: tuple[int, ...], late: bool = True) -> None:
+    """Run all programs of a kernel, one after the other.
+
+    Parameters
+    ----------
+    ptx : str
+    shared : int
+        Bytes of shared memory of a program.
+    given : list of torch.Tensor or int
+        Arguments; the kernel writes to the tensors.
+    grid : tuple of int
+    late : bool
+        As in `Block`.
+
+    Raises
+    ------
+    Fault
+        See the package.
+    """
+    kernel = Kernel(ptx)
+    tensors = Tensors([value for value in given if isinstance(value, torch.Tensor)])
+    arguments = [tensors.address(value) if isinstance(value, torch.Tensor) else value for value in given]
+    arguments += [0] * (len(kernel.parameters) - len(arguments))  # scratch memory that none of ours has
+    with np.errstate(all="ignore"):
+        for z, y, x in product(*(range(size) for size in (*grid, 1, 1)[2::-1])):
+            Block(kernel, tensors, arguments, (x, y, z), shared, late).run()
+    tensors.give_back()
