@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from jpmhc.autodiff.precision import raised
+from jpmhc.autodiff.recording import Call, Outside, Recording
 from jpmhc.autodiff.stance import uncompiled
 
 
@@ -49,48 +50,43 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self._known = {id(tensor): tensor for tensor in given}
         self._constants: dict[int, Tensor] = {}
-        self.captured: list[Tensor] = []
+        self._places: dict[int, int] = {}
+        self.recording = Recording([], [])
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = pytree.tree_map_only(Tensor, self._constant, (args, kwargs or {}))
+        leaves, tree = pytree.tree_flatten((args, kwargs or {}))
+        outside: list[Outside] = []
+        for place, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and id(leaf) not in self._known:
+                leaves[place] = self._constant(leaf, place, outside)
+        self.recording.calls.append(Call.of(func, leaves, outside))
+        args, kwargs = pytree.tree_unflatten(leaves, tree)
         result = func(*args, **kwargs)
         # Holding every result keeps its id from being used again.
         self._known.update((id(leaf), leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
         return result
 
-    def _constant(self, tensor: Tensor) -> Tensor:
-        if id(tensor) in self._known or not _matters(tensor):
+    def _constant(self, tensor: Tensor, place: int, outside: list[Outside]) -> Tensor:
+        if not _matters(tensor):
+            outside.append(Outside.constant(place, tensor))
             return tensor
         if id(tensor) not in self._constants:
-            self.captured.append(tensor)
+            self._places[id(tensor)] = len(self.recording.captured)
+            self.recording.captured.append(tensor)
             self._constants[id(tensor)] = raised(tensor.detach())
+        outside.append(Outside(place, self._places[id(tensor)]))
         return self._constants[id(tensor)]
 
 
-class _Substitution(TorchFunctionMode):
-    """Puts other tensors in the place of captured ones, wherever an operation takes them."""
-
-    def __init__(self, replacements: dict[int, Tensor]) -> None:
-        super().__init__()
-        self._replacements = replacements
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        replacements = self._replacements
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: replacements.get(id(t), t), (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-
-def find_captures(
-    fn: Callable[..., Any], arguments: Sequence[Any], owner: Callable[..., Any]
-) -> tuple[list[Tensor], Any]:
-    """Tensors that ``fn(*arguments)`` uses without being given, if a derivative or a mapped axis passes through them.
+def find_captures(fn: Callable[..., Any], arguments: Sequence[Any], owner: Callable[..., Any]) -> tuple[Recording, Any]:
+    """Record what ``fn(*arguments)`` uses without being given.
 
     ``owner`` is the function whose words name a capture in an error.
 
     Returns
     -------
     tuple
-        The captures, and the output of ``fn`` with its arguments and captures held constant.
+        The recording, and the output of ``fn`` with its arguments and captures held constant.
 
     Raises
     ------
@@ -118,22 +114,7 @@ def find_captures(
             "fixed_point(lambda z, weights: torch.func.functional_call(module, weights, (z,)), z0, "
             "dict(module.named_parameters()))"
         )
-    return recorder.captured, output
-
-
-def with_captures(fn: Callable[..., Any], captures: Sequence[Tensor]) -> Callable[..., Any]:
-    """``fn`` with the captures as its first argument: ``(replacements, *args) -> fn(*args)``."""
-    if not captures:
-        return lambda replacements, *args: fn(*args)
-
-    def lifted(replacements: Sequence[Tensor], *args: Any) -> Any:
-        changed = {id(old): new for old, new in zip(captures, replacements, strict=True) if new is not old}
-        if not changed:
-            return fn(*args)
-        with uncompiled(), _Substitution(changed):
-            return fn(*args)
-
-    return lifted
+    return recorder.recording, output
 
 
 def _name_of_source(fn: Callable[..., Any], output: Tensor) -> str:

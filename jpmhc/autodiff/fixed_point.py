@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from jpmhc.autodiff.adjoints import Adjoint, Implicit
-from jpmhc.autodiff.captures import find_captures, with_captures
+from jpmhc.autodiff.captures import find_captures
 from jpmhc.autodiff.convergence import Check
 from jpmhc.autodiff.derivatives import AdjointRecord
 from jpmhc.autodiff.equation import Equation
 from jpmhc.autodiff.packing import Layout
 from jpmhc.autodiff.precision import raised
+from jpmhc.autodiff.recording import Lifted, Recording
 from jpmhc.autodiff.solvers import Anderson, Solver
 from jpmhc.kernels.precision import full_precision
 
@@ -102,12 +103,17 @@ def fixed_point(
     ValueError, TypeError
         The output of ``fn`` has another structure, shape, dtype or device than ``z0``; ``fn`` writes to its arguments
         in place; a derivative enters it where it cannot be followed; an option is out of range; ``check`` is not
-        ``"none"`` under ``torch.compile``.
+        ``"none"`` where ``torch.compile`` traces the call.
+    RuntimeError
+        From a derivative: ``fn`` no longer does what it did when the equation was solved, or what it uses was written
+        to since.
 
     Notes
     -----
     ``fn`` is called twice more than the solver asks, at ``z0`` and at the solution, to see what it captures. If it
     captures at the solution what it did not at ``z0``, the equation is solved a second time, with the new arguments.
+    Derivatives call it again and hand its operations, one by one, the tensors that they took at the solution, whatever
+    its variables, attributes or a `torch.func.functional_call` point to by then.
 
     With `Implicit`, backward saves the solution and the tensors in ``args``, nothing of the iteration. Derivatives of
     any order, in reverse and forward mode and mixed, are those of the equation, also under ``torch.vmap``. A mapped
@@ -143,39 +149,40 @@ def fixed_point(
     with full_precision(layout.device):
         evaluate, given = _lift_arguments(fn, args)
 
-        def captures_at(state: Any) -> list[Tensor]:
+        def recorded_at(state: Any) -> Recording:
             if torch.compiler.is_compiling():
                 # The tracer follows captured tensors itself.
                 layout.require(evaluate(pytree.tree_map_only(Tensor, Tensor.clone, state), *given))
-                return []
-            captures, output = find_captures(evaluate, (state, *given), owner=fn)
+                return Recording([], [])
+            recording, output = find_captures(evaluate, (state, *given), owner=fn)
             layout.require(output)
-            return captures
+            return recording
 
-        def solve(captures: list[Tensor]) -> tuple[Tensor, ...]:
-            equation = _formulate(evaluate, len(given), captures, layout)
+        def solve(captures: list[Tensor]) -> tuple[Lifted, tuple[Tensor, ...]]:
+            lifted = Lifted(evaluate, captures)
+            equation = _formulate(lifted, len(given), layout)
             leaves = [*given, *(raised(capture) for capture in captures)]
-            return adjoint.solve(equation, layout.pack(z0), leaves, solver, check, record)
+            return lifted, adjoint.solve(equation, layout.pack(z0), leaves, solver, check, record)
 
-        captures = captures_at(pytree.tree_map_only(Tensor, raised, z0))
-        z, steps, residual, converged = solve(captures)
+        captures = recorded_at(pytree.tree_map_only(Tensor, raised, z0)).captured
+        lifted, (z, steps, residual, converged) = solve(captures)
         if not torch.compiler.is_compiling():
+            recording = recorded_at(layout.unpack(z, layout.working_dtypes))
             # A function that takes another branch at the solution may capture other tensors there.
             known = {id(capture) for capture in captures}
-            late = [
-                capture for capture in captures_at(layout.unpack(z, layout.working_dtypes)) if id(capture) not in known
-            ]
+            late = [capture for capture in recording.captured if id(capture) not in known]
             if late:
-                z, steps, residual, converged = solve([*captures, *late])
+                lifted, (z, steps, residual, converged) = solve([*captures, *late])
+            lifted.keep(recording)
     return Solution(layout.unpack(z, layout.dtypes), steps, residual, converged, record)
 
 
 def _check_arguments(fn: Any, solver: Any, adjoint: Any, batch_dims: int, check: str) -> None:
     if not callable(fn):
         raise TypeError(f"fn: expected a function (z, *args) -> z, got {type(fn).__name__}")
-    if not hasattr(solver, "step"):
+    if not hasattr(solver, "step") or isinstance(solver, type):
         raise TypeError(f"solver: expected Picard(...), Anderson(...), Broyden(...) or Newton(...), got {solver!r}")
-    if not hasattr(adjoint, "solve") or hasattr(adjoint, "step"):
+    if not hasattr(adjoint, "solve") or hasattr(adjoint, "step") or isinstance(adjoint, type):
         raise TypeError(f"adjoint: expected Implicit(...), Unrolled() or PhantomGradient(...), got {adjoint!r}")
     if not isinstance(batch_dims, int) or batch_dims < 0:
         raise ValueError(f"batch_dims: expected an integer >= 0, got {batch_dims!r}")
@@ -199,9 +206,8 @@ def _lift_arguments(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Call
     return evaluate, [raised(entries[place]) for place in places]
 
 
-def _formulate(evaluate: Callable[..., Any], given: int, captures: list[Tensor], layout: Layout) -> Equation:
+def _formulate(lifted: Lifted, given: int, layout: Layout) -> Equation:
     """Write the equation on packed states, as a function of the ``given`` tensors and then those it captured."""
-    lifted = with_captures(evaluate, captures)
 
     def packed(z: Tensor, *leaves: Tensor) -> Tensor:
         # Traced, a function that writes to its argument goes unnoticed; the copy costs nothing where it does not.

@@ -240,7 +240,9 @@ def test_wrong_outputs_of_later_steps_are_refused(late):
         ({"batch_dims": -1}, "batch_dims: expected an integer >= 0, got -1"),
         ({"check": "maybe"}, "check: expected 'raise', 'warn' or 'none', got 'maybe'"),
         ({"solver": autodiff.Implicit()}, "solver: expected"),
+        ({"solver": autodiff.Picard}, "solver: expected"),
         ({"adjoint": autodiff.Picard()}, "adjoint: expected"),
+        ({"adjoint": autodiff.Unrolled}, "adjoint: expected"),
         ({"fn": 3}, "fn: expected a function"),
     ],
 )
