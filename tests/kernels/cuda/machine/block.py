@@ -18,13 +18,17 @@ _BESIDE = 63
 Operation = Callable[["Block", Instruction, "np.ndarray | None"], None]
 OPERATIONS: dict[str, Operation] = {}
 """From the first word of an instruction to what carries it out for a block and a mask of its threads, None for all."""
+TOGETHER: set[str] = set()
+"""First words of those that all threads take together."""
 
 
-def operation(*names: str) -> Callable[[Operation], Operation]:
+def operation(*names: str, together: bool = False) -> Callable[[Operation], Operation]:
     """Enter a function into `OPERATIONS`."""
 
     def enter(function: Operation) -> Operation:
         OPERATIONS.update(dict.fromkeys(names, function))
+        if together:
+            TOGETHER.update(names)
         return function
 
     return enter
@@ -76,12 +80,12 @@ class Block:
         return np.full(len(self.threads), value, np.uint32)
 
     def run(self) -> None:
-        """Take instructions up to the last; where threads part, those that are behind go first."""
+        """Take instructions up to the last."""
         code, at = self.kernel.code, 0
         while True:
             active = None
             if self._places is not None:
-                at = int(self._places.min())
+                at = self._next()
                 active = self._places == at
                 if active.all():
                     self._places = active = None
@@ -96,6 +100,13 @@ class Block:
         if any(self.products):
             raise Fault(f"{self.kernel.name} ends before its products do")
 
+    def _next(self) -> int:
+        """Return where the threads stand that go on: those that are behind, unless they wait for others."""
+        places = np.unique(self._places)
+        code = [*self.kernel.code, None]
+        free = [place for place in places.tolist() if code[place] is None or code[place].name not in TOGETHER]
+        return int(places[0]) if len(places) == 1 or free in ([], [len(code) - 1]) else free[0]
+
     def _take(self, instruction: Instruction, at: int, active: np.ndarray | None) -> int:
         mask = active
         if instruction.guard is not None:
@@ -109,6 +120,8 @@ class Block:
         function = OPERATIONS.get(instruction.name)
         if function is None:
             raise Fault("unknown instruction")
+        if mask is not None and instruction.name in TOGETHER:
+            raise Fault("not all threads are here")
         function(self, instruction, mask)
         if active is not None:
             self._places[active] = at + 1

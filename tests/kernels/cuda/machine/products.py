@@ -14,7 +14,7 @@ from tests.kernels.cuda.machine.block import Block, operation
 from tests.kernels.cuda.machine.formats import bits_of, decoded, size_of
 from tests.kernels.cuda.machine.memory import Fault
 from tests.kernels.cuda.machine.parse import Instruction, listed
-from tests.kernels.cuda.machine.warps import Mask, together
+from tests.kernels.cuda.machine.warps import Mask
 
 _SHAPE = re.compile(r"m(\d+)n(\d+)k(\d+)")
 # Bits that a layout of shared memory exchanges, by the number that stands for it in a descriptor.
@@ -49,10 +49,9 @@ def _add(block: Block, products: np.ndarray, targets: list[str], sums: list[str]
         block.write(target, value, "f32", None)
 
 
-@operation("mma")
+@operation("mma", together=True)
 def multiply(block: Block, given: Instruction, mask: Mask) -> None:
     """``D = A B + C`` in every warp."""
-    together(mask)
     targets, left, right, sums = map(listed, given.operands)
     name = given.words[-2]
     if given.words[2] not in ("m16n8k16", "m16n8k8") or given.words[-1] != "f32":
@@ -65,10 +64,9 @@ def multiply(block: Block, given: Instruction, mask: Mask) -> None:
     _add(block, _left(block, left, name) @ factor, targets, sums)
 
 
-@operation("wgmma")
+@operation("wgmma", together=True)
 def multiply_beside(block: Block, given: Instruction, mask: Mask) -> None:
     """The same for four warps at a time and factors in shared memory, beside the threads."""
-    together(mask)
     kind = given.words[0]
     if kind == "commit_group":
         block.products.append([])

@@ -12,16 +12,9 @@ Mask = np.ndarray | None
 _REDUCTIONS = {"max": np.max, "min": np.min, "add": np.sum, "and": np.bitwise_and.reduce, "or": np.bitwise_or.reduce}
 
 
-def together(mask: Mask) -> None:
-    """Raise if some threads are missing."""
-    if mask is not None:
-        raise Fault("not all threads are here")
-
-
-@operation("shfl")
+@operation("shfl", together=True)
 def shuffle(block: Block, given: Instruction, mask: Mask) -> None:
     """A register of another lane."""
-    together(mask)
     target, source, by, most, _ = given.operands
     if int(most) != 31:
         raise Fault("parts of a warp")
@@ -32,19 +25,17 @@ def shuffle(block: Block, given: Instruction, mask: Mask) -> None:
     block.put(target, block.bits(source, 4)[32 * block.warps + lane], None)
 
 
-@operation("redux")
+@operation("redux", together=True)
 def reduce(block: Block, given: Instruction, mask: Mask) -> None:
     """One number of a warp's."""
-    together(mask)
     numbers = block.read(given.operands[1], given.words[-1]).reshape(-1, 32)
     found = _REDUCTIONS[given.words[1]](numbers, axis=1).astype(numbers.dtype)
     block.write(given.operands[0], np.repeat(found, 32), given.words[-1], None)
 
 
-@operation("bar", "barrier")
+@operation("bar", "barrier", together=True)
 def barrier(block: Block, given: Instruction, mask: Mask) -> None:
     """Wait for all warps, or, which says nothing here, for the threads of one."""
-    together(mask)
     if given.words[0] == "warp":
         return
     if len(given.operands) > 1:
@@ -52,10 +43,9 @@ def barrier(block: Block, given: Instruction, mask: Mask) -> None:
     block.meet()
 
 
-@operation("fence")
+@operation("fence", together=True)
 def fence(block: Block, given: Instruction, mask: Mask) -> None:
     """Let products see what was written to shared memory."""
-    together(mask)
     if "proxy" in given.words:
         block.unfenced[:] = False
 
@@ -63,6 +53,8 @@ def fence(block: Block, given: Instruction, mask: Mask) -> None:
 @operation("cp")
 def copy(block: Block, given: Instruction, mask: Mask) -> None:
     """From global to shared memory, beside the threads; nothing is there before it is waited for."""
+    if mask is not None and "group" in given.words[1]:
+        raise Fault("not all threads are here")
     if given.words[1] == "commit_group":
         block.copies.append([])
     elif given.words[1] in ("wait_group", "wait_all"):
@@ -95,10 +87,9 @@ def _copy(block: Block, given: Instruction, mask: Mask) -> None:
     block.copies[-1].append(land)
 
 
-@operation("ldmatrix", "stmatrix")
+@operation("ldmatrix", "stmatrix", together=True)
 def move_tiles(block: Block, given: Instruction, mask: Mask) -> None:
     """Tiles of 8 x 8 halves, whose rows stand where 8 lanes of a warp say."""
-    together(mask)
     loads = given.name == "ldmatrix"
     numbers, where = given.operands if loads else given.operands[::-1]
     addresses = block.addresses(where, 4)
