@@ -49,7 +49,11 @@ class Parts(NamedTuple):
 
 def _refuses(given: Boundary | Pullback) -> str | None:
     n = given.x.shape[1]
-    return unfit(given) if 1 <= n <= LARGEST else f"no body for n = {n}, only from 1 to {LARGEST}"
+    if not 1 <= n <= LARGEST:
+        return f"no body for n = {n}, only from 1 to {LARGEST}"
+    if n > 8 and given.x.dtype != torch.bfloat16 and _shared(given.x.device) < _WIDE:
+        return f"no body for n = {n} and {given.x.dtype} streams with less than {_WIDE >> 10} KiB of shared memory"
+    return unfit(given)
 
 
 @body((torch.float32,), lambda *args: _refuses(Boundary(*args)), streams=_HALF)
@@ -176,7 +180,8 @@ def blocks_to_close(n: int, d: int) -> Blocks:
 def blocks_to_pull(n: int, numbers: int, precision: str, shared: int) -> Blocks:
     """Return the blocks of the gradients of streams, for a projection to so many numbers."""
     if precision != "halves" or n > 8:
-        return Blocks(32, 16, 4) if n <= 4 else Blocks(32 if n <= 8 and shared >= _AMPLE else 16, 16, 8)
+        ample = shared >= _AMPLE
+        return Blocks(32, 16, 4) if n <= 4 else Blocks(32 if n <= 8 and ample else 16, 16 if n <= 8 or ample else 8, 8)
     tokens, width = 64 if n <= 4 or shared >= _AMPLE else 32, 16
     rows = _padded(n) * width * 2
     stages = _stages(shared, tokens * (2 * rows + 4 * width) + numbers * rows, tokens * (rows + 128 * _padded(n)))
@@ -205,8 +210,9 @@ def _stages(shared: int, chunk: int, beside: int, most: int = 3) -> int:
     return max(1, min(most, (shared - beside) // chunk))
 
 
-# Bytes of shared memory of a Hopper multiprocessor, and as much as the larger blocks need.
-_HOPPER, _AMPLE = 227 * 1024, 200 * 1024
+# Bytes of shared memory of a Hopper multiprocessor, as much as the larger blocks need, and as much as the gradients of
+# more than eight streams in three products do.
+_HOPPER, _AMPLE, _WIDE = 227 * 1024, 200 * 1024, 140 * 1024
 
 
 @cache
