@@ -52,6 +52,7 @@ def convert(
 
     Pre-norm, post-norm and parallel blocks (attention and feed-forward added together are one connection) of
     Transformers, timm and ``torch.nn`` are converted. A norm on the residual path (post-norm) normalises every stream.
+    Features must be the last dimension of residual vectors; models with channels before the tokens are refused.
 
     Parameters
     ----------

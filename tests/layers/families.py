@@ -75,6 +75,12 @@ FURTHER = {
 # Families that are refused, and the reason.
 REFUSED = {
     "albert": ("AlbertModel", "AlbertConfig", {**TEXT, "embedding_size": 16}, "a block runs more than once"),
+    "convnext": (
+        "ConvNextModel",
+        "ConvNextConfig",
+        {"hidden_sizes": [8, 16], "depths": [1, 2], "num_stages": 2, "image_size": 32},
+        "channels must come last",
+    ),
     "mamba": ("MambaForCausalLM", "MambaConfig", {**SMALL, "num_hidden_layers": 2}, r"residual\.to\(torch\.float32\)"),
 }
 MAIN = ["llama", "gpt2", "bert", "vit"]

@@ -213,6 +213,34 @@ def test_a_converted_decoder(mixer):
     assert (first[0, CUT:] - second[0, CUT:]).abs().max() > 1e-2
 
 
+class CausalConvolution(nn.Module):
+    """A residual block whose branch looks at this moment and the two before."""
+
+    def __init__(self, channels_last):
+        super().__init__()
+        self.conv, self.channels_last = nn.Conv1d(D, D, 3), channels_last
+
+    def forward(self, x):
+        if self.channels_last:
+            return x + torch.relu(self.conv(nn.functional.pad(x.mT, (2, 0)))).mT
+        return x + torch.relu(self.conv(nn.functional.pad(x, (2, 0))))
+
+
+@pytest.mark.parametrize("mixer", ["cayley", "sinkhorn"])
+def test_a_converted_convolution_whose_channels_come_last(mixer):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(CausalConvolution(True) for _ in range(3)))
+    # As many moments as channels: sizes alone do not tell which is which.
+    hold(shaken(layers.convert(model, example=torch.randn(2, D, D), mixer=mixer)), D)
+
+
+@pytest.mark.parametrize("moments", [TOKENS, D])
+def test_a_convolution_whose_channels_come_first_has_no_tokens_to_convert(moments):
+    model = nn.Sequential(*(CausalConvolution(False) for _ in range(3)))
+    with pytest.raises(ValueError, match=rf"(?s)0: channels must come last.*{moments}\).*F?pad\(x, \(2, 0\)\)"):
+        layers.convert(model, example=torch.randn(2, D, moments))
+
+
 def test_a_leak_is_seen():
     class Pooling(layers.Cayley):
         def forward(self, raw):

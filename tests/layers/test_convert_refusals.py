@@ -62,6 +62,50 @@ def test_an_addition_that_streams_cannot_replace_is_named_with_its_line(block, l
     assert not any(hasattr(module, "hyper_connections") for module in model.modules())
 
 
+class ChannelsFirst(nn.Module):
+    """Images (B, C, H, W), as in ResNets, ConvNeXt and PoolFormer."""
+
+    def __init__(self, reader, masked=False):
+        super().__init__()
+        self.reader, self.out, self.masked = reader, nn.Conv2d(8, 8, 3, padding=1), masked
+
+    def forward(self, x):
+        y = self.out(self.reader(x))
+        return x + (y * torch.ones(16) if self.masked else y)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("reader", "name"),
+    [
+        (lambda: nn.Conv2d(8, 8, 3, padding=1), "Conv2d"),
+        (lambda: nn.BatchNorm2d(8), "BatchNorm2d"),
+        (lambda: nn.Sequential(nn.GroupNorm(1, 8), nn.ReLU()), "GroupNorm"),
+    ],
+)
+def test_channels_before_the_tokens_are_refused_and_their_reader_is_named(reader, name, masked):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(*(ChannelsFirst(reader(), masked) for _ in "ab"))
+    )
+    with pytest.raises(ValueError, match=rf"(?s)1\.0: channels must come last.*\(1, 8, 16, 16\).*{name}"):
+        convert(model, example=torch.randn(1, 3, 16, 16))
+    assert not any(hasattr(module, "hyper_connections") for module in model.modules())
+
+
+def test_norms_over_channels_are_no_obstacle_for_single_vectors():
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear = nn.BatchNorm1d(8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return x + self.linear(self.norm(x))
+
+    model, x = nn.Sequential(Single(), Single()).eval(), torch.randn(5, 8)
+    expected = model(x)
+    torch.testing.assert_close(convert(model, example=x)(x), expected)
+
+
 @pytest.mark.parametrize("family", REFUSED)
 def test_a_family_that_cannot_be_converted_says_why(family):
     with pytest.raises(ValueError, match=REFUSED[family][3]):

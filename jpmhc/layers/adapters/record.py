@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -175,8 +175,15 @@ class Record:
 
     def last_uses(self) -> str:
         """Describe where the block's own code took the residual vector as a plain one."""
-        uses = dict.fromkeys(place for module, place in self.reads if module is None or module in self.carriers)
-        return "; ".join(uses) or "none"
+        return _listed(place for module, place in self.reads if module is None or module in self.carriers)
+
+    def uses(self) -> str:
+        """Describe where the residual vector was read, in the block's own code or in a module."""
+        return _listed(place for _, place in self.reads)
+
+
+def _listed(places: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(places)) or "none"
 
 
 def vectors(values: Sequence[Any]) -> Iterator[TracedVector]:

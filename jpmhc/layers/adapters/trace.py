@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from jpmhc.layers.adapters.axis import features_elsewhere
 from jpmhc.layers.adapters.blocks import swap_first, swap_result
 from jpmhc.layers.adapters.record import Anatomy, Normed, Record, TracedVector, vectors, where
 
@@ -160,7 +161,7 @@ class _Run:
                         yield inner.register_forward_pre_hook(self._push, with_kwargs=True)
                         yield inner.register_forward_hook(self._pop, with_kwargs=True)
                 # Before the hooks of others, which know nothing of residual vectors.
-                yield block.register_forward_hook(partial(self._leave, name), prepend=True)
+                yield block.register_forward_hook(partial(self._leave, name), prepend=True, with_kwargs=True)
 
     def _enter(
         self, name: str, key: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -181,7 +182,7 @@ class _Run:
             return args, kwargs
         return swap_first(argument, args, kwargs, wrap)
 
-    def _leave(self, name: str, block: nn.Module, args: Any, result: Any) -> Any:
+    def _leave(self, name: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         if self.current is None or self.current[1].anatomy.block is not block:
             self.failed.setdefault(name, "its members take no vectors")
             return result
@@ -206,8 +207,23 @@ class _Run:
 
         result = swap_result(result, unwrap)
         record.anatomise()
+        if name not in self.failed:
+            reason = features_elsewhere(record, self.calls[name][-1][1], partial(self._run_on, block, args, kwargs))
+            if reason:
+                self.failed[name] = f"{block_name}: {reason}"
         self.current = None
         return result
+
+    def _run_on(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> None:
+        """Run a block once more, on other vectors and without its own hooks; nothing of it is kept."""
+        name, record = self.current  # type: ignore[misc]
+        other = Record(record.anatomy, record.inner)
+        self.current = (name, other)
+        try:
+            args, kwargs = swap_first(record.anatomy.argument, args, kwargs, lambda _: TracedVector(x, other))
+            block.forward(*args, **kwargs)
+        finally:
+            self.current = (name, record)
 
     def _push(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.current is not None:
