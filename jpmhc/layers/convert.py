@@ -7,12 +7,14 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from jpmhc.layers.adapters.blocks import (
+    Collector,
     Connections,
     ConvertedBlock,
     StreamNorm,
@@ -21,7 +23,7 @@ from jpmhc.layers.adapters.blocks import (
     specialise,
 )
 from jpmhc.layers.adapters.inputs import as_example, make_example
-from jpmhc.layers.adapters.outputs import HiddenStates, largest_difference
+from jpmhc.layers.adapters.outputs import HiddenStates, largest_difference, shapes
 from jpmhc.layers.adapters.record import Anatomy
 from jpmhc.layers.adapters.trace import survey
 from jpmhc.layers.hyper_connection import HyperConnection
@@ -199,6 +201,9 @@ def _attach(model: nn.Module, name: str, chain: list[Anatomy], connections: list
     collect = HiddenStates(len(chain[0].shape), connections[0].streams, connections[0].width)
     for around in _around(model, name):
         undo.callback(around.register_forward_hook(collect).remove)
+        if hasattr(around, "forward_intermediates") and not isinstance(around, Collector):
+            specialise(around, Collector)
+            undo.callback(generalise, around)
         if isinstance(around, nn.TransformerEncoder):
             # Its fast path packs padded batches into nested tensors, which have no place for streams.
             undo.callback(setattr, around, "use_nested_tensor", around.use_nested_tensor)
@@ -216,6 +221,13 @@ def _around(model: nn.Module, name: str) -> Iterator[nn.Module]:
 
 
 def _compare(after: Any, before: Any) -> None:
+    ours, theirs = shapes(after), shapes(before)
+    for got, expected in zip_longest(ours, theirs):
+        if got != expected:
+            raise ValueError(
+                f"model: its output on the example has a tensor of shape {got}, not {expected} as before; "
+                "a model that collects what its blocks return collects streams"
+            )
     difference, size, dtype = largest_difference(after, before)
     allowed = min(1000 * torch.finfo(dtype).eps, 0.1) * size
     if not difference <= allowed:

@@ -209,6 +209,21 @@ def test_a_failed_check_puts_the_model_back():
     torch.testing.assert_close(model(x), expected, atol=0, rtol=0)
 
 
+def test_streams_in_the_output_are_told_from_a_change_of_its_values():
+    class Gathering(Network):
+        def forward(self, x):
+            found = []
+            for block in self.blocks:
+                x = block(x)
+                found.append(x)
+            return {"last": x, "all": found}
+
+    model = Gathering([Block(), Block()])
+    with pytest.raises(ValueError, match=r"(?s)model: .* shape \(1, 3, 4, 8\), not \(1, 3, 8\).*collects.*blocks"):
+        convert(model, example=torch.randn(1, 3, 8))
+    assert not any(hasattr(module, "hyper_connections") for module in model.modules())
+
+
 def test_weights_on_the_meta_device_are_refused():
     with torch.device("meta"):
         model = network()

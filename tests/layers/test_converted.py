@@ -9,7 +9,7 @@ import torch
 from jpmhc import layers
 from jpmhc.layers.adapters.checkpoint import load_converted
 from jpmhc.layers.convert import convert
-from tests.layers.families import MAIN, batch, build, network, spread, transformers
+from tests.layers.families import MAIN, Block, Network, batch, build, network, spread, transformers
 
 
 @pytest.mark.parametrize("family", MAIN)
@@ -130,6 +130,42 @@ def test_loading_refuses_what_it_cannot_restore(tmp_path):
     torch.testing.assert_close(loaded(**batch("llama")).logits, model(**batch("llama")).logits)
     with pytest.raises(ValueError, match="directory: mixing weights missing, unknown or of another shape"):
         load_converted(transformers.LlamaForCausalLM, tmp_path / "instance", options={**options, "dynamic": False})
+
+
+class Collecting(Network):
+    """Gathers what every block hands on beside its forward, as timm's models do for detectors."""
+
+    def forward_intermediates(self, x):
+        found = []
+        for block in self.blocks:
+            x = block(x)
+            found.append(x)
+        return self.norm(x), found
+
+
+def test_intermediate_vectors_are_means_over_streams():
+    torch.manual_seed(0)
+    model, x = Collecting([Block() for _ in range(3)]), torch.randn(2, 5, 8)
+    expected = model.forward_intermediates(x)
+    convert(model, example=x)
+    torch.testing.assert_close(model.forward_intermediates(x), expected)
+    with torch.no_grad():
+        for parameter in layers.mixing_parameters(model):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    streams = []
+    hooks = [block.register_forward_hook(lambda module, args, out: streams.append(out)) for block in model.blocks]
+    expected = model(x)
+    for hook in hooks:
+        hook.remove()
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        result, found = other.forward_intermediates(x)
+        assert torch.equal(result, expected)
+        assert torch.equal(other(x), expected)
+        assert torch.equal(found[0], streams[0].mean(-2))
+        assert torch.equal(found[1], streams[1].mean(-2))
+        assert torch.equal(found[2], streams[2])
+    result.sum().backward()
+    assert all(parameter.grad is not None for parameter in layers.mixing_parameters(other))
 
 
 def test_a_mixer_instance_is_copied_for_every_connection():

@@ -69,9 +69,10 @@ for name in sys.argv[1].split():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     images = torch.randn(2, 3, 32, 32)
-    expected = model(images)
+    expected, intermediate = model(images), model.forward_intermediates(images)
     converted = layers.convert(model)
     torch.testing.assert_close(converted(images), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(converted.forward_intermediates(images), intermediate, rtol=1e-5, atol=1e-4)
     found = sum(isinstance(module, layers.HyperConnection) for module in converted.modules())
     assert found == additions, (name, found)
     converted.train()

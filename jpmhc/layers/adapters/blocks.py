@@ -27,6 +27,9 @@ class Connections(nn.ModuleList):
         Name of the block's argument that holds them.
     """
 
+    # While vectors between blocks are collected: the streams of the vector that was handed on, beside it.
+    beside: list[tuple[Tensor, Tensor]] | None = None
+
     def __init__(
         self, connections: Iterable[HyperConnection], *, first: bool, last: bool, ndim: int, argument: str
     ) -> None:
@@ -38,6 +41,8 @@ class Connections(nn.ModuleList):
 
     def enter(self, x: Tensor) -> ResidualVector:
         """Return the residual vector of what a block is called with: (..., d) at the first, else (..., n, d)."""
+        if self.beside and self.beside[-1][0] is x:
+            x = self.beside.pop()[1]
         ndim, end = (self.ndim, (self.width,)) if self.first else (self.ndim + 1, (self.streams, self.width))
         if x.ndim != ndim or x.shape[-len(end) :] != end:
             raise ValueError(
@@ -49,7 +54,7 @@ class Connections(nn.ModuleList):
         return ResidualVector(x, cast("Sequence[HyperConnection]", self))
 
     def leave(self, x: ResidualVector) -> Tensor:
-        """Return what the block hands on: streams, or their mean after the last block."""
+        """Return what the block hands on: streams; their mean after the last block and for a collection."""
         if not isinstance(x, ResidualVector) or x.place != len(self):
             got = f"{x.place}" if isinstance(x, ResidualVector) else "a result that is not their sum"
             raise RuntimeError(
@@ -57,7 +62,12 @@ class Connections(nn.ModuleList):
                 "convert with an example that takes this path (example=...)"
             )
         x.spend()
-        return reduce_streams(x.streams()) if self.last else x.streams()
+        streams = x.streams()
+        if self.last or self.beside is None:
+            return reduce_streams(streams) if self.last else streams
+        vector = reduce_streams(streams)
+        self.beside.append((vector, streams))
+        return vector
 
 
 class Specialised:
@@ -80,6 +90,22 @@ class ConvertedBlock(Specialised):
         connections = self.hyper_connections
         args, kwargs = swap_first(connections.argument, args, kwargs, connections.enter)
         return swap_result(super().forward(*args, **kwargs), connections.leave)  # type: ignore[misc]
+
+
+class Collector(Specialised):
+    """Mix-in of a model that collects what its blocks hand on, in a method of its own: it collects vectors."""
+
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the original method with means in the place of streams; streams go from block to block beside them."""
+        chain = [m for m in self.modules() if isinstance(m, Connections)]  # type: ignore[attr-defined]
+        beside: list[tuple[Tensor, Tensor]] = []
+        for connections in chain:
+            connections.beside = beside
+        try:
+            return super().forward_intermediates(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            for connections in chain:
+                connections.beside = None
 
 
 class StreamNorm(Specialised):

@@ -55,24 +55,22 @@ class HiddenStates:
             )
 
 
-def largest_difference(ours: Any, theirs: Any) -> tuple[float, float, torch.dtype]:
-    """Return the largest difference of two outputs, the size of the second, and their least precise dtype.
+def shapes(output: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of the floating tensors at every depth of tuples, lists and mappings."""
+    return [tuple(value.shape) for value in _tensors(output)]
 
-    Floating tensors are compared at every depth of tuples, lists and mappings; outputs of different structure differ
-    by infinity.
+
+def largest_difference(ours: Any, theirs: Any) -> tuple[float, float, torch.dtype]:
+    """Return the largest difference of two outputs of the same shapes, the size of the second, its coarsest dtype.
+
+    Floating tensors are compared at every depth of tuples, lists and mappings.
     """
-    left, right = list(_tensors(ours)), list(_tensors(theirs))
-    if [value.shape for value in left] != [value.shape for value in right]:
-        return float("inf"), 0.0, torch.float32
-    difference = max(
-        (float((a.double() - b.double()).abs().max()) for a, b in zip(left, right, strict=True)), default=0.0
-    )
+    right = list(_tensors(theirs))
+    pairs = zip(_tensors(ours), right, strict=True)
+    difference = max((float((a.double() - b.double()).abs().max()) for a, b in pairs), default=0.0)
     size = max((float(value.double().abs().max()) for value in right), default=0.0)
-    return (
-        difference,
-        size,
-        max((value.dtype for value in right), key=lambda d: torch.finfo(d).eps, default=torch.float32),
-    )
+    dtype = max((value.dtype for value in right), key=lambda d: torch.finfo(d).eps, default=torch.float32)
+    return difference, size, dtype
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
