@@ -14,7 +14,7 @@ from jpmhc.kernels.precision import cast, full_precision
 from jpmhc.layers.arguments import check_number, check_size
 from jpmhc.layers.gates import make_gate
 from jpmhc.layers.label import Labelled
-from jpmhc.layers.mixer import Mixer, make_mixer
+from jpmhc.layers.mixer import Mixer, check_matrix, make_mixer
 from jpmhc.layers.projection import NORMS, by_streams, project, pull_projection
 from jpmhc.layers.recipes import find_recipe
 from jpmhc.layers.shards import placed_like
@@ -190,7 +190,9 @@ class Coefficients(Labelled):
                 dynamic = [s * z for s, z in zip(scale, dynamic, strict=True)]
             raw = [s + z for s, z in zip(raw, dynamic, strict=True)]
         pre, post = self.gate(raw[0], raw[1])
-        return pre, post, self.mixer(raw[2])
+        matrix = self.mixer(raw[2])
+        check_matrix(matrix, raw[2], self.mixer)
+        return pre, post, matrix
 
     def _reading(self, dtype: torch.dtype) -> Reading | None:
         """Describe the read to the kernel, or return None where it does not know the gate, norm or projection."""

@@ -67,15 +67,15 @@ class Mixer(ConstantModule):
 
     def forward(self, raw: Tensor) -> Tensor:
         """Map raw numbers (..., n_coefficients) to matrices (..., n, n), float32 or float64."""
-        raise NotImplementedError
+        raise self._undefined("forward")
 
     def start(self) -> Tensor:
         """Raw numbers (n_coefficients,), float64, of the start: rows of M sum to one, M = I where that is reached."""
-        raise NotImplementedError
+        raise self._undefined("start")
 
     def residual(self, matrix: Tensor) -> Tensor:
         """Distance (...) of matrices (..., n, n) from the set that the mixer promises."""
-        raise NotImplementedError
+        raise self._undefined("residual")
 
     def reset_parameters(self) -> None:
         """Return parameters of the mixer's own to their start; there are none here."""
@@ -93,6 +93,9 @@ class Mixer(ConstantModule):
         chosen = [f"{name}={getattr(self, name)!r}" for name in _CHOICES if hasattr(self, name)]
         return ", ".join([str(self.streams), *chosen])
 
+    def _undefined(self, name: str) -> NotImplementedError:
+        return NotImplementedError(f"{type(self).__name__}.{name} is not defined")
+
     def _coefficients(self, raw: Tensor) -> Tensor:
         # A wrong last size would broadcast into a wrong matrix without a word.
         if raw.shape[-1:] != (self.n_coefficients,):
@@ -101,6 +104,25 @@ class Mixer(ConstantModule):
                 f"got {tuple(raw.shape)}"
             )
         return raw.to(torch.promote_types(raw.dtype, torch.float32))
+
+
+def check_matrix(matrix: Any, raw: Tensor, mixer: Mixer) -> None:
+    """Refuse what a mixer made of raw numbers (..., n_coefficients) unless it is floating matrices (..., n, n).
+
+    Raises
+    ------
+    ValueError
+        For another shape, which would broadcast against the streams without a word, or no tensor.
+    TypeError
+        For another dtype.
+    """
+    shape = (*raw.shape[:-1], mixer.streams, mixer.streams)
+    expected = f"mixer: expected floating-point matrices of shape {shape} of {type(mixer).__name__}({mixer.streams})"
+    if not isinstance(matrix, Tensor) or matrix.shape != shape:
+        got = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
+        raise ValueError(f"{expected}, got {got}")
+    if not matrix.is_floating_point():
+        raise TypeError(f"{expected}, got {matrix.dtype}")
 
 
 @dataclass(frozen=True)

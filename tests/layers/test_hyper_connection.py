@@ -352,3 +352,26 @@ def test_wrong_streams_and_results_are_named():
         hc(torch.zeros(2, 4, 8))
     with pytest.raises(ValueError, match=r"branch: expected a result of shape \(2, 8\), got tuple"):
         hc.read(torch.zeros(2, 4, 8))[1]((torch.zeros(2, 8), None))
+
+
+@pytest.mark.parametrize(
+    ("result", "got"),
+    [
+        (lambda matrix: None, "NoneType"),
+        (lambda matrix: matrix[..., :1, :], r"\(2, 4, 1, 4\)"),
+        (lambda matrix: matrix[..., 0], r"\(2, 4, 4\)"),
+        (lambda matrix: torch.eye(4), r"\(4, 4\)"),
+        (lambda matrix: matrix.long(), r"torch\.int64"),
+        (lambda matrix: matrix + 0j, r"torch\.complex64"),
+    ],
+)
+@pytest.mark.parametrize("kind", [lambda layer: layer, lambda layer: layers.HyperStack([layer])])
+def test_a_mixer_whose_result_would_broadcast_is_named(result, got, kind):
+    class Odd(layers.Free):
+        def forward(self, raw):
+            return result(super().forward(raw))
+
+    layer = kind(layers.HyperConnection(8, nn.Linear(8, 8), mixer=Odd(4)))
+    # As many tokens as streams: a row in the place of a matrix fits in shape.
+    with pytest.raises(TypeError if "torch" in got else ValueError, match=rf"mixer: .*\(2, 4, 4, 4\) of Odd.*{got}"):
+        layer(torch.randn(2, 4, 4, 8))
