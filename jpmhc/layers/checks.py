@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from jpmhc.layers.hyper_connection import HyperConnection
-from jpmhc.layers.mixer import Mixer, is_exact, make_mixer
+from jpmhc.layers.mixer import Mixer, check_matrix, is_exact, make_mixer
 from jpmhc.layers.residual import Residual
 from jpmhc.layers.streams import expand_streams, reduce_streams
 
 if TYPE_CHECKING:
-    from jpmhc.manifolds.report import Report
+    from jpmhc.manifolds.report import Law, Report
 
 _WIDTH, _DEPTH = 6, 3
 
@@ -47,11 +47,12 @@ def check_mixer(
 
     Notes
     -----
-    The laws: shape and dtype of the result, the constraint, a residual that notices a violation, both laws of the
-    start (a network of three layers computes what the plain residual one does, and its streams part within 40 steps of
-    Adam), derivatives against central differences, finite results for any raw numbers up to 1e4, independence of the
-    batch, ``vmap``, forward mode, bfloat16 streams with float32 coefficients, a state dict's round trip and
-    ``torch.compile(fullgraph=True)``.
+    The laws: shape and dtype of the result, the constraint, one residual a matrix that notices a violation, both laws
+    of the start (a network of three layers computes what the plain residual one does, and its streams part within 40
+    steps of Adam), derivatives against central differences, finite results for any raw numbers up to 1e4, independence
+    of the batch, ``vmap``, forward mode, bfloat16 streams with float32 coefficients, a state dict's round trip and
+    ``torch.compile(fullgraph=True)``. A mixer that raises breaks the law that was being measured, and the report says
+    with what; after a result of a wrong shape nothing else has a meaning.
 
     Examples
     --------
@@ -99,30 +100,42 @@ class _Laws:
         """Map so few at a time that no kernel is compiled for their size."""
         return torch.cat([self.chart(part) for part in raw.split(64)])
 
-    def run(self, compile: bool) -> Iterator[Any]:
+    def run(self, compile: bool) -> Iterator[Law]:
+        groups = [self.counts, self.constraint, self.residuals, self.start, self.derivatives, self.extremity]
+        groups += [self.batch, self.vmap, self.forward_mode, self.precision, self.state]
+        if compile:
+            groups.append(self.compilation)
+        else:
+            self.absent.append("compilation (not asked for)")
+        fault = self.shape_fault()
+        dtype = None if fault else self.chart(self.raw(1.0, dtype=torch.bfloat16)).dtype
+        good = dtype == torch.float32
+        yield self.law("float32 matrices (..., n, n) of raw numbers (...)", 1.0 - good, 0.0, fault=fault)
+        if fault:
+            self.absent.append("laws of matrices (..., n, n)")
+            return
+        for group in groups:
+            try:
+                yield from group()
+            except Exception as error:  # a mixer that raises breaks the contract: say where and go on
+                yield self.law(f"{group.__name__} can be measured", math.nan, 0.0, fault=_told(error))
+
+    def law(self, name: str, value: float | Tensor, bound: float, at_least: bool = False, fault: str = "") -> Law:
         from jpmhc.manifolds.report import Law
 
-        def law(name: str, value: float | Tensor, bound: float, at_least: bool = False) -> Law:
-            return Law(name, float(torch.as_tensor(value).detach()), bound, at_least)
+        return Law(name, float(torch.as_tensor(value).detach()), bound, at_least, fault)
 
-        matrix = self.chart(self.raw(1.0, dtype=torch.bfloat16))
-        good = matrix.shape == (16, self.n, self.n) and matrix.dtype == torch.float32
-        yield law("float32 matrices (..., n, n) of raw numbers (...)", 1.0 - good, 0.0)
-        yield law("raw numbers of a wrong count are refused", self.accepts_wrong_count(), 0.0)
-        for scale in (1.0, 10.0, 100.0) if self.exact else ():
-            raw = torch.cat([self.raw(scale, 64, torch.float32), self.extremes(scale)])
-            residual = self.chart.residual(self.by_parts(raw)).amax()
-            yield law(f"constraint, raw numbers of size {scale:g}", residual, max(self.chart.promise, 1e-5))
-        yield from self.residuals(law)
-        yield from self.start(law)
-        yield law("derivative against differences (relative)", self.derivative(), self.slack())
-        yield law("values not finite, raw numbers to 1e4", self.not_finite(), 0.0)
-        raw = self.raw(1.0, 6)
-        together = self.chart(raw.view(2, 3, -1)).flatten(0, 1)
-        yield law("batch against one by one", _gap(together, torch.stack([self.chart(r) for r in raw])), 1e-12)
-        yield law("vmap against batch", _gap(torch.func.vmap(self.chart)(raw), self.chart(raw)), 1e-12)
-        yield law("forward against reverse mode", self.forward_mode(), 1e-9)
-        yield from self.layer(law, compile)
+    def shape_fault(self) -> str:
+        """Return what is wrong with the shape of the result, or nothing; a mixer that raises has none."""
+        raw = self.raw(1.0, dtype=torch.bfloat16)
+        try:
+            check_matrix(self.chart(raw), raw, self.chart)
+        except Exception as error:
+            return _told(error)
+        return ""
+
+    def counts(self) -> Iterator[Law]:
+        yield self.law("raw numbers of a wrong count are refused", self.accepts_wrong_count(), 0.0)
 
     def accepts_wrong_count(self) -> float:
         try:
@@ -131,14 +144,37 @@ class _Laws:
             return 0.0
         return 1.0
 
-    def residuals(self, law: Callable[..., Any]) -> Iterator[Any]:
+    def constraint(self) -> Iterator[Law]:
+        residual = self.chart.residual(self.chart(self.raw(1.0, dtype=torch.float32)))
+        yield self.law("one residual a matrix", float(residual.shape != (16,)), 0.0)
+        for scale in (1.0, 10.0, 100.0) if self.exact else ():
+            raw = torch.cat([self.raw(scale, 64, torch.float32), self.extremes(scale)])
+            residual = self.chart.residual(self.by_parts(raw)).amax()
+            yield self.law(f"constraint, raw numbers of size {scale:g}", residual, max(self.chart.promise, 1e-5))
+
+    def residuals(self) -> Iterator[Law]:
         start = self.chart(self.chart.start())
         if math.isfinite(self.chart.promise):
-            yield law("constraint at the start", self.chart.residual(start), max(self.chart.promise, 1e-5))
+            yield self.law("constraint at the start", self.chart.residual(start), max(self.chart.promise, 1e-5))
         if self.chart.residual(torch.randn(8, self.n, self.n)).amax() == 0:
             self.absent.append("a residual (every matrix is in the set)")
         else:
-            yield law("residual of a matrix that is 0.25 off", self.chart.residual(start + 0.25).amin(), 0.1, True)
+            yield self.law("residual of a matrix that is 0.25 off", self.chart.residual(start + 0.25).amin(), 0.1, True)
+
+    def derivatives(self) -> Iterator[Law]:
+        yield self.law("derivative against differences (relative)", self.derivative(), self.slack())
+
+    def extremity(self) -> Iterator[Law]:
+        yield self.law("values not finite, raw numbers to 1e4", self.not_finite(), 0.0)
+
+    def batch(self) -> Iterator[Law]:
+        raw = self.raw(1.0, 6)
+        together = self.chart(raw.view(2, 3, -1)).flatten(0, 1)
+        yield self.law("batch against one by one", _gap(together, torch.stack([self.chart(r) for r in raw])), 1e-12)
+
+    def vmap(self) -> Iterator[Law]:
+        raw = self.raw(1.0, 6)
+        yield self.law("vmap against batch", _gap(torch.func.vmap(self.chart)(raw), self.chart(raw)), 1e-12)
 
     def slack(self) -> float:
         """Return the bound of the derivative: an approximate chart may miss as much as it promises of its set."""
@@ -170,13 +206,14 @@ class _Laws:
                     count += int((~gradient.isfinite()).sum())
         return float(count)
 
-    def forward_mode(self) -> float:
+    def forward_mode(self) -> Iterator[Law]:
         raw, tangent = self.raw(1.0), self.raw(1.0)
         pushed = torch.func.jvp(self.chart, (raw,), (tangent,))[1]
         cotangent = torch.randn_like(pushed)
         pull: Any = torch.func.vjp(self.chart, raw)[1]
         (pulled,) = pull(cotangent)
-        return _gap((pushed * cotangent).sum(), (pulled * tangent).sum())
+        gap = _gap((pushed * cotangent).sum(), (pulled * tangent).sum())
+        yield self.law("forward against reverse mode", gap, 1e-9)
 
     def network(self, dtype: torch.dtype = torch.float64, **options: Any) -> list[HyperConnection]:
         return [
@@ -192,9 +229,9 @@ class _Laws:
             for index in range(_DEPTH)
         ]
 
-    def start(self, law: Callable[..., Any]) -> Iterator[Any]:
+    def start(self) -> Iterator[Law]:
         matrix = self.chart(self.chart.start())
-        yield law("rows of the start off a sum of one", (matrix.sum(-1) - 1).abs().amax(), self.round_off)
+        yield self.law("rows of the start off a sum of one", (matrix.sum(-1) - 1).abs().amax(), self.round_off)
         x, target = torch.randn(2, 16, _WIDTH, dtype=torch.float64)
         gap = 0.0
         for gate in ("softmax", "sigmoid", "tanh"):
@@ -203,7 +240,7 @@ class _Laws:
                 for layer in self.network(gate=gate, dynamic=dynamic, static=static):
                     plain, wrapped = Residual(layer.branch)(plain), layer(wrapped)
                 gap = max(gap, _gap(reduce_streams(wrapped), plain))
-        yield law("start of a network against the plain one", gap, 1e-6)
+        yield self.law("start of a network against the plain one", gap, 1e-6)
         layers = self.network()
         if self.n == 1:
             self.absent.append("streams that part (there is one)")
@@ -220,30 +257,34 @@ class _Laws:
             optimiser.step()
         streams = model(expand_streams(x, self.n))
         spread = (streams - streams.mean(-2, keepdim=True)).norm() / streams.norm()
-        yield law("spread of the streams after 40 steps", spread, 1e-3, True)
+        yield self.law("spread of the streams after 40 steps", spread, 1e-3, True)
         if self.count:
-            yield law("largest gradient of the mixer in 40 steps", largest, 1e-8, True)
+            yield self.law("largest gradient of the mixer in 40 steps", largest, 1e-8, True)
 
-    def layer(self, law: Callable[..., Any], compile: bool) -> Iterator[Any]:
+    def dynamic_layer(self) -> HyperConnection:
         hc = self.network(torch.float32)[1]
         with torch.no_grad():
             hc.projection.normal_(std=0.1)
             hc.scale.fill_(1.0)
-        x = torch.randn(5, self.n, _WIDTH)
-        half = copy.deepcopy(hc)
-        half.branch = half.branch.bfloat16()  # type: ignore[union-attr]
-        single = all(c.dtype == torch.float32 for c in half.coefficients(x.bfloat16()))
-        good = single and half(x.bfloat16()).dtype == torch.bfloat16
-        yield law("bfloat16 streams, float32 coefficients", 1.0 - good, 0.0)
+        return hc
+
+    def precision(self) -> Iterator[Law]:
+        hc, x = self.dynamic_layer(), torch.randn(5, self.n, _WIDTH).bfloat16()
+        hc.branch = hc.branch.bfloat16()  # type: ignore[union-attr]
+        good = all(c.dtype == torch.float32 for c in hc.coefficients(x)) and hc(x).dtype == torch.bfloat16
+        yield self.law("bfloat16 streams, float32 coefficients", 1.0 - good, 0.0)
+
+    def state(self) -> Iterator[Law]:
+        hc, x = self.dynamic_layer(), torch.randn(5, self.n, _WIDTH)
         twin = self.network(torch.float32)[1]
         twin.load_state_dict(hc.state_dict())
-        yield law("state dict, round trip", _gap(twin(x), hc(x)), 0.0)
-        if compile:
-            torch._dynamo.reset()
-            compiled = torch.compile(hc, fullgraph=True, backend="aot_eager")
-            yield law("compiled whole", _gap(compiled(x), hc(x)), 1e-5)
-        else:
-            self.absent.append("compilation (not asked for)")
+        yield self.law("state dict, round trip", _gap(twin(x), hc(x)), 0.0)
+
+    def compilation(self) -> Iterator[Law]:
+        hc, x = self.dynamic_layer(), torch.randn(5, self.n, _WIDTH)
+        torch._dynamo.reset()
+        compiled = torch.compile(hc, fullgraph=True, backend="aot_eager")
+        yield self.law("compiled whole", _gap(compiled(x), hc(x)), 1e-5)
 
 
 def _gap(actual: Tensor, expected: Tensor) -> float:
@@ -251,3 +292,7 @@ def _gap(actual: Tensor, expected: Tensor) -> float:
     actual, expected = actual.detach(), expected.detach()
     size = max(1.0, float(expected.abs().amax()))
     return float((actual - expected).abs().amax()) / size
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

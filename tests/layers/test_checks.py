@@ -98,6 +98,98 @@ def test_a_broken_law_is_named(mixer, law):
     assert law in report.failed, str(report)
 
 
+class Numpy(Broken):
+    def forward(self, raw):
+        return torch.from_numpy(super().forward(raw).detach().numpy())
+
+
+class Deciding(Broken):
+    def forward(self, raw):
+        matrix = super().forward(raw)
+        return matrix.clamp(-1, 1) if matrix.abs().max() > 1e6 else matrix
+
+
+class Interrupted(Broken):
+    def forward(self, raw):
+        torch._dynamo.graph_break()
+        return super().forward(raw)
+
+
+class Lumped(Broken):
+    def residual(self, matrix):
+        return super().residual(matrix).max()
+
+
+class Unstarted(Broken):
+    start = layers.Mixer.start
+
+
+class Unmeasured(Broken):
+    residual = layers.Mixer.residual
+
+
+class Overlong(Broken):
+    def start(self):
+        return torch.cat([super().start(), torch.zeros(1)])
+
+
+@pytest.mark.parametrize(
+    ("mixer", "law", "fault"),
+    [
+        (Numpy, "derivatives can be measured", "does not require grad"),
+        (Deciding, "vmap can be measured", "data-dependent control flow"),
+        (Lumped, "one residual a matrix", ""),
+        (Unstarted, "start can be measured", "NotImplementedError: Unstarted.start is not defined"),
+        (Unmeasured, "constraint can be measured", "NotImplementedError: Unmeasured.residual is not defined"),
+        (Overlong, "start can be measured", "ValueError: raw: expected shape"),
+    ],
+)
+def test_a_mixer_that_raises_breaks_the_law_and_the_others_are_measured(mixer, law, fault):
+    report = layers.check_mixer(mixer(3), exact=True, compile=False)
+    assert law in report.failed, str(report)
+    assert fault in report[law].fault
+    assert report["raw numbers of a wrong count are refused"].ok
+    assert len(report.failed) < len(report.laws)
+
+
+def test_a_mixer_that_breaks_a_graph_is_named():
+    report = layers.check_mixer(Interrupted(3))
+    assert report.failed == ["compilation can be measured"], str(report)
+    assert "Unsupported" in report["compilation can be measured"].fault
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda matrix: None,
+        lambda matrix: (matrix,),
+        lambda matrix: matrix[..., :1, :],
+        lambda matrix: matrix[..., 0],
+        lambda matrix: matrix.flatten(-2),
+        lambda matrix: torch.eye(3),
+        lambda matrix: torch.cat([matrix, matrix[..., :1]], -1),
+    ],
+)
+def test_after_a_wrong_shape_nothing_else_is_measured(result):
+    class Shapeless(Broken):
+        def forward(self, raw):
+            return result(super().forward(raw))
+
+    report = layers.check_mixer(Shapeless(3), compile=False)
+    assert report.failed == [law.name for law in report.laws] == ["float32 matrices (..., n, n) of raw numbers (...)"]
+    assert "got" in report.laws[0].fault
+
+
+def test_a_result_of_half_precision_is_named_and_the_rest_is_measured():
+    class Half(Broken):
+        def forward(self, raw):
+            return super().forward(raw).bfloat16()
+
+    report = layers.check_mixer(Half(3), compile=False)
+    assert "float32 matrices (..., n, n) of raw numbers (...)" in report.failed
+    assert len(report.laws) > 10
+
+
 def test_a_saddle_is_caught():
     class Stuck(layers.Free):
         n_coefficients = 1
