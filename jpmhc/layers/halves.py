@@ -114,6 +114,12 @@ class Halves(Coefficients):
                 "for read, carry or enter: shard the module that calls those (a SinglePass, a block) instead"
             )
 
+        if own.is_meta and not x.is_meta:
+            raise RuntimeError(
+                f'parameters: expected them on {x.device}, where x is, got "meta"; load the weights first. Hooks that '
+                "offload parameters bring them back when the layer itself is called, not for read, carry or enter"
+            )
+
     def _ran(self, x: Tensor, pre: Tensor, own: Tensor, post: Tensor, matrix: Tensor) -> None:
         """Every run whose streams x are at hand before they are read comes by here, read with pre, having made own."""
         self._remember(own, post, matrix)

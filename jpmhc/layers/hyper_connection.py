@@ -188,7 +188,7 @@ class HyperConnection(Halves):
         ValueError
             If x does not end in (n, d), or y is not of the shape of u.
         RuntimeError
-            If FSDP2 sharded the layer itself, and not the module that calls this.
+            If FSDP2 sharded the layer itself, and not the module that calls this, or its parameters are offloaded.
         """
         self._check_streams(x)
         if self.reads > 1 or self.fractions > 1:

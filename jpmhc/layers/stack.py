@@ -164,7 +164,8 @@ def connected(connections: Iterable[HyperConnection]) -> nn.ModuleList:
 
 def _stands_alone(layer: nn.Module) -> bool:
     own_methods = any(
-        getattr(type(layer), name) is not getattr(HyperConnection, name) for name in ("forward", "read", "enter")
+        getattr(type(layer), name) is not getattr(HyperConnection, name) or name in vars(layer)
+        for name in ("forward", "read", "enter")
     )
     hooks: list[Callable[..., Any]] = [
         *layer._forward_hooks.values(),
