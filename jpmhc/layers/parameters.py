@@ -1,5 +1,7 @@
 """The parameters that mix streams, told apart from those of the branches."""
 
+from collections.abc import Iterator
+
 from torch import nn
 
 from jpmhc.layers.heads import StreamEmbedding, StreamHead
@@ -11,7 +13,8 @@ def mixing_parameters(module: nn.Module) -> list[nn.Parameter]:
 
     Weight decay pulls them towards raw = 0, which is no prior at all for most charts (it alone contracts a Sinkhorn
     mixer): give them to the optimiser without it. Stream embeddings and heads are among them, the parameters of the
-    branches are not. They are found by walking the modules, so copying, moving or replacing parameters loses none.
+    branches are not. They are found by walking the modules, so copying, moving, replacing or parametrising
+    parameters loses none.
 
     Parameters
     ----------
@@ -39,8 +42,14 @@ def mixing_parameters(module: nn.Module) -> list[nn.Parameter]:
     found: dict[nn.Parameter, None] = {}
     for layer in module.modules():
         if isinstance(layer, HyperConnection | StreamEmbedding | StreamHead):
-            own = [p for p in layer._parameters.values() if p is not None]
-            inner = [*layer.mixer.parameters(), *layer.gate.parameters()] if isinstance(layer, HyperConnection) else []
-            for parameter in [*own, *inner]:
-                found[parameter] = None
+            found.update(dict.fromkeys(_outside_branch(layer)))
     return list(found)
+
+
+def _outside_branch(layer: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield all parameters but the branch's, those that torch.nn.utils.parametrize put into modules of its own too."""
+    branch = getattr(layer, "branch", None)
+    inside = set(branch.modules()) if isinstance(branch, nn.Module) else set()
+    for module in layer.modules():
+        if module not in inside:
+            yield from (parameter for parameter in module._parameters.values() if parameter is not None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from jpmhc import layers
+from jpmhc import layers, optim
 
 MIXERS = [str(info) for info in layers.mixers() if info.supports(3)]
 
@@ -352,6 +352,20 @@ def test_wrong_streams_and_results_are_named():
         hc(torch.zeros(2, 4, 8))
     with pytest.raises(ValueError, match=r"branch: expected a result of shape \(2, 8\), got tuple"):
         hc.read(torch.zeros(2, 4, 8))[1]((torch.zeros(2, 8), None))
+
+
+def test_mixing_parameters_that_are_parametrised_are_found():
+    branch = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    hc = layers.HyperConnection(8, branch, mixer="manifold")
+    nn.utils.parametrize.register_parametrization(hc, "static", nn.Identity())
+    nn.utils.parametrizations.weight_norm(hc, "projection")
+    found = set(layers.mixing_parameters(nn.Sequential(hc)))
+    names = {name for name, parameter in hc.named_parameters() if parameter in found}
+    assert names == {name for name, _ in hc.named_parameters() if not name.startswith("branch")}
+    assert {"parametrizations.static.original", "parametrizations.projection.original1"} < names
+    decayed, free = optim.parameter_groups(hc)
+    assert set(free["params"]) == found
+    assert set(decayed["params"]) == set(branch.parameters())
 
 
 @pytest.mark.parametrize(
