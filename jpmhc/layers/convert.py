@@ -197,7 +197,8 @@ def _attach(model: nn.Module, name: str, chain: list[Anatomy], connections: list
             specialise(norm, StreamNorm)
             undo.callback(generalise, norm)
         for reader in anatomy.readers:
-            undo.callback(reader.register_forward_pre_hook(read_before, with_kwargs=True).remove)
+            # First, for the hooks that are there already know nothing of residual vectors.
+            undo.callback(reader.register_forward_pre_hook(read_before, with_kwargs=True, prepend=True).remove)
     collect = HiddenStates(len(chain[0].shape), connections[0].streams, connections[0].width)
     for around in _around(model, name):
         undo.callback(around.register_forward_hook(collect).remove)

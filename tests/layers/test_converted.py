@@ -132,6 +132,28 @@ def test_loading_refuses_what_it_cannot_restore(tmp_path):
         load_converted(transformers.LlamaForCausalLM, tmp_path / "instance", options={**options, "dynamic": False})
 
 
+@pytest.mark.parametrize("order", ["before conversion", "after"])
+def test_hooks_of_others_on_modules_that_read_see_tensors(order):
+    model, seen = build("llama").train(), []
+
+    def look(module, args):
+        with torch.no_grad():
+            seen.append((type(args[0]), args[0].norm()))
+
+    def watch():
+        for layer in model.model.layers:
+            layer.input_layernorm.register_forward_pre_hook(look)
+
+    if order == "before conversion":
+        watch()
+    convert(model)
+    if order == "after":
+        watch()
+    seen.clear()
+    model(**batch("llama")).loss.backward()
+    assert [kind for kind, _ in seen] == [torch.Tensor] * 3
+
+
 class Collecting(Network):
     """Gathers what every block hands on beside its forward, as timm's models do for detectors."""
 
