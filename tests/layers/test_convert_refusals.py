@@ -273,6 +273,22 @@ def test_a_residual_vector_inside_a_custom_function_is_an_error():
         Silent.apply(vector)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_around_a_part_of_a_block_is_an_error_that_says_so(reentrant):
+    class Checkpointed(Block):
+        def part(self, x):
+            return self.attn(self.norm1(x))
+
+        def forward(self, x):
+            if not self.training:
+                return x + self.part(x)
+            return x + torch.utils.checkpoint.checkpoint(self.part, x, use_reentrant=reentrant)
+
+    model = convert(network(Checkpointed), example=torch.randn(1, 3, 8)).train()
+    with pytest.raises(RuntimeError, match=r"residual vector is read .* checkpoint whole blocks"):
+        model(torch.randn(2, 3, 8, requires_grad=True)).sum().backward()
+
+
 def test_importing_layers_does_not_import_transformers():
     code = "import sys, jpmhc.layers, jpmhc.layers.convert; sys.exit('transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -46,7 +46,7 @@ class ResidualVector:
         self._sum: tuple[ResidualVector, Tensor] | None = None
         self._read: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
         self._spent = False
-        self._grad_mode = torch.is_grad_enabled()
+        self._made_in = _differentiation()
 
     def streams(self) -> Tensor:
         """Return the streams (..., n, d), written now if they were not yet."""
@@ -61,9 +61,13 @@ class ResidualVector:
         return self._connect()[0]
 
     def _connect(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        # Inside a torch.autograd.Function gradients are off and torch sees no tensor to differentiate by.
-        if torch.is_grad_enabled() != self._grad_mode:
-            raise RuntimeError("the residual vector is read under another gradient mode than it was made in")
+        # Inside a torch.autograd.Function gradients are off and torch sees no tensor to differentiate by. A checkpoint
+        # inside a block computes a part again in the backward pass, where the read has been made already.
+        if _differentiation() != self._made_in:
+            raise RuntimeError(
+                "the residual vector is read in another pass or under another gradient mode than it was made in, as "
+                "inside a torch.autograd.Function or a checkpoint around a part of a block; checkpoint whole blocks"
+            )
         if self._read is None:
             if self.place >= len(self._connections):
                 raise RuntimeError(f"the residual vector is read again after its {self.place} additions")
@@ -180,6 +184,11 @@ class ResidualVector:
             return getattr(args[0], _RESHAPES[func])(*args[1:], **(kwargs or {}))
         args, kwargs = read_arguments(args, kwargs or {})
         return func(*args, **kwargs)
+
+
+def _differentiation() -> tuple[bool, int]:
+    """Return the gradient mode, and the backward pass that is running, -1 if none is."""
+    return torch.is_grad_enabled(), -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
 
 
 class ReshapedVector(ResidualVector):
