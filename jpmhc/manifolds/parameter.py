@@ -46,8 +46,14 @@ class Parameter(geoopt.ManifoldParameter):
 
     manifold: geoopt.Manifold
 
-    def __new__(cls, data: Tensor, manifold: geoopt.Manifold, requires_grad: bool = True) -> Parameter:
+    def __new__(cls, data: Tensor, manifold: geoopt.Manifold | None = None, requires_grad: bool = True) -> Parameter:
         """Check the value and make the parameter."""
+        if manifold is None:
+            # Other libraries make a parameter anew by its class alone.
+            raise TypeError(
+                "manifold: a parameter on a manifold is made with it; accelerate's dispatch and offload leave it out: "
+                "use load_state_dict, and keep modules with such parameters out of them"
+            )
         if not isinstance(manifold, geoopt.Manifold):
             raise TypeError(f"manifold: expected a geoopt.Manifold, got {type(manifold).__name__}")
         _check("data", data, manifold)

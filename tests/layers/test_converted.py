@@ -117,6 +117,32 @@ def test_a_saved_model_comes_back_with_its_mixing(tmp_path, family):
     torch.testing.assert_close(loaded(**batch(family)).logits, model(**batch(family)).logits)
 
 
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "10KB"}])
+def test_a_variant_comes_back_and_says_what_was_missing(tmp_path, shards):
+    model = convert(build("llama"), streams=2)
+    with torch.no_grad():
+        for parameter in layers.mixing_parameters(model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path, variant="fp16", **shards)
+    loaded, info = load_converted(transformers.LlamaForCausalLM, tmp_path, variant="fp16", output_loading_info=True)
+    torch.testing.assert_close(loaded(**batch("llama")).logits, model(**batch("llama")).logits)
+    assert not info["unexpected_keys"]
+    assert not info["missing_keys"]
+
+
+def test_blocks_that_were_converted_one_by_one_have_no_note_and_loading_says_so(tmp_path):
+    model, calls = build("gpt2"), []
+    hook = model.transformer.h[0].register_forward_pre_hook(lambda module, args: calls.append(args))
+    model(**batch("gpt2"))
+    hook.remove()
+    convert(model.transformer.h[0], example=calls[0][0])
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"directory: .* no note .*transformer\.h\.0\.hyper_connections.*load_state_dict"
+    ):
+        load_converted(transformers.GPT2LMHeadModel, tmp_path)
+
+
 def test_loading_refuses_what_it_cannot_restore(tmp_path):
     build("llama").save_pretrained(tmp_path / "plain")
     with pytest.raises(ValueError, match=r"directory: .* without hyper-connections"):

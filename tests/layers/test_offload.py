@@ -38,6 +38,12 @@ def test_layers_that_are_read_say_that_their_parameters_are_elsewhere(tmp_path, 
         model(**inputs)
 
 
+def test_base_points_are_not_offloaded_and_say_so():
+    model = nn.Sequential(layers.HyperConnection(8, nn.Linear(8, 8), mixer="manifold"))
+    with pytest.raises(TypeError, match=r"manifold: .*made with it; accelerate.*load_state_dict"):
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+
+
 def test_streams_and_parameters_without_data_go_together():
     with torch.device("meta"):
         hc = layers.HyperConnection(8, nn.Linear(8, 8))

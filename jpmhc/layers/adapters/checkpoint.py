@@ -19,7 +19,7 @@ _KEY = re.compile(r"(?P<block>.*?)\.?\bhyper_connections\.(?P<rest>.*)")
 
 def load_converted(
     factory: Any, directory: str | PathLike[str], *, options: dict[str, Any] | None = None, **arguments: Any
-) -> nn.Module:
+) -> Any:
     """Return the converted Transformers model that ``save_pretrained`` wrote to a directory.
 
     ``factory.from_pretrained`` reads the branches (and reports the mixing weights as unexpected), the model is
@@ -35,12 +35,13 @@ def load_converted(
         Arguments of :func:`~jpmhc.layers.convert` instead of or beside the noted ones; an option that was an instance
         (a mixer) must be given here, and an ``example`` where conversion needed one.
     **arguments
-        Passed to ``from_pretrained``.
+        Passed to ``from_pretrained``; ``variant`` also says which files hold the mixing weights.
 
     Returns
     -------
     Module
-        The converted model, in evaluation mode as ``from_pretrained`` returns it.
+        The converted model, in evaluation mode as ``from_pretrained`` returns it; a tuple of it and the loading info
+        with ``output_loading_info=True``.
 
     Raises
     ------
@@ -49,8 +50,15 @@ def load_converted(
         do not hold exactly the mixing weights of the model.
     """
     folder = Path(directory)
-    model = factory.from_pretrained(folder, **arguments)
+    loaded = factory.from_pretrained(folder, **arguments)
+    model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
+    saved = _saved(folder, arguments.get("variant"))
     noted = getattr(model.config, "hyper_connections", None)
+    if noted is None and saved:
+        raise ValueError(
+            f"directory: {folder} has no note of a conversion in its configuration, but mixing weights "
+            f"({min(saved)}, ...): parts of the model were converted; convert them as then and use load_state_dict"
+        )
     if noted is None:
         raise ValueError(
             f"directory: {folder} holds a model without hyper-connections; use from_pretrained and convert"
@@ -61,20 +69,25 @@ def load_converted(
             raise ValueError(f"options: {name!r} was an instance of {value['instance']}; give it as {{{name!r}: ...}}")
     convert(model, **options)
     own = {name: tensor for name, tensor in model.state_dict().items() if _KEY.match(name)}
-    _load(model, _match(_saved(folder), own), own)
-    return model
+    _load(model, _match(saved, own), own)
+    if not info:
+        return model
+    info[0]["unexpected_keys"] = {name for name in info[0]["unexpected_keys"] if not _KEY.match(name)}
+    return model, info[0]
 
 
-def _saved(folder: Path) -> dict[str, Tensor]:
+def _saved(folder: Path, variant: str | None) -> dict[str, Tensor]:
     from safetensors import safe_open
 
-    index = folder / "model.safetensors.index.json"
-    shards = (
-        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    )
+    part = "" if variant is None else f".{variant}"
+    index = folder / f"model.safetensors.index{part}.json"
+    whole = [f"model{part}.safetensors"]
+    shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else whole
     found = {}
-    for shard in shards:
-        with safe_open(folder / shard, "pt") as file:
+    for path in (folder / shard for shard in shards):
+        if not path.exists():  # a plain model in files of another kind
+            continue
+        with safe_open(path, "pt") as file:
             found.update({name: file.get_tensor(name) for name in file.keys() if _KEY.match(name)})  # noqa: SIM118
     return found
 
