@@ -129,6 +129,11 @@ def convert(
     taken = sorted(_OWN & set(layer_options))
     if taken:
         raise TypeError(f"layer_options: {', '.join(taken)} cannot be set, conversion decides for every layer")
+    if gate == "uniform" and streams != 1:
+        raise ValueError(
+            "gate: 'uniform' has no place in a converted model, whose streams start equal and would stay so for ever; "
+            "take softmax, sigmoid or tanh"
+        )
     parameter = next(model.parameters(), None)
     if parameter is None or parameter.is_meta:
         raise ValueError("model: expected parameters on a real device; load or initialise the weights first")
@@ -243,8 +248,8 @@ def _refuse_patched(chains: dict[str, list[Anatomy]]) -> None:
         for anatomy in chain:
             if "forward" in vars(anatomy.block):
                 raise ValueError(
-                    f"model: {anatomy.name} has a forward of its own on the instance (device placement hooks?); "
-                    "convert before they are installed"
+                    f"model: {anatomy.name or 'the model itself'} has a forward of its own on the instance "
+                    "(torch.compile, device placement hooks?); convert before it is put there"
                 )
 
 

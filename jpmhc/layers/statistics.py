@@ -102,7 +102,7 @@ class Statistics(list[LayerStatistics]):
             if not worst <= layer.mixer.promise:
                 warnings.warn(
                     f"{layer.name}: {type(layer.mixer).__name__} is {worst:.1e} off its set, more than the "
-                    f"{layer.mixer.promise:.0e} it promises; its raw numbers have left the range in which it is valid",
+                    f"{layer.mixer.promise:.0e} it promises; {_cause(layer.mixer)}",
                     ConstraintWarning,
                     stacklevel=2,
                 )
@@ -110,6 +110,12 @@ class Statistics(list[LayerStatistics]):
     def __str__(self) -> str:
         self.warn()
         return "\n".join(str(layer) for layer in self)
+
+
+def _cause(mixer: Mixer) -> str:
+    if mixer.n_coefficients:
+        return "its raw numbers have left the range in which it is valid"
+    return "its base point has left the set; an optimiser of jpmhc.optim keeps points on their manifold"
 
 
 def statistics(model: nn.Module) -> Statistics:

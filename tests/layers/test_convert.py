@@ -71,6 +71,12 @@ def test_every_mixer_and_gate_starts_as_the_original(mixer, gate):
     torch.testing.assert_close(converted(**batch("llama")).logits, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_one_stream_takes_the_uniform_gate():
+    model, x = network(), torch.randn(2, 5, 8)
+    expected = model(x)
+    torch.testing.assert_close(convert(model, streams=1, gate="uniform", example=x)(x), expected)
+
+
 def test_a_bfloat16_model_keeps_its_dtype_and_gets_float32_coefficients():
     original = build("llama").bfloat16()
     expected = original(**batch("llama")).logits

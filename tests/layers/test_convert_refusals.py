@@ -183,6 +183,7 @@ def test_an_unknown_call_asks_for_an_example():
         ({"streams": 0}, ValueError, "streams"),
         ({"mixer": "nonsense"}, ValueError, "mixer: unknown name"),
         ({"gate": "nonsense"}, ValueError, "gate"),
+        ({"gate": "uniform"}, ValueError, "gate: 'uniform' .* start equal.*softmax, sigmoid or tanh"),
         ({"layer_index": 1}, TypeError, "layer_options: layer_index"),
         ({"unheard_of": 1}, TypeError, "unheard_of"),
     ],
@@ -236,6 +237,18 @@ def test_a_forward_patched_on_a_block_is_refused():
     model.blocks[1].forward = model.blocks[1].forward
     with pytest.raises(ValueError, match=r"blocks\.1 has a forward of its own"):
         convert(model, example=torch.randn(1, 3, 8))
+
+
+def test_a_compiled_model_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"model: the model itself has a forward of its own.*torch\.compile"):
+        convert(torch.compile(Block(), backend="eager"), example=torch.randn(1, 3, 8))
+
+
+def test_a_norm_that_was_replaced_after_conversion_is_named_as_a_cause():
+    model = convert(build("bert"))
+    model.bert.encoder.layer[0].attention.output.LayerNorm = nn.LayerNorm(16)
+    with pytest.raises(RuntimeError, match=r"(?s)block: .*2 residual additions.*norm .* replaced after conversion"):
+        model(**batch("bert"))
 
 
 def test_lists_that_do_not_run_are_reported():

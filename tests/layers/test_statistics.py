@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from jpmhc import layers
+from jpmhc import layers, manifolds
 
 
 def model(mixer, **options):
@@ -89,3 +89,13 @@ def test_coefficients_of_the_last_forward_stay_with_the_layer():
     before = network[0].last
     torch.func.vmap(network)(torch.randn(2, 5, 4, 8))
     assert network[0].last is before
+
+
+def test_a_base_point_off_its_manifold_is_not_blamed_on_raw_numbers():
+    mixer = layers.Manifold(4, manifolds.SpecialOrthogonal())
+    network = nn.Sequential(layers.HyperConnection(8, nn.Linear(8, 8), mixer=mixer))
+    with torch.no_grad():
+        mixer.base.mul_(1.1)
+    network(torch.randn(5, 4, 8))
+    with pytest.warns(layers.ConstraintWarning, match=r"0: Manifold is .*its base point has left.*jpmhc\.optim"):
+        layers.statistics(network).warn()

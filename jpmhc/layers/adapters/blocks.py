@@ -59,7 +59,8 @@ class Connections(nn.ModuleList):
             got = f"{x.place}" if isinstance(x, ResidualVector) else "a result that is not their sum"
             raise RuntimeError(
                 f"block: expected its {len(self)} residual additions as at conversion, got {got}; "
-                "convert with an example that takes this path (example=...)"
+                "convert with an example that takes this path (example=...); a norm on the residual path cannot be "
+                "replaced after conversion"
             )
         x.spend()
         streams = x.streams()
