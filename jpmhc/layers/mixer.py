@@ -32,7 +32,8 @@ class Mixer(ConstantModule):
     """Base class of every mixer: a chart ``raw -> M`` onto a set of n x n matrices.
 
     A subclass sets ``n_coefficients`` and defines :meth:`forward`, :meth:`start` and :meth:`residual`; decorated with
-    :func:`register_mixer` it can be asked for by name.
+    :func:`register_mixer` it can be asked for by name. Options that decide what raw numbers mean belong into its
+    ``extra_repr``, from which a state dict knows them.
 
     Parameters
     ----------

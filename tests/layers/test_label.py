@@ -30,6 +30,21 @@ def test_weights_of_another_layer_of_the_same_shape_are_refused_and_left_out(one
         assert torch.equal(parameter, value)
 
 
+def test_options_that_a_mixer_from_outside_shows_are_compared():
+    class Tempered(layers.Free):
+        def __init__(self, temperature):
+            super().__init__(4)
+            self.temperature = temperature
+
+        def extra_repr(self):
+            return f"{super().extra_repr()}, temperature={self.temperature}"
+
+    state = layer(mixer=Tempered(1.0)).state_dict()
+    layer(mixer=Tempered(1.0)).load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"weights of Tempered\(4, temperature=1\.0\).*temperature=2\.0"):
+        layer(mixer=Tempered(2.0)).load_state_dict(state)
+
+
 @pytest.mark.parametrize("assign", [False, True])
 def test_weights_of_the_same_layer_load_with_and_without_a_label(assign):
     source, target = layer(mixer="sinkhorn"), layer(mixer="sinkhorn")
