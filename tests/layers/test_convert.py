@@ -220,6 +220,18 @@ def test_blocks_that_fold_the_leading_shape(block):
     assert all(p.grad is not None for p in layers.mixing_parameters(converted))
 
 
+def test_a_fold_to_a_written_width_is_no_sign_of_channels_that_come_first():
+    class Fixed(Block):
+        def forward(self, x):
+            shape = x.shape
+            x = x.reshape(-1, 8)
+            return (x + self.attn(torch.relu(x))).view(shape)
+
+    model, x = network(Fixed), torch.randn(2, 5, 8)
+    expected = model(x)
+    torch.testing.assert_close(convert(model, example=x)(x), expected)
+
+
 def test_blocks_called_by_keyword_with_tuple_results():
     class Named(Block):
         def forward(self, hidden, mask=None):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,7 +13,7 @@ from jpmhc.layers.adapters.record import Record
 _CHANNELS_FIRST = (_ConvNd, _BatchNorm, nn.GroupNorm)
 
 
-def features_elsewhere(record: Record, x: Tensor, run: Callable[[Tensor], Any]) -> str | None:
+def features_elsewhere(record: Record, x: Tensor, run: Callable[[Tensor], bool]) -> str | None:
     """Return why the last dimension of residual vectors x holds no features, or None if it does.
 
     Coefficients are made of the last dimension. Where that is time or the width of an image, a token would see others,
@@ -27,7 +26,7 @@ def features_elsewhere(record: Record, x: Tensor, run: Callable[[Tensor], Any]) 
     x : Tensor, shape (..., d)
         Residual vectors.
     run : Callable
-        Calls the block with other vectors in place of x.
+        Calls the block with other vectors in place of x and says whether their residual path is the same.
     """
     reader = _reader(record)
     if reader is None and _takes_any_size(x, run):
@@ -43,10 +42,9 @@ def _reader(record: Record) -> str | None:
     return None
 
 
-def _takes_any_size(x: Tensor, run: Callable[[Tensor], Any]) -> bool:
+def _takes_any_size(x: Tensor, run: Callable[[Tensor], bool]) -> bool:
     """Try twice the size: weights fix the number of features, that of tokens is free (in whole windows at least)."""
     try:
-        run(x.repeat(*[1] * (x.ndim - 1), 2))
+        return run(x.repeat(*[1] * (x.ndim - 1), 2))
     except Exception:
         return False
-    return True

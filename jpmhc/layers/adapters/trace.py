@@ -214,14 +214,16 @@ class _Run:
         self.current = None
         return result
 
-    def _run_on(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> None:
-        """Run a block once more, on other vectors and without its own hooks; nothing of it is kept."""
+    def _run_on(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> bool:
+        """Run a block once more, on other vectors, and say whether they come out by as many residual additions."""
         name, record = self.current  # type: ignore[misc]
         other = Record(record.anatomy, record.inner)
         self.current = (name, other)
         try:
             args, kwargs = swap_first(record.anatomy.argument, args, kwargs, lambda _: TracedVector(x, other))
-            block.forward(*args, **kwargs)
+            result = block.forward(*args, **kwargs)
+            out = result[0] if type(result) in (list, tuple) else result
+            return isinstance(out, TracedVector) and out.place == len(record.additions)
         finally:
             self.current = (name, record)
 
