@@ -300,3 +300,21 @@ def test_branches_added_one_after_the_other_to_one_read_are_one_connection():
     converted = convert(model, example=x)
     assert [len(block.hyper_connections) for block in converted.blocks] == [1, 1]
     torch.testing.assert_close(converted(x), expected)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_looking_at_dtype_and_device_of_a_sum_is_no_read(fold):
+    class Casting(Block):
+        def forward(self, x):
+            shape = x.shape
+            if fold:
+                x = x.reshape(-1, 8)
+            a, b = self.attn(self.norm1(x)), self.mlp(self.norm2(x))
+            x = x + a
+            return (x + b.to(x.dtype).to(x.device)).view(shape)
+
+    model, x = network(Casting), torch.randn(2, 5, 8)
+    expected = model(x)
+    converted = convert(model, example=x)
+    assert [len(block.hyper_connections) for block in converted.blocks] == [1, 1]
+    torch.testing.assert_close(converted(x), expected)

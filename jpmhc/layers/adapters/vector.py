@@ -140,13 +140,20 @@ class ResidualVector:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the streams."""
-        return self.streams().dtype
+        """Of the streams; that of a sum is known before it is written."""
+        return self._known().dtype
 
     @property
     def device(self) -> torch.device:
         """Of the streams."""
-        return self.streams().device
+        return self._known().device
+
+    def _known(self) -> Tensor:
+        """Return the last streams that are written; a write changes neither dtype nor device."""
+        if self._x is not None:
+            return self._x
+        assert self._sum is not None
+        return self._sum[0]._known()
 
     @property
     def ndim(self) -> int:
@@ -209,6 +216,9 @@ class ReshapedVector(ResidualVector):
     def place(self) -> int:  # type: ignore[override]
         """Of the vector itself."""
         return self._vector.place
+
+    def _known(self) -> Tensor:
+        return self._vector._known()
 
     def streams(self) -> Tensor:
         """Return the streams under this leading shape."""
