@@ -137,7 +137,7 @@ class Coefficients(Labelled):
                 find_recipe(self.recipe).start(self)
 
     def coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``pre``, ``post`` and ``M`` for streams x.
+        """Return ``pre``, ``post`` and ``M`` for streams x; a subclass may make them in its own way.
 
         Parameters
         ----------
@@ -152,15 +152,25 @@ class Coefficients(Labelled):
             float32, or float64 where the parameters or the streams are.
         """
         if self.projection is not None:
-            return self._made(x)[1:]
+            return self._computed(x)[1:]
         with full_precision(x.device):
             return self._charted(None, self._coefficient_dtype(x))
 
     def _made(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the streams to go on with, so that their gradient comes back in one piece, and the coefficients."""
-        if self.projection is None:
-            # By the public name, so that whoever replaces it has constant coefficients made once and not at every call.
+        """Return the streams to go on with, and the coefficients, by the public name where that was replaced."""
+        if self.projection is None or self._replaced():
             return x, *self.coefficients(x)
+        return self._computed(x)
+
+    def _replaced(self) -> bool:
+        return type(self).coefficients is not Coefficients.coefficients or "coefficients" in self.__dict__
+
+    def _sees_streams(self) -> bool:
+        """Whether coefficients may depend on the values of the streams."""
+        return self.projection is not None or type(self).coefficients is not Coefficients.coefficients
+
+    def _computed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the streams to go on with, so that their gradient comes back in one piece, and the coefficients."""
         dtype = self._coefficient_dtype(x)
         # Autocast would take the projection and the charts to half precision.
         with full_precision(x.device):
@@ -197,7 +207,8 @@ class Coefficients(Labelled):
     def _reading(self, dtype: torch.dtype) -> Reading | None:
         """Describe the read to the kernel, or return None where it does not know the gate, norm or projection."""
         known = self.gate.kernel is not None and self.norm in ("rms", None)
-        if self.projection is None or not known or self.shared or self.reads > 1 or self.fractions > 1:
+        parts = self.shared or self.reads > 1 or self.fractions > 1
+        if self.projection is None or not known or parts or self._replaced():
             return None
         bias = cast(self.static[: self.sizes[0]], dtype) + cast(self.gate.preference, dtype)
         scale = bias.new_ones(1) if self.scale is None else self.scale[:1]

@@ -50,7 +50,7 @@ class Halves(Coefficients):
         with full_precision(x.device):
             reading = self._reading(dtype)
             if reading is None:
-                if before is not None and self.projection is not None:
+                if before is not None and self._sees_streams():
                     given = x = cross(x, before).streams
                     before = None
                 x, pre, post, matrix = self._made(x)

@@ -1,0 +1,72 @@
+"""Coefficients that a subclass makes in its own way are those that the layer uses, however it is called."""
+
+import pytest
+import torch
+from torch import nn
+
+from jpmhc import layers
+
+
+class Swapping(layers.HyperConnection):
+    """Mixes in the reverse order of streams, and reads the stream that is largest."""
+
+    def coefficients(self, x):
+        pre, post, matrix = super().coefficients(x)
+        largest = x.square().sum(-1).argmax(-1)
+        return nn.functional.one_hot(largest, self.streams).to(pre), post, matrix.flip(-2)
+
+
+def made(kind, **options):
+    torch.manual_seed(0)
+    connections = [kind(8, nn.Linear(8, 8), layer_index=i, **options) for i in range(3)]
+    with torch.no_grad():
+        for parameter in layers.mixing_parameters(nn.ModuleList(connections)):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return connections
+
+
+def written_out(layer, x):
+    pre, post, matrix = layer.coefficients(x)
+    u = (pre.unsqueeze(-1) * x).sum(-2)
+    return matrix @ x + post.unsqueeze(-1) * layer.branch(u).unsqueeze(-2)
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])  # a kernel reads with the first, not with the second
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize("chain", [lambda made: nn.Sequential(*made), layers.HyperStack])
+def test_a_subclass_makes_coefficients(chain, dynamic, norm):
+    connections = made(Swapping, dynamic=dynamic, norm=norm)
+    x = torch.randn(5, 7, 4, 8, requires_grad=True)
+    expected = x
+    for layer in connections:
+        expected = written_out(layer, expected)
+    actual = chain(connections)(x)
+    torch.testing.assert_close(actual, expected)
+    parameters = [x, *(p for p in connections[0].parameters() if p.requires_grad)]
+    gradients = [torch.autograd.grad(y.sin().sum(), parameters, retain_graph=True) for y in (actual, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_single_pass_takes_them_too():
+    connections, x = made(Swapping), torch.randn(5, 4, 8)
+    expected, pre = x, torch.eye(4)[0]
+    for layer in connections:
+        own, post, matrix = layer.coefficients(expected)
+        u = (pre.unsqueeze(-1) * expected).sum(-2)
+        expected, pre = matrix @ expected + post.unsqueeze(-1) * layer.branch(u).unsqueeze(-2), own
+    result = (pre.unsqueeze(-1) * expected).sum(-2)
+    torch.testing.assert_close(layers.SinglePass(connections)(x), result)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_coefficients_replaced_on_one_layer_are_used(dynamic):
+    connections, x = made(layers.HyperConnection, dynamic=dynamic), torch.randn(5, 4, 8)
+    fixed = [c[0] if dynamic else c for c in connections[1].coefficients(x[:1])]
+    connections[1].coefficients = lambda x: fixed
+    expected = x
+    for layer in connections:
+        expected = written_out(layer, expected)
+    torch.testing.assert_close(layers.HyperStack(connections)(x), expected)
+    torch.testing.assert_close(nn.Sequential(*connections)(x), expected)
+    compiled = torch.compile(layers.HyperStack(connections), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)
