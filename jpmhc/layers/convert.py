@@ -107,7 +107,8 @@ def convert(
     weights; :func:`load_converted` reads them back, ``from_pretrained`` alone gives the plain model. Hidden
     states (``output_hidden_states=True``) are means over streams.
 
-    Conversion takes one run of the example, with ``check`` three, without gradients.
+    Conversion takes one run of the example, with ``check`` three, without gradients. Blocks are also called with
+    vectors of twice the width, which only those without features in the last dimension take.
 
     Examples
     --------
