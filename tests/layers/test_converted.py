@@ -53,6 +53,19 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
     torch.testing.assert_close([parameter.grad for parameter in parameters], list(expected))
 
 
+def test_a_compiled_part_of_a_block_is_computed_again_in_the_backward_pass():
+    model, x = convert(network(), example=torch.randn(1, 3, 8)).train(), torch.randn(2, 3, 8)
+    expected = torch.autograd.grad(model(x).sin().sum(), list(model.parameters()))
+    for block in model.blocks:
+        block.norm1.compile(backend="aot_eager")
+    for block in model.blocks:
+        x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+    # Compiled for the forward pass alone, so that the backward pass compiles again.
+    torch._dynamo.reset()
+    got = torch.autograd.grad(model.norm(x).sin().sum(), list(model.parameters()))
+    torch.testing.assert_close(got, expected)
+
+
 def test_weights_keep_their_names_and_those_of_the_original_load():
     original = build("bert")
     names = set(original.state_dict())

@@ -46,7 +46,7 @@ class ResidualVector:
         self._sum: tuple[ResidualVector, Tensor] | None = None
         self._read: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
         self._spent = False
-        self._made_in = _differentiation()
+        self._grad_mode, self._pass = torch.is_grad_enabled(), _backward_pass()
 
     def streams(self) -> Tensor:
         """Return the streams (..., n, d), written now if they were not yet."""
@@ -63,7 +63,8 @@ class ResidualVector:
     def _connect(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         # Inside a torch.autograd.Function gradients are off and torch sees no tensor to differentiate by. A checkpoint
         # inside a block computes a part again in the backward pass, where the read has been made already.
-        if _differentiation() != self._made_in:
+        passes = {_backward_pass(), self._pass} - {None}
+        if torch.is_grad_enabled() != self._grad_mode or len(passes) > 1:
             raise RuntimeError(
                 "the residual vector is read in another pass or under another gradient mode than it was made in, as "
                 "inside a torch.autograd.Function or a checkpoint around a part of a block; checkpoint whole blocks"
@@ -193,9 +194,9 @@ class ResidualVector:
         return func(*args, **kwargs)
 
 
-def _differentiation() -> tuple[bool, int]:
-    """Return the gradient mode, and the backward pass that is running, -1 if none is."""
-    return torch.is_grad_enabled(), -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+def _backward_pass() -> int | None:
+    """Return which backward pass is running, -1 if none is; a compiler cannot tell."""
+    return None if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
 
 
 class ReshapedVector(ResidualVector):
