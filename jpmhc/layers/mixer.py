@@ -118,12 +118,15 @@ def check_matrix(matrix: Any, raw: Tensor, mixer: Mixer) -> None:
         For another dtype.
     """
     shape = (*raw.shape[:-1], mixer.streams, mixer.streams)
-    expected = f"mixer: expected floating-point matrices of shape {shape} of {type(mixer).__name__}({mixer.streams})"
     if not isinstance(matrix, Tensor) or matrix.shape != shape:
-        got = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
-        raise ValueError(f"{expected}, got {got}")
-    if not matrix.is_floating_point():
-        raise TypeError(f"{expected}, got {matrix.dtype}")
+        got = f"shape {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else type(matrix).__name__
+        error: type[Exception] = ValueError
+    elif matrix.is_floating_point():
+        return
+    else:
+        got, error = str(matrix.dtype), TypeError
+    made = f"{type(mixer).__name__}({mixer.streams})"
+    raise error(f"mixer: expected floating-point matrices of shape {shape} of {made}, got {got}")
 
 
 @dataclass(frozen=True)
