@@ -72,9 +72,12 @@ def polish(matrix: Tensor) -> Tensor:
 
 
 def root(square: Tensor) -> Tensor:
-    """Square root whose derivative at zero is zero, so that norms and distances have finite gradients there."""
-    positive = square > 0
-    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
+    """Square root whose derivative at zero is zero, so that norms and distances have finite gradients there.
+
+    Round-off below zero gives zero, NaN gives NaN.
+    """
+    none = square <= 0
+    return torch.where(none, 0.0, torch.where(none, 1.0, square).sqrt())
 
 
 def norm(vector: Tensor, dims: tuple[int, ...]) -> Tensor:

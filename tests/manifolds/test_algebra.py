@@ -56,3 +56,10 @@ def test_root_has_zero_derivatives_at_zero():
     zero = torch.zeros((), **D)
     assert torch.func.grad(algebra.root)(zero) == 0
     assert torch.func.grad(torch.func.grad(algebra.root))(zero) == 0
+
+
+def test_root_keeps_nan_and_takes_round_off_below_zero_for_zero():
+    values = torch.tensor([-1e-20, 0.0, 4.0, float("nan"), float("inf")], **D)
+    expected = torch.tensor([0.0, 0.0, 2.0, float("nan"), float("inf")], **D)
+    torch.testing.assert_close(algebra.root(values), expected, equal_nan=True, rtol=0, atol=0)
+    assert torch.func.grad(algebra.root)(values[3]).isnan()

@@ -1,5 +1,7 @@
 """Inputs that break other libraries: zero vectors, equal points, equal angles, vertices, boundaries, long steps."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from jpmhc import manifolds as m
 from jpmhc.manifolds.peer import geoopt
+from tests.manifolds.cases import CASES, name
 
 ORTHOGONAL = [
     m.Stiefel(), m.Stiefel("canonical", "qr"), m.Stiefel("euclidean"), m.Stiefel("euclidean", "exp"), m.Grassmann(),
@@ -71,6 +74,24 @@ def test_spheres_have_finite_gradients_everywhere_but_at_antipodes(data, n):
     for function in (sphere.dist, sphere.dist2):
         assert torch.func.grad(function, argnums=1)(x, y).isfinite().all()
     assert sphere.dist(x, x) == 0
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_what_is_not_known_has_no_length(case):
+    manifold, shape = case
+    x = manifold.random(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    unknown = torch.full_like(x, math.nan)
+    assert manifold.norm(x, unknown).isnan().all()
+    if not isinstance(manifold, m.Birkhoff):
+        assert manifold.dist(x, unknown).isnan().all()
+        assert manifold.dist2(x, unknown).isnan().all()
+
+
+def test_a_distance_without_a_logarithm_is_nan_and_not_zero():
+    x = m.Stiefel().origin(4, 4, dtype=torch.float64)
+    flipped = x.clone()
+    flipped[0, 0] = -1  # another component of the orthogonal group
+    assert m.Stiefel().dist(x, flipped).isnan()
 
 
 def test_euclidean_space_of_geoopt_keeps_the_contract():
