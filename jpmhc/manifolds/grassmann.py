@@ -8,8 +8,8 @@ from torch import Tensor
 from jpmhc import autodiff
 from jpmhc.kernels.batches import inv
 from jpmhc.manifolds import steps
-from jpmhc.manifolds.algebra import angle_over_sine, frobenius, identity, polish, sine_and_versine, symmetric
-from jpmhc.manifolds.angles import angle_norm
+from jpmhc.manifolds.algebra import angle_over_sine, frobenius, identity, norm, polish, sine_and_versine, symmetric
+from jpmhc.manifolds.angles import angle_vector
 from jpmhc.manifolds.base import Manifold
 
 
@@ -144,8 +144,13 @@ class Grassmann(Manifold):
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """Root of the sum of squared principal angles."""
-        result = angle_norm(x.mT @ y, self.proju(x, y))
+        result = norm(angle_vector(x.mT @ y, self.proju(x, y)), (-2, -1))
         return result if keepdim else result.squeeze((-2, -1))
+
+    def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Square of `dist`, smooth at equal points."""
+        angles = angle_vector(x.mT @ y, self.proju(x, y))
+        return (angles * angles).sum((-2, -1), keepdim=keepdim)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Parallel transport along the shortest geodesic, to the representative `y`; NaN at a right angle."""

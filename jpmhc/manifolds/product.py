@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jpmhc.manifolds.algebra import root
 from jpmhc.manifolds.base import Manifold
 
 
@@ -134,6 +135,15 @@ class Product(Manifold):
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
         """Logarithms of the parts."""
         return self.pack_point(*self._call("logmap", x, y))
+
+    def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Root of the sum of the squared distances."""
+        return root(self.dist2(x, y, keepdim=keepdim))
+
+    def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Sum of the squared distances."""
+        result = torch.stack(torch.broadcast_tensors(*self._call("dist2", x, y))).sum(0)
+        return result.unsqueeze(-1) if keepdim else result
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Transports of the parts."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from jpmhc.kernels import moved_logarithm
 from jpmhc.manifolds.algebra import cosine_and_sinc, norm, root, scalar_angle_over_sine
+from jpmhc.manifolds.angles import squared_angle
 from jpmhc.manifolds.fisher import Fisher, least
 
 
@@ -89,6 +90,11 @@ class Simplex(Fisher):
         s, r = root(x), root(y)
         angle = 4 * torch.atan2(norm(r - s, (-1,)), norm(r + s, (-1,)))
         return angle if keepdim else angle.squeeze(-1)
+
+    def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Square of `dist`, smooth at equal points."""
+        result = 4 * squared_angle(root(x), root(y))
+        return result if keepdim else result.squeeze(-1)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Reflection on the unit sphere that takes ``sqrt(x)`` to ``sqrt(y)`` along their great circle."""

@@ -8,9 +8,21 @@ from torch import Tensor
 from jpmhc import autodiff
 from jpmhc.kernels.batches import determinant_sign, inv
 from jpmhc.manifolds import steps
-from jpmhc.manifolds.algebra import angle_over_sine, can_read, exponential, frobenius, identity, polish, skew, symmetric
-from jpmhc.manifolds.angles import angle_norm
+from jpmhc.manifolds.algebra import (
+    angle_over_sine,
+    can_read,
+    exponential,
+    frobenius,
+    identity,
+    norm,
+    polish,
+    skew,
+    symmetric,
+)
+from jpmhc.manifolds.angles import angle_vector
 from jpmhc.manifolds.base import Manifold
+
+_UNKNOWN = 16  # times round-off: how near to a half turn its sense is not to be told
 
 
 class SpecialOrthogonal(Manifold):
@@ -126,13 +138,21 @@ class SpecialOrthogonal(Manifold):
         half = autodiff.polar(doubled)
         # A singular matrix has no unique factor: which way round a half turn went, nothing tells.
         largest = inv(doubled.detach()).abs().amax((-2, -1), keepdim=True)
-        known = largest * (2 * rotation.shape[-1] * torch.finfo(rotation.dtype).eps) < 1
-        return torch.where(known, x @ skew(2 * half @ angle_over_sine(symmetric(half))), torch.nan)
+        known = largest * (_UNKNOWN * rotation.shape[-1] * torch.finfo(rotation.dtype).eps) < 1
+        # The root of a rotation by pi - t has lost eps / t along its own plane; what is left of the rotation has not.
+        root = half.detach()
+        left = root.mT @ rotation.detach() @ root.mT
+        return torch.where(known, x @ skew(2 * half @ angle_over_sine(symmetric(half)) + left), torch.nan)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """Frobenius norm of ``log(x^T y)``, whose halved angles have cosines in ``x + y`` and sines in ``y - x``."""
-        result = 2 * angle_norm((x.mT @ (x + y)) / 2, (y - x) / 2)
+        result = 2 * norm(angle_vector((x.mT @ (x + y)) / 2, (y - x) / 2), (-2, -1))
         return result if keepdim else result.squeeze((-2, -1))
+
+    def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Square of `dist`, smooth at equal points."""
+        angles = angle_vector((x.mT @ (x + y)) / 2, y - x)
+        return (angles * angles).sum((-2, -1), keepdim=keepdim)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """``y x^T v``."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.manifolds.algebra import cosine_and_sinc, norm, scalar_angle_over_sine
+from jpmhc.manifolds.angles import squared_angle
 from jpmhc.manifolds.base import Manifold
 
 
@@ -23,7 +24,7 @@ class Sphere(Manifold):
     is the identity. `random` is uniform; `origin` is the first basis vector. All maps cost O(n).
 
     `dist` is exactly 0 at equal points and accurate at all distances; gradients are finite at equal points and at zero
-    tangents. `logmap` is NaN at antipodal points, where it has no value, and `dist` is pi there.
+    tangents. At antipodal points, to a few units of round-off, `logmap` has no value and is NaN, and `dist` is pi.
 
     Examples
     --------
@@ -97,14 +98,25 @@ class Sphere(Manifold):
         return self.projx(x * cosine + u * sinc)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """Tangent part of ``y - x``, of the length of the angle."""
-        step = y - x
-        return self.proju(x, step) * scalar_angle_over_sine(1 - _dot(step, step) / 2)
+        """Tangent part of `y`, of the length of the angle."""
+        middle = x + y
+        square = _dot(middle, middle) / 4  # of the cosine of half the angle
+        near = square > 0.5
+        # Of y, y - x and y + x, which have one tangent part, the shortest loses no digits.
+        along = self.proju(x, torch.where(near, y - x, middle))
+        least = (2 * torch.finfo(x.dtype).eps) ** 2
+        half = torch.where(square > least, square, torch.nan).sqrt()
+        return along * (scalar_angle_over_sine(half) / half)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """``2 atan2(|y - x|, |y + x|)``."""
         angle = 2 * torch.atan2(norm(y - x, (-1,)), norm(y + x, (-1,)))
         return angle if keepdim else angle.squeeze(-1)
+
+    def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Square of `dist`, smooth at equal points."""
+        result = squared_angle(x, y)
+        return result if keepdim else result.squeeze(-1)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Reflection that takes x to y along their great circle."""

@@ -49,6 +49,7 @@ def test_angle_over_sine_on_its_whole_range():
     torch.testing.assert_close(
         algebra.angle_over_sine(torch.diag(angle.cos())).diagonal(), angle / angle.sin(), rtol=1e-14, atol=0
     )
+    torch.testing.assert_close(algebra.scalar_angle_over_sine(angle.cos()), angle / angle.sin(), rtol=4e-15, atol=0)
     torch.testing.assert_close(algebra.angle_over_sine(torch.eye(2, **D)), torch.eye(2, **D), rtol=0, atol=2e-14)
 
 

@@ -76,3 +76,14 @@ def test_dominant_subspace_is_critical_and_its_hessian_has_the_gaps_as_eigenvalu
             u[row, column] = 1
             hessian = GRASSMANN.ehess2rhess(x, egrad, -a @ u, u)
             torch.testing.assert_close(hessian, (diagonal[column] - diagonal[row]) * u)
+
+
+def test_squared_distance_is_the_square_of_the_distance_and_smooth():
+    x, y = GRASSMANN.random(2, 20, 6, 3, generator=torch.Generator().manual_seed(0), **D)
+    torch.testing.assert_close(GRASSMANN.dist2(x, y), GRASSMANN.dist(x, y) ** 2, rtol=1e-12, atol=0)
+    first, second = torch.eye(3, **D)[:, :1], torch.eye(3, **D)[:, 1:2]
+    assert GRASSMANN.dist2(first, second).item() == pytest.approx((math.pi / 2) ** 2)
+    assert torch.func.grad(lambda y: GRASSMANN.dist2(first, y))(second).isfinite().all()
+    x, u, _, _ = material(GRASSMANN, (5, 2), batch=(), length=1.0)
+    along = torch.func.grad(torch.func.grad(lambda t: GRASSMANN.dist2(x, GRASSMANN.retr(x, t * u))))
+    torch.testing.assert_close(along(torch.zeros((), **D)), torch.tensor(2.0, **D))

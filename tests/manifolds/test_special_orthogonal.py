@@ -16,7 +16,7 @@ def test_logarithm_and_distance_are_those_of_rotation_vectors():
     x, y = (torch.tensor(r.as_matrix(), **D) for r in (first, second))
     vector = torch.tensor((first.inv() * second).as_rotvec(), **D)
     w = x.mT @ SO.logmap(x, y)
-    torch.testing.assert_close(torch.stack([w[:, 2, 1], w[:, 0, 2], w[:, 1, 0]], -1), vector, rtol=0, atol=1e-9)
+    torch.testing.assert_close(torch.stack([w[:, 2, 1], w[:, 0, 2], w[:, 1, 0]], -1), vector, rtol=0, atol=1e-12)
     torch.testing.assert_close(SO.dist(x, y), math.sqrt(2) * vector.norm(dim=-1), rtol=0, atol=1e-12)
 
 
@@ -25,6 +25,55 @@ def test_half_turns_have_a_distance_and_no_logarithm():
     y = torch.diag(torch.tensor([-1.0, -1.0, 1.0], **D))
     assert SO.dist(x, y).item() == pytest.approx(math.sqrt(2) * math.pi)
     assert SO.logmap(x, y).isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [2, 3, 4, 7])
+@pytest.mark.parametrize("gap", [1e-1, 1e-2, 1e-3])
+def test_logarithm_keeps_its_digits_near_a_half_turn(n, gap, dtype):
+    # One plane only: two that are both turned by nearly pi mix, and the logarithm is ill-conditioned itself.
+    generator = torch.Generator().manual_seed(0)
+    q, x = SO.random(2, 50, n, n, generator=generator, **D)
+    turn = torch.zeros(n, n, **D)
+    turn[0, 1], turn[1, 0] = gap - math.pi, math.pi - gap
+    exact = q @ turn @ q.mT
+    y = x @ torch.linalg.matrix_exp(exact)
+    x, y = x.to(dtype), y.to(dtype)
+    log = SO.logmap(x, y)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(x.double().mT @ log.double(), exact, rtol=0, atol=100 * eps)
+    torch.testing.assert_close(SO.norm(x, log), SO.dist(x, y), rtol=100 * eps, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_logarithms_next_to_a_half_turn_are_right_or_nan(n, dtype):
+    generator = torch.Generator().manual_seed(1)
+    q, x = SO.random(2, 200, n, n, generator=generator, **D)
+    eps = torch.finfo(dtype).eps
+    gaps = eps * torch.logspace(-1, 4, 200, **D)
+    turn = torch.eye(n, **D).repeat(200, 1, 1)
+    turn[:, 0, 0] = turn[:, 1, 1] = -gaps.cos()
+    turn[:, 1, 0], turn[:, 0, 1] = gaps.sin(), -gaps.sin()
+    y = (x @ q @ turn @ q.mT).to(dtype)
+    log = SO.logmap(x.to(dtype), y)
+    known = log.isfinite().all((-2, -1))
+    assert known[gaps > 1e3 * eps].all()
+    assert not known[gaps < eps].any()
+    missed = (SO.expmap(x.to(dtype), log) - y).abs().amax((-2, -1))
+    assert missed[known].max() < 1e-3
+
+
+def test_squared_distance_is_the_square_of_the_distance_and_smooth():
+    x, y = SO.random(2, 20, 4, 4, generator=torch.Generator().manual_seed(0), **D)
+    torch.testing.assert_close(SO.dist2(x, y), SO.dist(x, y) ** 2, rtol=1e-13, atol=0)
+    assert (SO.dist2(x, x) == 0).all()
+    eye, half = SO.origin(3, 3, **D), torch.diag(torch.tensor([-1.0, -1.0, 1.0], **D))
+    assert SO.dist2(eye, half).item() == pytest.approx(2 * math.pi**2)
+    assert torch.func.grad(lambda y: SO.dist2(eye, y))(half).isfinite().all()
+    u = SO.proju(eye, torch.randn(3, 3, generator=torch.Generator().manual_seed(2), **D))
+    along = torch.func.grad(torch.func.grad(lambda t: SO.dist2(eye, SO.retr(eye, t * u))))(torch.zeros((), **D))
+    torch.testing.assert_close(along, 2 * SO.inner(eye, u))
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 7])

@@ -20,7 +20,39 @@ def test_distance_and_logarithm_are_accurate_at_every_angle(dtype, log_angle):
     y = torch.tensor([math.cos(angle), math.sin(angle)], dtype=dtype)
     tol = 8 * torch.finfo(dtype).eps
     assert abs(SPHERE.dist(x, y).item() - angle) <= tol
-    assert abs(SPHERE.logmap(x, y).norm().item() - angle) <= 16 * tol / (math.pi - angle)
+    assert abs(SPHERE.logmap(x, y).norm().item() - angle) <= 2 * tol
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [1.0, 0.1, 1e-2, 1e-3, 1e-4])
+def test_logarithm_keeps_its_digits_near_the_antipode(dtype, gap):
+    x, _, _, e = material(SPHERE, (3,), batch=(1000,), dtype=dtype)
+    along = SPHERE.proju(x, e)
+    y = SPHERE.projx(-x + gap * along / along.norm(dim=-1, keepdim=True))
+    log = SPHERE.logmap(x, y)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(log.norm(dim=-1), SPHERE.dist(x, y), rtol=0, atol=32 * eps)
+    torch.testing.assert_close(SPHERE.expmap(x, log), y, rtol=0, atol=16 * eps / gap)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_antipodes_have_a_distance_and_no_logarithm(dtype):
+    x = SPHERE.random(1000, 5, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    y = SPHERE.projx(-x * (1 + torch.finfo(dtype).eps))
+    for end in (-x, y):
+        assert SPHERE.logmap(x, end).isnan().all()
+        torch.testing.assert_close(SPHERE.dist2(x, end), torch.full((1000,), math.pi**2, dtype=dtype))
+    assert torch.func.grad(lambda y: SPHERE.dist2(x, y).sum())(-x).isfinite().all()
+
+
+@pytest.mark.parametrize("manifold", [SPHERE, SIMPLEX], ids=str)
+def test_squared_distance_is_the_square_of_the_distance(manifold):
+    x, y = manifold.random(2, 100, 4, generator=torch.Generator().manual_seed(0), **D)
+    torch.testing.assert_close(manifold.dist2(x, y), manifold.dist(x, y) ** 2, rtol=2e-14, atol=0)
+    assert manifold.dist2(x, x, keepdim=True).shape == (100, 1)
+    assert (manifold.dist2(x, x) == 0).all()
+    near = manifold.retr(x, 1e-9 * manifold.proju(x, y))
+    torch.testing.assert_close(manifold.dist2(x, near), manifold.dist(x, near) ** 2, rtol=1e-6, atol=0)
 
 
 def test_distance_of_equal_points_is_zero_and_of_antipodes_pi():
