@@ -1,5 +1,6 @@
 """Matrices with orthonormal columns, under the canonical or the Euclidean metric."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jpmhc import autodiff
+from jpmhc.kernels.batches import determinant_sign
 from jpmhc.kernels.primitive import primitive
 from jpmhc.manifolds import steps
 from jpmhc.manifolds.algebra import (
@@ -15,14 +17,19 @@ from jpmhc.manifolds.algebra import (
     exponential,
     frobenius,
     identity,
+    norm,
     polish,
     skew,
     sum_of_products,
     symmetric,
 )
+from jpmhc.manifolds.angles import angle_vector
 from jpmhc.manifolds.base import Manifold
+from jpmhc.manifolds.special_orthogonal import SpecialOrthogonal
+from jpmhc.manifolds.sphere import Sphere
 
 _SHOTS = 60
+_SLACK = 1e-3  # of a length, far above round-off
 _Carry = Callable[[Tensor], Tensor]
 _LEAST_SCALE = 0.05  # of the part of a tangent vector that leaves the span of x
 
@@ -54,9 +61,11 @@ class Stiefel(Manifold):
     2013). Eliminating one block of their 2p x 2p system leaves the p x p one above, whose symmetric part is at least
     I, so it is never singular. Retractions end with a Newton-Schulz step or orthonormalise anew: nothing drifts.
 
-    Cost: O(n p^2) for all maps. `logmap` has no formula; it shoots, until the geodesic hits `y`, with a fixed number of
-    Anderson steps and the derivative of the equation. It converges for distances up to about 2 (canonical) or 1
-    (Euclidean), and NaN marks a matrix that did not. Under ``torch.compile`` the solution is one operation; the
+    Cost: O(n p^2) for all maps. `logmap` has a formula for one column and for square matrices. Otherwise it shoots,
+    until the geodesic hits `y`, with a fixed number of Anderson steps and the derivative of the equation. It converges
+    for distances up to about 2 (canonical) or 1 (Euclidean), and NaN marks a matrix that did not, or whose geodesic is
+    longer than a way that is known. A result shorter than the injectivity radius, at least 2.8 (canonical) and pi
+    (Euclidean), is the shortest; a longer one may not be. Under ``torch.compile`` the solution is one operation; the
     derivative forms the n p x n p Jacobian there, and tracing it under a transform still takes minutes.
 
     `expmap` is NaN for vectors longer than 60 to 90: its series is doubled no further. `random` is uniform (Haar);
@@ -66,7 +75,9 @@ class Stiefel(Manifold):
     ----------
     Edelman, Arias and Smith, "The geometry of algorithms with orthogonality constraints", 1998. Wen and Yin, "A
     feasible method for optimization with orthogonality constraints", 2013. Zimmermann and Hueper, "Computing the
-    Riemannian logarithm on the Stiefel manifold", 2022.
+    Riemannian logarithm on the Stiefel manifold", 2022. Rentmeesters, "Algorithms for data fitting on some common
+    homogeneous spaces", 2013, and Zimmermann and Stoye, "The injectivity radius of the compact Stiefel manifold under
+    the Euclidean metric", 2024: the radii.
 
     Examples
     --------
@@ -183,9 +194,13 @@ class Stiefel(Manifold):
         return polish(end()), forth(v)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """Shortest tangent vector with ``expmap(x, u) = y``, by shooting; NaN where that did not converge."""
+        """Tangent vector with ``expmap(x, u) = y``, the shortest one as the notes of the class say, or NaN."""
         shape = common_shape(x, y)
         x, y = x.expand(shape), y.expand(shape)
+        if shape[-1] == 1:
+            return Sphere().logmap(x.squeeze(-1), y.squeeze(-1)).unsqueeze(-1)
+        if shape[-2] == shape[-1]:
+            return SpecialOrthogonal().logmap(x, y)
 
         def shoot(u: Tensor, x: Tensor, y: Tensor) -> Tensor:
             _, _, back = self._geodesic(x, u)
@@ -207,7 +222,22 @@ class Stiefel(Manifold):
         if torch.compiler.is_compiling():
             return u  # NaN where the operation said so
         missed = (self.expmap(x, u) - y).detach().abs().amax((-2, -1), keepdim=True)
-        return torch.where(missed < 1e3 * tol, u, torch.nan)
+        winds = self.norm(x, u.detach(), keepdim=True) > (1 + _SLACK) * self._way(x.detach(), y.detach())
+        return torch.where((missed < 1e3 * tol) & ~winds, u, torch.nan)
+
+    def _way(self, x: Tensor, y: Tensor) -> Tensor:
+        """Length of one way from x to y, which bounds their distance, shape (..., 1, 1).
+
+        The shortest way to the span of y, then a turn Q of the columns within it, of length ``sqrt(beta) |log Q|``. A
+        reflection Q turns its last column through the space outside, in which a turn counts in full.
+        """
+        overlap = x.mT @ y
+        turn = autodiff.polar(overlap)
+        eye = identity(turn)
+        spans = norm(angle_vector(overlap, y - x @ overlap), (-2, -1))
+        within = 2 * norm(angle_vector((eye + turn) / 2, (turn - eye) / 2), (-2, -1))
+        weight = torch.where(determinant_sign(turn) > 0, math.sqrt(self.beta), 1.0)
+        return spans + weight[..., None, None] * within
 
     def _split(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """``u = x A + N``; what is not tangent in u is dropped, so that it cannot grow over many steps."""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from jpmhc.manifolds import Stiefel
+from jpmhc.manifolds import Grassmann, SpecialOrthogonal, Sphere, Stiefel
 from tests.manifolds.cases import material
 
 CANONICAL, EUCLIDEAN = Stiefel(), Stiefel("euclidean")
@@ -52,9 +52,38 @@ def test_logarithm_inverts_the_exponential_up_to_length_one(manifold, shape):
     torch.testing.assert_close(manifold.logmap(x, manifold.expmap(x, u)), u, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("manifold", [CANONICAL, EUCLIDEAN], ids=str)
+def test_one_column_is_a_sphere_and_a_square_one_a_group(manifold):
+    x, y = manifold.random(2, 200, 5, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sphere = Sphere().logmap(x.squeeze(-1), y.squeeze(-1))
+    torch.testing.assert_close(manifold.logmap(x, y).squeeze(-1), sphere, rtol=0, atol=1e-14)
+    x, y = SpecialOrthogonal().random(2, 200, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    log = manifold.logmap(x, y)
+    torch.testing.assert_close(log, SpecialOrthogonal().logmap(x, y))
+    torch.testing.assert_close(manifold.dist(x, y), manifold.beta**0.5 * SpecialOrthogonal().dist(x, y))
+    assert manifold.logmap(x, -x).isnan().all()
+
+
+@pytest.mark.parametrize("manifold", [CANONICAL, EUCLIDEAN], ids=str)
+@pytest.mark.parametrize("shape", [(4, 3), (3, 2), (6, 2)])
+def test_logarithm_is_no_longer_than_a_way_that_is_known(manifold, shape):
+    x, y = manifold.random(2, 300, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    length = manifold.dist(x, y)
+    # First to the span of y in the straightest way, then a turn within it.
+    left, _, right = torch.linalg.svd(x.mT @ y)
+    turn = left @ right
+    middle = y @ turn.mT
+    inside = torch.linalg.eigvals(turn).angle().norm(dim=-1)
+    weight = torch.where(torch.linalg.det(turn) > 0, manifold.beta**0.5, 1.0)
+    way = Grassmann().dist(x, middle) + weight * inside
+    assert length.isfinite().sum() > 30
+    assert (length[length.isfinite()] <= 1.001 * way[length.isfinite()]).all()
+    torch.testing.assert_close(way, manifold._way(x, y).squeeze((-2, -1)), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_logarithm_compiles_in_seconds_as_one_operation():
-    x, u, _, _ = material(CANONICAL, (4, 1), batch=(2,), length=0.5)
+    x, u, _, _ = material(CANONICAL, (4, 2), batch=(2,), length=0.5)
     y = CANONICAL.expmap(x, u)
     torch._dynamo.reset()
     compiled = torch.compile(CANONICAL.logmap, fullgraph=True, backend="aot_eager")
