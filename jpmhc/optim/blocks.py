@@ -88,7 +88,8 @@ class Blocks:
     def inner(self, x: Vector, u: Vector, v: Vector) -> float:
         """Return the inner product of two tangent vectors."""
         parts = zip(self.manifolds, x, u, v, strict=True)
-        return sum(float(m.inner(p, a, b).sum()) for m, p, a, b in parts)
+        # Kept dimensions: geoopt's hyperbolic classes give a batch the wrong shape without them.
+        return sum(float(m.inner(p, a, b, keepdim=True).sum()) for m, p, a, b in parts)
 
     def norm(self, x: Vector, u: Vector) -> float:
         """Return the length of a tangent vector."""

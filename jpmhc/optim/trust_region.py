@@ -15,6 +15,8 @@ from jpmhc.optim.hessian import Products, differentiate, from_user
 from jpmhc.optim.options import check_count, check_range
 from jpmhc.optim.truncated_cg import truncated_cg
 
+_LEAST = 1e-300  # keeps a ratio of decreases that are both zero from dividing by zero
+
 
 class RiemannianTrustRegion(ClosureOptimizer):
     """The Riemannian trust region of Absil, Baker & Gallivan (2007), its model minimised by truncated CG.
@@ -142,7 +144,8 @@ class RiemannianTrustRegion(ClosureOptimizer):
             gradient = blocks.tangent(x, blocks.gradient(x, egrad))
             norm = blocks.norm(x, gradient)
             # What rounding leaves of a Euclidean gradient that is normal to the manifold.
-            floor = blocks.precision * math.sqrt(pair(egrad, egrad))
+            slope = math.sqrt(pair(egrad, egrad))
+            floor = blocks.precision * slope
             if norm <= max(group["tolerance_grad"], floor) or radius <= blocks.precision:
                 break
 
@@ -157,9 +160,12 @@ class RiemannianTrustRegion(ClosureOptimizer):
             new_loss, new_egrad, new_products = self._model(closure, blocks)
             counters["n_iter"] += 1
             # Near the optimum both decreases are round-off of the loss; this takes their ratio to one there.
-            noise = 1e3 * blocks.precision * max(1.0, abs(loss))
+            # A loss whose terms cancel has more of it than its size tells: the noise of rounding the point, for one, or
+            # what it had before they cancelled. The last is too large to stop by: losses may fall by many orders.
+            noise = 1e3 * blocks.precision * max(abs(loss), slope * math.sqrt(pair(x, x)), _LEAST)
+            allowed = max(noise, 10 * blocks.precision * abs(first_loss))
             finite = math.isfinite(new_loss) and all(bool(torch.isfinite(g).all()) for g in new_egrad)
-            ratio = (loss - new_loss + noise) / (predicted + noise) if finite else -math.inf
+            ratio = (loss - new_loss + allowed) / (predicted + allowed) if finite else -math.inf
             new_norm = blocks.norm(y, blocks.tangent(y, blocks.gradient(y, new_egrad))) if finite else math.inf
             # Among losses that round-off cannot order the gradient does.
             if new_loss >= loss and new_norm >= norm:

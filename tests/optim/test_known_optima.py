@@ -58,6 +58,18 @@ def test_five_leading_eigenvectors_of_a_hundred_in_few_steps(manifold, solver, s
     assert (best - (x * (matrix @ x)).sum()) / best < 1e-8
 
 
+@pytest.mark.parametrize("solver", [optim.RiemannianConjugateGradient, optim.RiemannianTrustRegion])
+def test_solvers_find_a_batch_of_means_in_hyperbolic_space(solver):
+    ball = geoopt.PoincareBall()
+    points = ball.expmap0(0.5 * problems.randn(3, 10, 2))
+    x = geoopt.ManifoldParameter(ball.expmap0(0.3 * problems.randn(3, 2, seed=1)), manifold=ball)
+    optimizer = solver([x], max_iter=100, tolerance_grad=1e-8)
+    optimizer.step(problems.closure_of(optimizer, x, lambda x: ball.dist2(x[:, None].expand_as(points), points).sum()))
+    assert optimizer.state[x]["n_iter"] <= 25
+    pull = ball.logmap(x.detach()[:, None].expand_as(points), points).mean(1)
+    assert pull.abs().max() < 1e-7
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_planted_graph_matching_finds_the_permutation(seed):
     generator = torch.Generator().manual_seed(seed)

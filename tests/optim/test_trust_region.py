@@ -83,6 +83,42 @@ def test_float32_ends_at_the_precision_of_its_gradients(seed):
     assert optimizer.state[x]["n_iter"] < 100  # it knows when it is done
 
 
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("scale", [1e4, 1.0, 1e-4])
+def test_float32_ends_at_a_critical_point_whatever_the_scale_of_the_loss(scale, seed):
+    sphere = manifolds.Sphere()
+    matrix = problems.randn(10, 10, seed=seed)
+    matrix = (matrix + matrix.mT).float()
+    x = manifolds.Parameter(sphere.projx(problems.randn(10, seed=seed + 50)).float(), sphere)
+    optimizer = optim.RiemannianTrustRegion([x], max_iter=200, tolerance_grad=0.0)
+
+    def loss(x):
+        return scale * (x @ (matrix @ x) + torch.sin(5 * x).pow(3).sum())
+
+    optimizer.step(problems.closure_of(optimizer, x, loss))
+    gradient = sphere.egrad2rgrad(x.detach(), torch.func.grad(loss)(x.detach()))
+    assert optimizer.state[x]["n_iter"] < 200
+    assert gradient.norm() < 1e-4 * scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_loss_that_cancels_to_zero_at_the_optimum_is_minimised_to_round_off(seed, dtype):
+    matrix = problems.randn(10, 10, seed=seed)
+    matrix = matrix @ matrix.mT + torch.eye(10)
+    target = problems.randn(10, seed=seed + 9)
+    shift, slope, m, t = (v.to(dtype) for v in (target @ matrix @ target, 2 * matrix @ target, matrix, target))
+    x = torch.nn.Parameter(problems.randn(10, seed=seed + 50).to(dtype))
+    optimizer = optim.RiemannianTrustRegion([x], max_iter=200, tolerance_grad=0.0)
+    optimizer.step(
+        problems.closure_of(
+            optimizer, x, lambda x: x @ (m @ x) - slope @ x + shift + 0.01 * (x - t).square().square().sum()
+        )
+    )
+    assert optimizer.state[x]["n_iter"] < 200
+    assert (x.detach().double() - target).abs().max() < 100 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("make", [optim.RiemannianTrustRegion, optim.RiemannianConjugateGradient])
 @pytest.mark.parametrize("given", [False, True])
 def test_frozen_and_empty_parameters_stay_out_of_it(make, given):
