@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -85,14 +84,17 @@ class GradientOptimizer(RiemannianOptimizer):
     @torch.no_grad()
     def stabilize(self) -> None:
         """Project every bound parameter onto its manifold, and its momentum onto the tangent space, now."""
-        for index in range(len(self.param_groups)):
-            for batch in self._collect(index).batches:
+        for index, group in enumerate(self.param_groups):
+            bound = [p for p in group["params"] if p.numel() and self._bound(p, index) is not None]
+            for batch in self._divide(index, bound, [self.state.get(p, {}) for p in bound], None)[1]:
                 point = batch.manifold.projx(batch.points())
-                name = self._momentum
-                if all(name in state for state in batch.states):
-                    momentum = batch.state(name, partial(torch.zeros_like, point))
-                    momentum.copy_(batch.manifold.proju(point, momentum))
                 batch.write(point)
+                places = [i for i, state in enumerate(batch.states) if self._momentum in state]
+                if places:
+                    momenta = [batch.states[i][self._momentum] for i in places]
+                    tangents = batch.manifold.proju(point[places], torch.stack(momenta).to(point))
+                    for momentum, tangent in zip(momenta, tangents.unbind(), strict=True):
+                        momentum.copy_(tangent)
 
     _momentum: str
     """Key of the tangent vector in every parameter's state."""

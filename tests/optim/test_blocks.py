@@ -5,6 +5,7 @@ from jpmhc import manifolds
 from jpmhc.manifolds.peer import geoopt
 from jpmhc.optim.batch import Batch
 from jpmhc.optim.blocks import Blocks
+from tests.optim.problems import randn
 from tests.optim.stacks import points, separate
 
 EMBEDDED = {
@@ -83,3 +84,12 @@ def test_tensors_come_back_from_stacks_in_order():
     assert blocks.size == 7
     back = blocks.scatter(blocks.gather(blocks.parameters))
     assert all(torch.equal(p, q) for p, q in zip(back, blocks.parameters, strict=True))
+
+
+def test_the_inner_product_of_a_batch_is_the_sum_over_its_points():
+    ball = geoopt.PoincareBall()
+    x, u = ball.expmap0(0.5 * randn(1, 3, 2)), randn(1, 3, 2, seed=1)
+    single = sum(float(ball.inner(p, v, v, keepdim=True)) for p, v in zip(x[0], u[0], strict=True))
+    batch = Batch(ball)
+    batch.add(geoopt.ManifoldParameter(x[0], manifold=ball), {})
+    assert Blocks([batch]).inner([x], [u], [u]) == pytest.approx(single)

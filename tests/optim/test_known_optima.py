@@ -65,7 +65,7 @@ def test_solvers_find_a_batch_of_means_in_hyperbolic_space(solver):
     x = geoopt.ManifoldParameter(ball.expmap0(0.3 * problems.randn(3, 2, seed=1)), manifold=ball)
     optimizer = solver([x], max_iter=100, tolerance_grad=1e-8)
     optimizer.step(problems.closure_of(optimizer, x, lambda x: ball.dist2(x[:, None].expand_as(points), points).sum()))
-    assert optimizer.state[x]["n_iter"] <= 25
+    assert optimizer.state[x]["n_iter"] <= (6 if solver is optim.RiemannianTrustRegion else 12)
     pull = ball.logmap(x.detach()[:, None].expand_as(points), points).mean(1)
     assert pull.abs().max() < 1e-7
 
