@@ -45,6 +45,8 @@ MAPS: dict[str, tuple[Mapping[str, str], str | None]] = {
     "transp_follow_expmap": (_X_U_V, None),
 }
 
+PRECISE = ("point_error", "tangent_error", "embed", "projector", "principal_angles")
+
 
 def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     """Let a map check its arguments, and run it in full precision where autocast is on."""
@@ -77,6 +79,18 @@ def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
             kind = POINT if result_kind == POINT else TANGENT
             check_values(self, f"result of {method.__name__}", result, kind, tensors.get(result_kind, result))
         return result
+
+    wrapped.__guarded__ = True  # type: ignore[attr-defined]
+    return wrapped
+
+
+def precise(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a function of points in full precision where autocast is on."""
+
+    @functools.wraps(method)
+    def wrapped(self: Manifold, x: Tensor, *args: Any) -> Any:
+        with full_precision(x.device):
+            return method(self, x, *args)
 
     wrapped.__guarded__ = True  # type: ignore[attr-defined]
     return wrapped

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.manifolds.algebra import root
-from jpmhc.manifolds.arguments import DTYPES, MAPS, TOLERANCE, check_shape, guarded, sized
+from jpmhc.manifolds.arguments import DTYPES, MAPS, PRECISE, TOLERANCE, check_shape, guarded, precise, sized
 from jpmhc.manifolds.peer import geoopt
 
 
@@ -197,10 +197,11 @@ class Manifold(geoopt.Manifold):
 
 
 def _guard(cls: type) -> None:
-    for name in (*MAPS, "dim"):
+    guards = {**dict.fromkeys(MAPS, guarded), **dict.fromkeys(PRECISE, precise), "dim": sized}
+    for name, guard in guards.items():
         method = vars(cls).get(name)
         if callable(method) and not getattr(method, "__guarded__", False):
-            setattr(cls, name, sized(method) if name == "dim" else guarded(method))
+            setattr(cls, name, guard(method))
 
 
 _guard(Manifold)

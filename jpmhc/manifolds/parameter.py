@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from jpmhc.kernels.precision import full_precision
 from jpmhc.manifolds.arguments import POINT, check_dtype, check_shape, check_values
 from jpmhc.manifolds.base import Manifold
 from jpmhc.manifolds.peer import geoopt
@@ -186,7 +187,8 @@ def _check(name: str, data: Tensor, manifold: geoopt.Manifold) -> None:
         if data.device.type != "meta" and not torch.isfinite(data).all():
             raise ValueError(f"{name}: holds NaN or infinity")
         if data.device.type != "meta":
-            manifold.assert_check_point_on_manifold(data)
+            with full_precision(data.device):
+                manifold.assert_check_point_on_manifold(data)
         return
     check_shape(manifold, name, data.shape)
     if data.device.type != "meta":

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from jpmhc import manifolds as m
+from jpmhc.manifolds.peer import geoopt
+from tests.manifolds.cases import CASES, name
 
 EYE = torch.eye(4, 2)
 
@@ -74,6 +76,31 @@ def test_products_stay_in_full_precision_under_autocast(manifold):
         y = manifold.retr(x, u)
     assert y.dtype == torch.float32
     assert manifold.point_error(y) < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_checks_are_made_in_full_precision_under_autocast(case):
+    manifold, shape = case
+    with torch.autocast("cpu", torch.bfloat16):
+        x = manifold.random(3, *shape, generator=torch.Generator().manual_seed(0))
+        assert isinstance(m.Parameter(x, manifold), m.Parameter)
+        assert manifold.check_point_on_manifold(x)
+        with m.checked():
+            u = manifold.proju(x, torch.zeros_like(x))
+            assert manifold.retr(x, u).dtype == torch.float32
+        assert manifold.check_vector_on_tangent(x, u)
+        assert manifold.point_error(x).dtype == torch.float32
+        embedded = manifold.embed(x)
+    assert torch.equal(embedded, manifold.embed(x))
+
+
+def test_a_check_of_geoopts_and_a_projector_are_made_in_full_precision_under_autocast():
+    grassmann = m.Grassmann()
+    x = grassmann.random(8, 2, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        m.Parameter(x, geoopt.EuclideanStiefel())
+        assert grassmann.projector(x).dtype == torch.float32
+        assert grassmann.principal_angles(x, x).max() < 1e-3
 
 
 def test_none_is_refused_where_it_stands_for_nothing():
