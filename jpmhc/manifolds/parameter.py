@@ -57,7 +57,7 @@ class Parameter(geoopt.ManifoldParameter):
             )
         if not isinstance(manifold, geoopt.Manifold):
             raise TypeError(f"manifold: expected a geoopt.Manifold, got {type(manifold).__name__}")
-        _check("data", data, manifold)
+        check_point("data", data, manifold)
         return _made(data, manifold, requires_grad, cls)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
@@ -175,10 +175,11 @@ def _on_registration(module: nn.Module, name: str, parameter: nn.Parameter | Non
 def _check_loaded(module: nn.Module, _: Any) -> None:
     for name, parameter in module._parameters.items():
         if isinstance(parameter, Parameter):
-            _check(name, parameter.detach(), parameter.manifold)
+            check_point(name, parameter.detach(), parameter.manifold)
 
 
-def _check(name: str, data: Tensor, manifold: geoopt.Manifold) -> None:
+def check_point(name: str, data: Tensor, manifold: geoopt.Manifold) -> None:
+    """Refuse what is not a point of the manifold; on the meta device values are not looked at."""
     check_dtype(name, data)
     if data.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got {data.layout}")
@@ -188,7 +189,9 @@ def _check(name: str, data: Tensor, manifold: geoopt.Manifold) -> None:
             raise ValueError(f"{name}: holds NaN or infinity")
         if data.device.type != "meta":
             with full_precision(data.device):
-                manifold.assert_check_point_on_manifold(data)
+                right, fault = manifold.check_point_on_manifold(data, explain=True)
+            if not right:
+                raise ValueError(f"{name}: not lying on {manifold}, {fault}; project it with projx")
         return
     check_shape(manifold, name, data.shape)
     if data.device.type != "meta":

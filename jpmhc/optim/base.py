@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jpmhc.manifolds.parameter import replacements
+from jpmhc.manifolds.parameter import check_point, replacements
 from jpmhc.manifolds.peer import geoopt
 from jpmhc.optim.batch import Batch
 from jpmhc.optim.parameters import check_parameter, kind, label, manifold_of
@@ -68,14 +68,15 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         Raises
         ------
         TypeError, ValueError
-            If an option is outside its range, or a parameter is complex, in a precision that its manifold refuses, or a
-            plain tensor that took the place of one on a manifold (FSDP2 puts it there). Nothing is added then.
+            If an option is outside its range, or a parameter is complex, in a precision that its manifold refuses, off
+            its manifold, or a plain tensor that took the place of one on a manifold (FSDP2 puts it there). Nothing is
+            added then.
         """
         self._check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
             self._register(len(self.param_groups) - 1)
-        except TypeError:
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
 
@@ -94,6 +95,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     f"{type(parameter).__name__} in its place; leave it out of sharding with "
                     "manifolds.unsharded_parameters"
                 )
+            if parameter not in self._manifolds and (manifold := manifold_of(parameter)) is not None:
+                # Initialised anew in place, or rounded to half precision and back, it may have left its manifold.
+                check_point(name, parameter.detach(), manifold)
         for parameter in parameters:
             # Once known as bound, a parameter stays so: this is what tells a lost manifold from one that never was.
             if parameter not in self._manifolds:

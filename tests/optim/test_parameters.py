@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from jpmhc import manifolds
+from jpmhc import manifolds, optim
 from jpmhc.manifolds.peer import geoopt
 from jpmhc.optim.parameters import kind, label, manifold_of
 
@@ -48,3 +48,37 @@ def test_labels_are_names_or_places():
     groups = [{"params": [0, 1], "param_names": ["a", "b"]}, {"params": [2]}]
     assert label(groups, 0, 1) == "b"
     assert label(groups, 1, 0) == "param_groups[1]['params'][0]"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        optim.RiemannianAdam,
+        lambda p: optim.RiemannianSGD(p, lr=0.1),
+        optim.RiemannianConjugateGradient,
+        optim.RiemannianTrustRegion,
+    ],
+)
+def test_a_parameter_that_left_its_manifold_in_place_is_refused_by_name(make):
+    layer = torch.nn.Linear(4, 8)
+    layer.weight = manifolds.Parameter(manifolds.Stiefel().origin(8, 4), manifolds.Stiefel())
+    torch.nn.init.normal_(layer.weight, std=2.0)
+    with pytest.raises(ValueError, match=r"weight: off the Stiefel manifold by .* project it with projx"):
+        make(layer.named_parameters())
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.manifold.projx(layer.weight))
+    make(layer.named_parameters())
+
+
+def test_a_group_with_a_parameter_off_its_manifold_is_not_added():
+    sphere = manifolds.Sphere()
+    good, bad = (manifolds.Parameter(sphere.origin(3), sphere) for _ in range(2))
+    optimizer = optim.RiemannianAdam([good])
+    with torch.no_grad():
+        bad.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"param_groups\[1\]\['params'\]\[0\]: holds NaN"):
+        optimizer.add_param_group({"params": [bad]})
+    assert len(optimizer.param_groups) == 1
+    theirs = geoopt.ManifoldParameter(torch.ones(3), manifold=geoopt.Sphere())
+    with pytest.raises(ValueError, match=r"param_groups\[1\]\['params'\]\[0\]: not lying on Sphere"):
+        optimizer.add_param_group({"params": [theirs]})
