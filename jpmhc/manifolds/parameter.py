@@ -38,7 +38,8 @@ class Parameter(geoopt.ManifoldParameter):
     Notes
     -----
     The manifold survives ``deepcopy``, pickle, ``torch.save`` and ``torch.load(weights_only=True)``, ``.to()``, DDP and
-    ``load_state_dict``, whose values are checked. Where torch replaces a module's parameter by a plain one
+    ``load_state_dict``, whose values are checked; copies, files and ``.to()`` keep values and dtype as they are, and an
+    optimiser checks them when it takes the parameter in. Where torch replaces a module's parameter by a plain one
     (``load_state_dict(assign=True)``, ``to_empty`` from the meta device, an assignment) the module it is registered in
     puts the manifold back; delete the attribute first to drop it on purpose. FSDP2 replaces parameters without
     telling the module: leave them out with `unsharded_parameters`. `lost_parameters` finds those that were not, and the
@@ -78,8 +79,11 @@ class Parameter(geoopt.ManifoldParameter):
 
 
 def rebuild_parameter(data: Tensor, manifold: geoopt.Manifold, requires_grad: bool) -> Parameter:
-    """Make the parameter that a file describes; its values are checked as those of a new one."""
-    return Parameter(data, manifold, requires_grad)
+    """Make the parameter that a file describes, with the values and the dtype it had, as a copy does.
+
+    What is off its manifold, or in half precision, can still be read back and projected; an optimiser refuses it.
+    """
+    return _made(data, manifold, requires_grad, Parameter)
 
 
 def unsharded_parameters(module: nn.Module) -> set[nn.Parameter]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from jpmhc import manifolds as m
+from jpmhc import optim
 from jpmhc.manifolds.peer import geoopt
 
 
@@ -89,6 +90,21 @@ def test_a_saved_parameter_in_flat_space_loads_with_weights_only():
     loaded = through_bytes(m.Parameter(torch.ones(3), m.Euclidean(ndim=1)))
     assert type(loaded.manifold) is m.Euclidean
     assert loaded.manifold.ndim == 1
+
+
+@pytest.mark.parametrize("path", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v)), through_bytes])
+def test_a_parameter_in_half_precision_is_read_back_as_it_was(path):
+    net = Net().bfloat16()
+    net.inner.weight.data.normal_()
+    twin = path(net.inner.weight)
+    assert isinstance(twin, m.Parameter)
+    assert twin.dtype == torch.bfloat16
+    assert twin.manifold == m.Stiefel()
+    assert torch.equal(twin, net.inner.weight)
+    with pytest.raises(TypeError, match="expected float32 or float64 on a manifold, got torch.bfloat16"):
+        optim.RiemannianAdam([twin])
+    with pytest.raises(ValueError, match="off the Stiefel manifold"):
+        optim.RiemannianAdam([path(net.float().inner.weight)])
 
 
 def test_swapping_tensors_keeps_the_manifold(monkeypatch):
