@@ -12,6 +12,7 @@ from torch.optim.adamw import adamw
 from jpmhc.optim.batch import Batch
 from jpmhc.optim.gradient_step import GradientOptimizer, move
 from jpmhc.optim.options import check_range, check_rate
+from jpmhc.optim.parameters import manifold_of
 
 
 class RiemannianAdam(GradientOptimizer):
@@ -125,6 +126,13 @@ class RiemannianAdam(GradientOptimizer):
         check_range("eps", group["eps"], 0.0)
         if group["foreach"] and group["fused"]:
             raise ValueError("foreach, fused: expected at most one to be True")
+
+    def _state_shapes(self, parameter: Tensor) -> dict[str, torch.Size]:
+        second, manifold = parameter.shape, manifold_of(parameter)
+        if manifold is not None:
+            point = parameter.detach().unsqueeze(0)
+            second = manifold.component_inner(point, torch.zeros_like(point)).shape[1:]
+        return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": second, "max_exp_avg_sq": second}
 
     def _check_free(self, group: int, parameters: list[Tensor]) -> None:
         on_host = (p for p in parameters if p.device.type == "cpu")

@@ -53,6 +53,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._check_states(state["state"], state["param_groups"])
         super().__setstate__(state)
         self._plans = {}
         self._manifolds = self.__dict__.get("_manifolds", {})
@@ -61,6 +62,24 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
             self._register(index)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict()`` gave, as ``torch.optim.Optimizer.load_state_dict``.
+
+        Raises
+        ------
+        ValueError
+            If a state has not the shape that this optimiser keeps for its parameter (another optimiser's second moment
+            on a manifold has not), or the names of the parameters are the same in another order. Nothing is loaded
+            then.
+        """
+        for index, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
+            names, others = group.get("param_names"), saved.get("param_names")
+            if names and others and names != others and sorted(names) == sorted(others):
+                raise ValueError(
+                    f"state_dict: expected the parameters of group {index} in the order {names}, got {others}"
+                )
+        super().load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as ``torch.optim.Optimizer.add_param_group``; its options and parameters are checked.
@@ -82,6 +101,26 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def _check_options(self, group: dict[str, Any]) -> None:
         raise NotImplementedError
+
+    def _state_shapes(self, parameter: Tensor) -> dict[str, torch.Size]:
+        """Return the shapes of the tensors that are kept for a parameter, by their name."""
+        raise NotImplementedError
+
+    def _check_states(self, states: dict[Any, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
+        for place, group in enumerate(groups):
+            for index, parameter in enumerate(group["params"]):
+                state = states.get(parameter)
+                if not state:
+                    continue
+                for name, shape in self._state_shapes(parameter).items():
+                    value = state.get(name)
+                    if value is None or (isinstance(value, Tensor) and value.shape == shape):
+                        continue
+                    got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                    raise ValueError(
+                        f"state of {label(groups, place, index)}: expected {name} of shape {tuple(shape)}, got {got}; "
+                        "it is another optimiser's, or of parameters in another order"
+                    )
 
     def _register(self, group: int) -> None:
         parameters = self.param_groups[group]["params"]

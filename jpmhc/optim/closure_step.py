@@ -30,6 +30,9 @@ class ClosureOptimizer(RiemannianOptimizer):
         check_count("max_iter", group["max_iter"])
         check_range("tolerance_grad", group["tolerance_grad"], 0.0)
 
+    def _state_shapes(self, parameter: Tensor) -> dict[str, torch.Size]:
+        return {"direction": parameter.shape}
+
     def _blocks(self) -> Blocks:
         batches = self._collect(0, flat=geoopt.Euclidean()).batches
         if not batches:

@@ -113,6 +113,9 @@ class RiemannianSGD(GradientOptimizer):
                 f"got momentum={group['momentum']}, dampening={group['dampening']}"
             )
 
+    def _state_shapes(self, parameter: Tensor) -> dict[str, torch.Size]:
+        return {"momentum_buffer": parameter.shape}
+
     def _update_free(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if group["nesterov"] and not group["maximize"]:

@@ -101,7 +101,7 @@ def test_a_parameter_in_half_precision_is_read_back_as_it_was(path):
     assert twin.dtype == torch.bfloat16
     assert twin.manifold == m.Stiefel()
     assert torch.equal(twin, net.inner.weight)
-    with pytest.raises(TypeError, match="expected float32 or float64 on a manifold, got torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"expected float32 or float64 on a manifold, got torch.bfloat16"):
         optim.RiemannianAdam([twin])
     with pytest.raises(ValueError, match="off the Stiefel manifold"):
         optim.RiemannianAdam([path(net.float().inner.weight)])

@@ -82,3 +82,46 @@ def test_a_group_with_a_parameter_off_its_manifold_is_not_added():
     theirs = geoopt.ManifoldParameter(torch.ones(3), manifold=geoopt.Sphere())
     with pytest.raises(ValueError, match=r"param_groups\[1\]\['params'\]\[0\]: not lying on Sphere"):
         optimizer.add_param_group({"params": [theirs]})
+
+
+def stepped(make, parameters, names=False):
+    optimizer = make([(f"p{i}", p) for i, p in enumerate(parameters)] if names else parameters)
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    return optimizer
+
+
+def weight_and_bias():
+    stiefel = manifolds.Stiefel()
+    return [manifolds.Parameter(stiefel.origin(4, 2), stiefel), torch.nn.Parameter(torch.zeros(3))]
+
+
+@pytest.mark.parametrize("other", [torch.optim.AdamW, geoopt.optim.RiemannianAdam])
+def test_another_optimisers_state_of_a_parameter_on_a_manifold_is_refused(other):
+    theirs = stepped(other, weight_and_bias()).state_dict()
+    optimizer = stepped(optim.RiemannianAdam, weight_and_bias())
+    before = optimizer.state_dict()["state"]
+    with pytest.raises(ValueError, match=r"state of param_groups\[0\]\['params'\]\[0\]: expected .* of shape \("):
+        optimizer.load_state_dict(theirs)
+    assert optimizer.state_dict()["state"] == before
+
+
+def test_the_state_of_free_parameters_is_torchs():
+    free = [torch.nn.Parameter(torch.zeros(3))]
+    optimizer = optim.RiemannianAdam(free)
+    optimizer.load_state_dict(stepped(torch.optim.AdamW, [torch.nn.Parameter(torch.zeros(3))]).state_dict())
+    assert optimizer.state[free[0]]["step"] == 1
+
+
+@pytest.mark.parametrize("make", [optim.RiemannianAdam, lambda p: optim.RiemannianSGD(p, momentum=0.9)])
+def test_states_in_another_order_are_refused(make):
+    saved = stepped(make, weight_and_bias()).state_dict()
+    with pytest.raises(ValueError, match=r"of shape \(3,\), got shape \(4, 2\); it is another optimiser's, or of"):
+        make(weight_and_bias()[::-1]).load_state_dict(saved)
+    same = [torch.nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    optimizer = stepped(make, same, names=True)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["param_names"] = ["p1", "p0"]
+    with pytest.raises(ValueError, match=r"state_dict: expected the parameters of group 0 in the order \['p0', 'p1'\]"):
+        optimizer.load_state_dict(saved)
