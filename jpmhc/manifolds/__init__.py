@@ -11,6 +11,7 @@ from jpmhc.manifolds.base import Manifold
 from jpmhc.manifolds.birkhoff import Birkhoff
 from jpmhc.manifolds.checked import checked
 from jpmhc.manifolds.checks import check_manifold
+from jpmhc.manifolds.flat import Flat
 from jpmhc.manifolds.grassmann import Grassmann
 from jpmhc.manifolds.parameter import Parameter, lost_parameters, rebuild_parameter, unsharded_parameters
 from jpmhc.manifolds.peer import geoopt
@@ -25,7 +26,7 @@ Euclidean = geoopt.Euclidean
 
 # A file of weights may hold a parameter with its manifold: torch.load(weights_only=True) asks for the names.
 torch.serialization.add_safe_globals(
-    [rebuild_parameter, Birkhoff, Euclidean, Grassmann, Product, Simplex, SpecialOrthogonal, Sphere, Stiefel]
+    [rebuild_parameter, Birkhoff, Euclidean, Flat, Grassmann, Product, Simplex, SpecialOrthogonal, Sphere, Stiefel]
 )
 
 __all__ = [

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from jpmhc.manifolds.algebra import root
 from jpmhc.manifolds.base import Manifold
+from jpmhc.manifolds.flat import Flat
+from jpmhc.manifolds.peer import geoopt
 
 
 class Product(Manifold):
@@ -16,8 +18,8 @@ class Product(Manifold):
     Parameters
     ----------
     *parts : tuple of (Manifold, int or tuple of int)
-        Each manifold with the shape of its points, as for ``geoopt.ProductManifold``. A power of one manifold needs no
-        product: use a batch dimension.
+        Each manifold, or geoopt's ``Euclidean``, with the shape of its points, as for ``geoopt.ProductManifold``. A
+        power of one manifold needs no product: use a batch dimension.
 
     Notes
     -----
@@ -27,24 +29,22 @@ class Product(Manifold):
     Examples
     --------
     >>> from jpmhc import manifolds
-    >>> motions = manifolds.Product((manifolds.SpecialOrthogonal(), (3, 3)), (manifolds.Sphere(), 4))
-    >>> point = motions.random(5, 13)
+    >>> motions = manifolds.Product((manifolds.SpecialOrthogonal(), (3, 3)), (manifolds.Euclidean(1), 3))
+    >>> point = motions.random(5, 12)
     >>> [tuple(part.shape) for part in motions.unpack_tensor(point)]
-    [(5, 3, 3), (5, 4)]
+    [(5, 3, 3), (5, 3)]
     """
 
     name = "Product"
     ndim = 1
 
-    def __init__(self, *parts: tuple[Manifold, int | tuple[int, ...]]) -> None:
+    def __init__(self, *parts: tuple[geoopt.Manifold, int | tuple[int, ...]]) -> None:
         super().__init__()
         if not parts:
             raise ValueError("parts: expected at least one (manifold, shape)")
         self.parts: list[tuple[Manifold, tuple[int, ...]]] = []
-        for manifold, given in parts:
-            shape = (given,) if isinstance(given, int) else tuple(given)
-            if not isinstance(manifold, Manifold):
-                raise TypeError(f"parts: expected a jpmhc manifold, got {type(manifold).__name__}")
+        for part in parts:
+            manifold, shape = _part(part)
             if len(shape) != manifold.ndim or not manifold.accepts(shape):
                 raise ValueError(f"parts: expected shape {manifold.shape_pattern} without batch, got {shape}")
             self.parts.append((manifold, shape))
@@ -168,3 +168,19 @@ class Product(Manifold):
     def extra_repr(self) -> str:
         """List the parts with their shapes."""
         return ", ".join(f"({manifold.name}, {shape})" for manifold, shape in self.parts)
+
+
+def _part(given: Any) -> tuple[Manifold, tuple[int, ...]]:
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise TypeError(f"parts: expected pairs (manifold, shape), got {given!r}")
+    manifold, size = given
+    shape = (size,) if isinstance(size, int) else size
+    if not isinstance(shape, tuple | list) or not all(isinstance(n, int) for n in shape):
+        raise TypeError(f"parts: expected a shape, an integer or a tuple of them, got {size!r}")
+    if isinstance(manifold, geoopt.Euclidean) and manifold.ndim in (0, len(shape)):
+        manifold = Flat(len(shape))
+    if not isinstance(manifold, Manifold):
+        raise TypeError(
+            f"parts: expected a jpmhc manifold, or Euclidean of as many dimensions as its shape, got {manifold!r}"
+        )
+    return manifold, tuple(shape)

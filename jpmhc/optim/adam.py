@@ -119,6 +119,8 @@ class RiemannianAdam(GradientOptimizer):
     def _check_options(self, group: dict[str, Any]) -> None:
         super()._check_options(group)
         check_rate(group["lr"], group["capturable"])
+        if not hasattr(group["betas"], "__len__"):
+            raise TypeError(f"betas: expected two numbers, got {group['betas']!r}")
         if len(group["betas"]) != 2:
             raise ValueError(f"betas: expected two numbers, got {group['betas']!r}")
         for index, beta in enumerate(group["betas"]):

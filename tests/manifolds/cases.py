@@ -27,6 +27,7 @@ CASES = [
     (m.Stiefel("euclidean", "exp"), (4, 4)),
     (m.Stiefel("euclidean"), (5, 1)),
     (m.Product((m.Stiefel(), (3, 2)), (m.Simplex(), 3), (m.Sphere(), 4)), (13,)),
+    (m.Product((m.SpecialOrthogonal(), (3, 3)), (m.Euclidean(1), 3)), (12,)),
 ]
 
 

@@ -32,6 +32,18 @@ EYE = torch.eye(4, 2)
         (lambda: m.Stiefel("flat"), ValueError, "metric: expected one of canonical, euclidean, got 'flat'"),
         (lambda: m.Birkhoff().expmap(*2 * [torch.ones(2, 2)]), NotImplementedError, "Birkhoff: no formula"),
         (lambda: m.Product((m.Sphere(), (2, 3))), ValueError, "parts: expected shape"),
+        (lambda: m.Product(m.Sphere()), TypeError, r"parts: expected pairs \(manifold, shape\), got Sphere"),
+        (lambda: m.Product((m.Sphere(), 3.0)), TypeError, "parts: expected a shape, an integer .* got 3.0"),
+        (
+            lambda: m.Product((geoopt.Sphere(), 3)),
+            TypeError,
+            "parts: expected a jpmhc manifold, or Euclidean of .* got Sphere",
+        ),
+        (
+            lambda: m.Product((m.Euclidean(1), (2, 3))),
+            TypeError,
+            "parts: expected a jpmhc manifold, or Euclidean of .* got Eucl",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(call, error, words):

@@ -74,7 +74,13 @@ def test_parameter_keeps_its_manifold(path):
 
 
 @pytest.mark.parametrize(
-    "manifold", [m.Grassmann("qr"), m.Product((m.Sphere("exp"), 2), (m.Stiefel("euclidean"), (2, 1)))], ids=str
+    "manifold",
+    [
+        m.Grassmann("qr"),
+        m.Product((m.Sphere("exp"), 2), (m.Stiefel("euclidean"), (2, 1))),
+        m.Product((m.Sphere("exp"), 2), (m.Euclidean(), 2)),
+    ],
+    ids=str,
 )
 def test_a_saved_parameter_loads_with_weights_only(manifold):
     shape = (4,) if manifold.ndim == 1 else (4, 2)

@@ -402,6 +402,7 @@ def test_values_out_of_range_are_refused(options, message):
         ({"lr": "fast"}, "lr: expected a number, got str"),
         ({"lr": torch.tensor(0.1)}, "lr: expected a number, got a tensor"),
         ({"stabilize": 2.0}, "stabilize: expected an integer, got float"),
+        ({"betas": 0.9}, "betas: expected two numbers, got 0.9"),
         ({"differentiable": True}, "differentiable"),
     ],
 )
