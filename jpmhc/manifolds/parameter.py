@@ -37,7 +37,8 @@ class Parameter(geoopt.ManifoldParameter):
 
     Notes
     -----
-    The manifold survives ``deepcopy``, pickle, ``torch.save`` and ``torch.load(weights_only=True)``, ``.to()``, DDP and
+    The manifold survives ``deepcopy``, pickle, ``torch.save`` and ``torch.load(weights_only=True)`` (which asks for
+    geoopt's classes other than ``Euclidean`` in ``torch.serialization.add_safe_globals``), ``.to()``, DDP and
     ``load_state_dict``, whose values are checked; copies, files and ``.to()`` keep values and dtype as they are, and an
     optimiser checks them when it takes the parameter in. Where torch replaces a module's parameter by a plain one
     (``load_state_dict(assign=True)``, ``to_empty`` from the meta device, an assignment) the module it is registered in

@@ -92,6 +92,14 @@ def test_a_saved_parameter_loads_with_weights_only(manifold):
     assert torch.equal(loaded, saved)
 
 
+def test_a_saved_parameter_on_another_class_of_geoopt_loads_where_that_is_allowed():
+    saved = m.Parameter(torch.zeros(3), geoopt.PoincareBall())
+    with pytest.raises(pickle.UnpicklingError, match="PoincareBall"):
+        through_bytes(saved)
+    with torch.serialization.safe_globals([geoopt.PoincareBall]):
+        assert isinstance(through_bytes(saved).manifold, geoopt.PoincareBall)
+
+
 def test_a_saved_parameter_in_flat_space_loads_with_weights_only():
     loaded = through_bytes(m.Parameter(torch.ones(3), m.Euclidean(ndim=1)))
     assert type(loaded.manifold) is m.Euclidean
