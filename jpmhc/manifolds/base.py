@@ -34,6 +34,9 @@ class Manifold(geoopt.Manifold):
         Claimed order of `retr`: 1 if it agrees with the exponential to first order, 2 to second (or exactly).
     isometric_transport : bool
         Whether `retr_transp` preserves the metric.
+    reversible : bool
+        Whether `retr` along the step that `retr_transp` has carried along, taken back, leads back: geoopt's samplers
+        ask for it.
 
     Notes
     -----

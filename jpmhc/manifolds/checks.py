@@ -31,9 +31,9 @@ def check_manifold(
     ----------
     manifold : geoopt.Manifold
         Ours or anyone's. Maps it lacks (a missing method, or ``NotImplementedError``) are listed and not judged.
-        The attributes ``retraction_order`` (1 if absent) and ``isometric_transport`` (False if absent) are claims that
-        are tested; ``point_error``, ``tangent_error`` and ``embed`` of `Manifold` are used where they exist, otherwise
-        the projections and the point itself.
+        The attributes ``retraction_order`` (1 if absent), ``isometric_transport`` and ``reversible`` (False if absent)
+        are claims that are tested; ``point_error``, ``tangent_error`` and ``embed`` of `Manifold` are used where they
+        exist, otherwise the projections and the point itself.
     shape : tuple of int
         Shape of one point, without batch dimensions.
     dtype : torch.dtype
@@ -265,6 +265,10 @@ class _Contract:
             length = self.m.inner(y, moved, self.m.retr_transp(self.x, step, self.w)[1])
             error = _worst(length - self.m.inner(self.x, self.v, self.w))
             yield Law("retr_transp is isometric", error, self.close)
+        if getattr(self.m, "reversible", False):
+            there, back = self.m.retr_transp(self.x, step, step)
+            home = self.embed(self.m.retr(there, -back)) - self.embed(self.x)
+            yield Law("the way back along the transported step leads back", _worst(home), self.close)
         plain = self.offered("transp", self.x, y, self.v)
         if plain is None:
             return

@@ -26,6 +26,7 @@ class Flat(Manifold):
     name = "Flat"
     retraction_order = 2
     isometric_transport = True
+    reversible = True
 
     def __init__(self, ndim: int = 1) -> None:
         super().__init__()
@@ -54,11 +55,11 @@ class Flat(Manifold):
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         """`u`."""
-        return u
+        return u.expand(common_shape(x, u))
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """`u`."""
-        return u
+        return u.expand(common_shape(x, u))
 
     def ehess2rhess(self, x: Tensor, egrad: Tensor, ehess: Tensor, u: Tensor) -> Tensor:
         """`ehess`."""
@@ -91,7 +92,7 @@ class Flat(Manifold):
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """`v`."""
-        return v
+        return v.expand(torch.broadcast_shapes(x.shape, y.shape, v.shape))
 
     @property
     def _dims(self) -> tuple[int, ...]:

@@ -55,6 +55,7 @@ class Grassmann(Manifold):
     shape_pattern = "(..., n, p) with n >= p >= 1"
     retraction_order = 2
     isometric_transport = True
+    reversible = True
     retractions: ClassVar[tuple[str, ...]] = ("polar", "qr", "exp")
 
     def __init__(self, retraction: str = "polar") -> None:

@@ -52,6 +52,7 @@ class Product(Manifold):
         self.shape_pattern = f"(..., {sum(self.sizes)})"
         self.retraction_order = min(manifold.retraction_order for manifold, _ in self.parts)
         self.isometric_transport = all(manifold.isometric_transport for manifold, _ in self.parts)
+        self.reversible = all(manifold.reversible for manifold, _ in self.parts)
 
     def unpack_tensor(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Split the last dimension into the parts, each in its shape."""

@@ -60,6 +60,7 @@ class SpecialOrthogonal(Manifold):
     shape_pattern = "(..., n, n) with n >= 1"
     retraction_order = 2
     isometric_transport = True
+    reversible = True
     retractions: ClassVar[tuple[str, ...]] = ("cayley", "exp")
 
     def __init__(self, retraction: str = "cayley") -> None:

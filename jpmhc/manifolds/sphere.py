@@ -41,6 +41,7 @@ class Sphere(Manifold):
     shape_pattern = "(..., n) with n >= 2"
     retraction_order = 2
     isometric_transport = True
+    reversible = True
     retractions: ClassVar[tuple[str, ...]] = ("projection", "exp")
 
     def __init__(self, retraction: str = "projection") -> None:

@@ -105,7 +105,7 @@ class Stiefel(Manifold):
         self.beta = 0.5 if metric == "canonical" else 1.0  # weight of |A|^2 in the metric
         second = ("exp", "cayley" if metric == "canonical" else "polar")
         self.retraction_order = 2 if retraction in second else 1
-        self.isometric_transport = retraction in ("cayley", "exp")
+        self.isometric_transport = self.reversible = retraction in ("cayley", "exp")
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Whether ``n >= p >= 1``."""
@@ -181,7 +181,8 @@ class Stiefel(Manifold):
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Projection onto the tangent space at `y`."""
-        return self.proju(y, v)
+        moved = self.proju(y, v)
+        return moved if moved.shape == x.shape else moved.expand(torch.broadcast_shapes(moved.shape, x.shape))
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         """Exponential map of the metric, a function of A and ``N^T N``, smooth where N has dependent columns."""

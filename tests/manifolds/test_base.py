@@ -62,6 +62,18 @@ def test_errors_and_products_are_one_number_a_point(case, batch):
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
+def test_one_batched_argument_makes_a_batch(case):
+    manifold, shape = case
+    x, u, _, e = material(manifold, shape)
+    one = x[0], u[0], e[0]
+    y = manifold.retr(x, u)
+    assert manifold.proju(x, one[2]).shape == manifold.egrad2rgrad(x, one[2]).shape == x.shape
+    assert manifold.transp(x, y[0], one[1]).shape == x.shape
+    assert manifold.transp(x[0], y, one[1]).shape == x.shape
+    torch.testing.assert_close(manifold.transp(x, y[0], one[1])[0], manifold.transp(x[0], y[0], one[1]))
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
 def test_a_bad_point_leaves_the_error_of_its_neighbours_alone(case):
     manifold, shape = case
     x = manifold.random(3, *shape, generator=torch.Generator().manual_seed(0))

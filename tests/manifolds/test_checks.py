@@ -6,7 +6,7 @@ import torch
 from jpmhc import manifolds
 from jpmhc.manifolds.peer import geoopt
 from jpmhc.manifolds.slopes import slope
-from tests.manifolds.cases import CASES, name
+from tests.manifolds.cases import CASES, material, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -14,6 +14,30 @@ from tests.manifolds.cases import CASES, name
 def test_every_manifold_keeps_the_contract(case, dtype):
     report = manifolds.check_manifold(*case, dtype, drift_steps=100)
     assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_steps_that_are_said_to_be_reversible_can_be_taken_back(case):
+    manifold, shape = case
+    x, u, _, _ = material(manifold, shape, length=2.0)
+    bounces = (manifolds.Birkhoff, manifolds.Simplex)  # off the boundary, and the way back does not
+    kinds = {type(part) for part, _ in getattr(manifold, "parts", [(manifold, shape)])}
+    projects = isinstance(manifold, manifolds.Stiefel) and manifold.retraction in ("qr", "polar")
+    assert manifold.reversible == (kinds.isdisjoint(bounces) and not projects)
+    if manifold.reversible:
+        y, moved = manifold.retr_transp(x, u, u)
+        back = manifold.embed(manifold.retr(y, -moved))
+        torch.testing.assert_close(back, manifold.embed(x), rtol=0, atol=1e-12)
+
+
+def test_samplers_of_geoopt_take_what_is_reversible():
+    for manifold in (manifolds.Stiefel(), manifolds.Sphere(), manifolds.SpecialOrthogonal()):
+        shape = (3,) * manifold.ndim
+        x = manifolds.Parameter(manifold.random(*shape, generator=torch.Generator().manual_seed(0)), manifold)
+        sampler = geoopt.samplers.RSGLD([x], epsilon=1e-2)
+        for _ in range(5):
+            sampler.step(lambda x=x: x.sum())
+        assert manifold.point_error(x.detach()) < 1e-5
 
 
 @pytest.mark.slow
