@@ -65,7 +65,7 @@ class Sphere(Manifold):
         return shape[-1] - 1
 
     def projx(self, x: Tensor) -> Tensor:
-        """``x / |x|``; NaN at 0, which has no nearest point."""
+        """``x / |x|``; NaN at 0, which has no nearest point, and 0 where ``|x|^2`` overflows (1e19 in float32)."""
         return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
