@@ -88,9 +88,9 @@ def precise(method: Callable[..., Any]) -> Callable[..., Any]:
     """Run a function of points in full precision where autocast is on."""
 
     @functools.wraps(method)
-    def wrapped(self: Manifold, x: Tensor, *args: Any) -> Any:
+    def wrapped(self: Manifold, x: Tensor, *args: Any, **options: Any) -> Any:
         with full_precision(x.device):
-            return method(self, x, *args)
+            return method(self, x, *args, **options)
 
     wrapped.__guarded__ = True  # type: ignore[attr-defined]
     return wrapped
