@@ -30,9 +30,9 @@ class Birkhoff(Fisher):
 
     The root retraction moves an entry x by at most ``|u| sqrt(x) + |u|^2``, in the Fisher length of u, before
     scaling; the exponential one multiplies it by up to ``exp(|u| / sqrt(x))``, which near a vertex asks for more digits
-    than there are. Steps of Fisher length 1 are safe from ``(1 - e) I + e / n`` with e = 1e-6 in float32. From a random
-    point the exponential one is right up to length 1000; at 10,000 the sums of some matrices are wrong, by up to 2, and
-    only `checked` says so.
+    than there are. Steps of Fisher length 1 are safe from ``(1 - e) I + e / n`` with e = 1e-6 in float32. Of
+    20,000 exponential ones from random 4 x 4 points all are right at length 300; the sums of one are wrong at 500, of
+    one in ten at 10,000, by up to 2, and only `checked` says so.
 
     Sums are right to 1e-6 in float32 and 1e-13 in float64. Each matrix is scaled until it is finished and then held
     fixed, so its result does not depend on the batch beyond the last digit. `random` is the Sinkhorn scaling of
