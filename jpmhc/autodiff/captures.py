@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from jpmhc.autodiff.precision import raised
-from jpmhc.autodiff.recording import Call, Outside, Recording
+from jpmhc.autodiff.recording import Call, Outside, Recording, flatten, version_of
 from jpmhc.autodiff.stance import uncompiled
 
 
@@ -50,31 +50,30 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self._known = {id(tensor): tensor for tensor in given}
         self._constants: dict[int, Tensor] = {}
-        self._places: dict[int, int] = {}
-        self.recording = Recording([], [])
+        self.recording = Recording()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        leaves, tree = pytree.tree_flatten((args, kwargs or {}))
-        outside: list[Outside] = []
-        for place, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor) and id(leaf) not in self._known:
-                leaves[place] = self._constant(leaf, place, outside)
-        self.recording.calls.append(Call.of(func, leaves, outside))
-        args, kwargs = pytree.tree_unflatten(leaves, tree)
+        leaves, build = flatten(args, kwargs or {})
+        outside = [
+            Outside(place, leaf, version_of(leaf))
+            for place, leaf in enumerate(leaves)
+            if isinstance(leaf, Tensor) and id(leaf) not in self._known
+        ]
+        self.recording.calls.append(Call.of(func, kwargs or {}, leaves, outside))
+        for place, tensor, _ in outside:
+            leaves[place] = self._constant(tensor)
+        args, kwargs = build(leaves)
         result = func(*args, **kwargs)
         # Holding every result keeps its id from being used again.
         self._known.update((id(leaf), leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
         return result
 
-    def _constant(self, tensor: Tensor, place: int, outside: list[Outside]) -> Tensor:
+    def _constant(self, tensor: Tensor) -> Tensor:
         if not _matters(tensor):
-            outside.append(Outside.constant(place, tensor))
             return tensor
         if id(tensor) not in self._constants:
-            self._places[id(tensor)] = len(self.recording.captured)
             self.recording.captured.append(tensor)
             self._constants[id(tensor)] = raised(tensor.detach())
-        outside.append(Outside(place, self._places[id(tensor)]))
         return self._constants[id(tensor)]
 
 

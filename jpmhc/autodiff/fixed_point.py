@@ -113,7 +113,8 @@ def fixed_point(
     ``fn`` is called twice more than the solver asks, at ``z0`` and at the solution, to see what it captures. If it
     captures at the solution what it did not at ``z0``, the equation is solved a second time, with the new arguments.
     Derivatives call it again and hand its operations, one by one, the tensors that they took at the solution, whatever
-    its variables, attributes or a `torch.func.functional_call` point to by then.
+    its variables, attributes or a `torch.func.functional_call` point to by then; once it takes other operations, they
+    know captured tensors by their identity.
 
     With `Implicit`, backward saves the solution and the tensors in ``args``, nothing of the iteration. Derivatives of
     any order, in reverse and forward mode and mixed, are those of the equation, also under ``torch.vmap``. A mapped
@@ -153,7 +154,7 @@ def fixed_point(
             if torch.compiler.is_compiling():
                 # The tracer follows captured tensors itself.
                 layout.require(evaluate(pytree.tree_map_only(Tensor, Tensor.clone, state), *given))
-                return Recording([], [])
+                return Recording()
             recording, output = find_captures(evaluate, (state, *given), owner=fn)
             layout.require(output)
             return recording
@@ -164,7 +165,8 @@ def fixed_point(
             leaves = [*given, *(raised(capture) for capture in captures)]
             return lifted, adjoint.solve(equation, layout.pack(z0), leaves, solver, check, record)
 
-        captures = recorded_at(pytree.tree_map_only(Tensor, raised, z0)).captured
+        first = recorded_at(pytree.tree_map_only(Tensor, raised, z0))
+        captures = first.captured
         lifted, (z, steps, residual, converged) = solve(captures)
         if not torch.compiler.is_compiling():
             recording = recorded_at(layout.unpack(z, layout.working_dtypes))
@@ -173,7 +175,7 @@ def fixed_point(
             late = [capture for capture in recording.captured if id(capture) not in known]
             if late:
                 lifted, (z, steps, residual, converged) = solve([*captures, *late])
-            lifted.keep(recording)
+            lifted.keep(first, recording)
     return Solution(layout.unpack(z, layout.dtypes), steps, residual, converged, record)
 
 

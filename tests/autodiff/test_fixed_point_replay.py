@@ -1,7 +1,9 @@
 """Derivatives are of the function that was solved, whatever has become of what it captured."""
 
 import copy
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -191,3 +193,141 @@ def test_a_function_may_take_other_operations_for_tensors_with_a_gradient():
         )
 
     assert error(of(solved), of(unrolled)) < 1e-8
+
+
+def weights(rows=3, columns=3):
+    torch.manual_seed(0)
+    return (0.2 * torch.randn(rows, columns, dtype=torch.float64)).requires_grad_()
+
+
+class Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x / 2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / 2
+
+
+class OnePass(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.busy = False
+
+    def forward(self, z, w, x):
+        assert not self.busy
+        self.busy = True
+        y = Halved.apply(z @ w)
+        self.busy = False
+        return torch.tanh(y) + x
+
+
+def without_gradient(z, w, x):
+    with torch.no_grad():
+        size = autodiff.sinkhorn(w).amax()
+    return torch.tanh(z @ w) * size + x
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+scripted = torch.jit.script(nn.Softplus())
+space = torch.zeros(3, dtype=torch.float64)
+
+
+def in_place(z, w, x):
+    torch.full((3,), 0.5, dtype=torch.float64, out=space)
+    return torch.tanh(z @ w) * space.clone() + x
+
+
+FUNCTIONS = {
+    "autograd function without gradient": without_gradient,
+    "scripted": lambda z, w, x: 0.5 * scripted(z @ w) + x,
+    "subclass": lambda z, w, x: torch.tanh(z @ w).as_subclass(Subclass).as_subclass(torch.Tensor) + x,
+    "jvp": lambda z, w, x: 0.3 * torch.func.jvp(torch.sin, (z @ w,), (z,))[1] + x,
+    "grad": lambda z, w, x: 0.3 * torch.func.grad(lambda u: torch.logsumexp(u @ w, -1).sum())(z) + x,
+    "vmap": lambda z, w, x: 0.5 * torch.func.vmap(torch.tanh)(z @ w) + x,
+    "own space": in_place,
+    "one pass": OnePass(),
+    "a map of ours": lambda z, w, x: torch.tanh(0.5 * z @ autodiff.cayley(w)) + x,
+    "a fixed point inside": lambda z, w, x: 0.5 * solved(lambda y: torch.tanh(y @ w + z), torch.zeros_like(z)) + x,
+    "another capture every time": lambda z, w, x: torch.tanh(z @ nn.Parameter(w.detach())) + 0.1 * z @ w + x,
+}
+
+
+@pytest.mark.parametrize("form", ["given", "captured"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_that_do_more_than_calls_of_torch(name, form):
+    fn = FUNCTIONS[name]
+    if form == "captured" and name == "a fixed point inside":
+        pytest.skip("slow")
+
+    def of(solve):
+        w, x = weights(), points().requires_grad_()
+        if solve is unrolled or form == "captured":
+            value = solve(lambda z: fn(z, w, x), torch.zeros_like(x))
+        else:
+            value = autodiff.fixed_point(fn, torch.zeros_like(x), w, x, **EXACT).value
+        return gradients(value.square().sum(), w, x)
+
+    assert error(of(solved), of(unrolled)) < 1e-8
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_buffers_that_a_module_writes_to():
+    def of(solve):
+        torch.manual_seed(0)
+        linear = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3, dtype=torch.float64), n_power_iterations=50)
+        x = points().requires_grad_()
+        return gradients(solve(lambda z: 0.5 * torch.tanh(linear(z)) + x, torch.zeros_like(x)).sum(), x)
+
+    assert error(of(solved), of(unrolled)) < 1e-8
+
+
+LOOPS = {
+    "slice": lambda z, h, w, i: torch.tanh(z @ w[:3, i : i + 3] + h),
+    "constant slice": lambda z, h, w, i: torch.tanh(
+        z * torch.arange(6.0, dtype=z.dtype)[i : i + 3] / 9 @ w[:3, :3] + h
+    ),
+    "numpy number": lambda z, h, w, i: torch.tanh(z * np.float64(0.5 + 0.1 * i) @ w[:3, :3] + h),
+    "numpy index": lambda z, h, w, i: torch.tanh(0.3 * z + w[np.array([i])][:, :3] + h),
+    "order": lambda z, h, w, i: torch.tanh((torch.cat([z, h], -1) if i % 2 else torch.cat([h, z], -1)) @ w[:, :3]),
+    "sign": lambda z, h, w, i: torch.tanh(0.5 * ((z - h) if i % 2 else (h - z)) @ w[:3, :3]),
+    "keyword": lambda z, h, w, i: torch.tanh(z @ w[:3, :3] + h + (z.clamp(min=0.1) if i % 2 else z.clamp(max=0.1)) / 4),
+    "our own map": lambda z, h, w, i: torch.tanh((0.2 + 0.1 * i) * z @ autodiff.cayley(w[:3, :3]) + h),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_what_a_loop_changes_beside_tensors_is_refused(name):
+    fn = LOOPS[name]
+
+    w, x = weights(6, 6), points().requires_grad_()
+    h = x
+    for i in range(3):
+        h = solved(lambda z: fn(z, h, w, i), torch.zeros_like(h))  # noqa: B023  bound late on purpose
+    with pytest.raises(RuntimeError, match=r"^fn: (gives|takes other)"):
+        gradients(h.square().sum(), x, w)
+
+
+def test_nothing_of_the_iteration_is_kept():
+    made = []
+
+    class Watched(nn.Module):
+        def forward(self, z):
+            result = scripted(z)
+            made.append(weakref.ref(result))
+            return result
+
+    w, x = weights(), points().requires_grad_()
+    layer = Watched()
+    value = solved(lambda z: 0.5 * torch.tanh(layer(z @ w)) + x, torch.zeros_like(x))
+    assert made
+    assert not any(reference() is not None for reference in made)
+    del value
