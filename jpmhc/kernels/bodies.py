@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import threading
 from collections.abc import Callable
 from functools import cache
 from types import TracebackType
@@ -17,6 +18,8 @@ _FOLDERS = {"numba": "cpu", "triton": "cuda"}
 _DEVICES = {"cpu": "numba", "cuda": "triton"}
 _NAMES = ("auto", "reference", "numba", "triton")
 _LOG = logging.getLogger("jpmhc.kernels")
+_lock = threading.Lock()
+_settings: list[backend] = []
 _setting = "auto"
 
 
@@ -55,6 +58,7 @@ class backend:
     never an error. `jpmhc.kernels.choice` tells what runs a call and why.
 
     The setting belongs to the process, not to a thread, because backward passes on a GPU run in threads of their
+    own. Where blocks of several threads or tasks overlap, the one that was entered last counts, and each takes back its
     own. It counts when an operation runs, not when ``torch.compile`` traces it.
 
     Examples
@@ -66,19 +70,43 @@ class backend:
     """
 
     def __init__(self, name: str) -> None:
-        global _setting
         if name not in _NAMES:
             raise ValueError(f"name: expected one of {', '.join(_NAMES)}, got {name!r}")
-        self._before, _setting = _setting, name
+        self._name, self._blocks = name, 0
+        self._under: backend | None
+        with _lock:
+            # Until this one turns out to be for a block, it is for good in the place of the one before.
+            self._under = _settings.pop() if _settings and not _settings[-1]._blocks else None
+            if self._under is not None:
+                self._under._under = None
+            _settings.append(self)
+            _settle()
 
     def __enter__(self) -> backend:
+        with _lock:
+            if self._blocks == 0 and self in _settings:
+                if self._under is not None and not self._under._blocks:
+                    _settings.insert(_settings.index(self), self._under)
+                self._under = None
+            else:
+                _settings.append(self)
+            self._blocks += 1
+            _settle()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        global _setting
-        _setting = self._before
+        with _lock:
+            last = max(place for place, setting in enumerate(_settings) if setting is self)
+            del _settings[last]
+            self._blocks -= 1
+            _settle()
+
+
+def _settle() -> None:
+    global _setting
+    _setting = _settings[-1]._name if _settings else "auto"
 
 
 def choose(module: str, operation: str, args: tuple[Any, ...]) -> Choice:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -53,10 +53,18 @@ def run(function: Callable[..., Any], ranges: Sequence[tuple[int, int]], *args: 
     if not others:
         function(*args, *first)
         return
-    executor = _threads(len(others))
-    tasks = [executor.submit(function, *args, start, stop) for start, stop in others]
+    executor, mine = _threads(len(others)), [first]
+    tasks: list[Future[Any]] = []
     try:
-        function(*args, *first)
+        for span in others:
+            try:
+                tasks.append(executor.submit(function, *args, *span))
+            except RuntimeError as refusal:
+                if "shutdown" not in str(refusal):
+                    raise
+                mine.append(span)  # this thread outlives the main one, and nobody starts others
+        for span in mine:
+            function(*args, *span)
     finally:
         errors = [task.exception() for task in tasks]  # waits for all: they write into the caller's tensors
     for error in errors:

@@ -1,5 +1,7 @@
 """The choice of a body: what is set, what is found, and one line in the log where something is missing."""
 
+import asyncio
+import contextlib
 import logging
 import subprocess
 import sys
@@ -14,10 +16,9 @@ from jpmhc.kernels.check import check_bodies
 
 
 @pytest.fixture(autouse=True)
-def _setting():
-    before = module._setting
-    yield
-    module._setting = before
+def _setting(monkeypatch):
+    monkeypatch.setattr(module, "_settings", [])
+    monkeypatch.setattr(module, "_setting", "auto")
 
 
 def test_a_setting_stays_and_a_block_ends():
@@ -35,6 +36,50 @@ def test_a_block_that_raises_ends_too():
     with pytest.raises(ZeroDivisionError), kernels.backend("reference"):
         raise ZeroDivisionError
     assert module._setting != "reference"
+
+
+def test_blocks_that_overlap_take_back_their_own():
+    first, second = kernels.backend("reference"), kernels.backend("numba")
+    with contextlib.ExitStack() as one, contextlib.ExitStack() as other:
+        one.enter_context(first)
+        other.enter_context(second)
+        one.close()
+        assert module._setting == "numba"
+    assert module._setting == "auto"
+
+
+def test_blocks_of_tasks_leave_the_setting_as_it_was():
+    async def task(delay):
+        await asyncio.sleep(delay)
+        with kernels.backend("reference"):
+            await asyncio.sleep(0.02)
+            assert module._setting == "reference"
+
+    async def both():
+        await asyncio.gather(task(0), task(0.01))
+
+    kernels.backend("numba")
+    asyncio.run(both())
+    assert module._setting == "numba"
+
+
+def test_a_block_may_be_entered_again():
+    block = kernels.backend("reference")
+    for _ in range(2):
+        with block, block:
+            assert module._setting == "reference"
+        assert module._setting == "auto"
+
+
+def test_settings_for_good_replace_each_other():
+    for name in ("numba", "reference", "numba"):
+        kernels.backend(name)
+        assert module._setting == name
+    assert len(module._settings) == 1
+    with kernels.backend("auto"):
+        kernels.backend("reference")
+        assert module._setting == "reference"
+    assert module._setting == "reference"
 
 
 def test_names_are_checked():

@@ -1,6 +1,8 @@
 """The pool of threads: ranges cover, errors surface, and neither a fork nor a second Python thread harms it."""
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -88,3 +90,15 @@ def test_a_forked_child_starts_its_own():
     process.join()
     assert process.exitcode == 0
     assert total_of_thirds()[0] == 999 * 998
+
+
+def test_a_thread_may_outlive_the_main_one():
+    code = (
+        "import threading, time, torch; from jpmhc.kernels import pool; "
+        "pool.run(lambda a, b: None, [(0, 1), (1, 2)]); "
+        "seen = []; late = lambda a, b: seen.append(a); "
+        "work = lambda: (time.sleep(0.5), pool.run(late, [(0, 1), (1, 2)]), print(sorted(seen))); "
+        "threading.Thread(target=work).start()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[0, 1]", done.stderr
