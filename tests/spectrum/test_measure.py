@@ -121,6 +121,36 @@ def test_samples_that_act_on_one_another_are_refused():
         spectrum.measure(lambda x: x.T, torch.randn(4, 3), batch_dims=1)
 
 
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x.cumsum(0),
+        lambda x: x.flip(0).cumsum(0).flip(0),
+        # The Jacobian of the first sample is zero, so it can tell of nothing.
+        lambda x: torch.cat([x[:1] * 0, x[1:] + x[1:].sum(0)]),
+        lambda x: x + torch.cat([x[:2], 1e-3 * x[-1:], x[3:]]),
+    ],
+)
+def test_any_two_samples_that_act_on_one_another_are_found(fn, method):
+    state = torch.get_rng_state()
+    x = torch.linspace(-1, 2, 15).view(5, 3)
+    with pytest.raises(ValueError, match="batch_dims: samples act on one another"):
+        spectrum.measure(fn, x, method, batch_dims=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_tokens_of_causal_attention_are_no_samples():
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(5)
+    x = torch.randn(3, 5, 8)
+    with pytest.raises(ValueError, match="samples act on one another"):
+        spectrum.measure(lambda x: layer(x, src_mask=mask, is_causal=True), x, batch_dims=2)
+    law = spectrum.measure(lambda x: layer(x, src_mask=mask, is_causal=True), x, batch_dims=1)
+    assert law.singular_values.shape == (3, 40)
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_chunks_do_not_change_the_result(chunk):
     model, x = network(), torch.randn(3, 6, dtype=torch.float64)
