@@ -52,7 +52,7 @@ def observe(model: nn.Module) -> Iterator[list[Observation]]:
     Raises
     ------
     ValueError
-        If the model has none; on leaving, if one ran where it cannot be watched (compiled, or in a fused pass).
+        If the model has none; on leaving, if one ran where it cannot be watched (compiled).
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, HyperConnection)}
     if not layers:
@@ -91,7 +91,8 @@ def _watched(name: str, layer: HyperConnection, found: list[Observation]) -> Ite
         if mine is not None and inputs and outputs:
             mine.u, mine.y = inputs[0], outputs[0]
 
-    handles = []
+    # A stack runs a layer with hooks by itself: in one pass with its neighbour its streams never exist.
+    handles = [layer.register_forward_hook(lambda module, args, output: None)]
     if isinstance(layer.branch, nn.Module):
         handles.append(layer.branch.register_forward_hook(branch_called, with_kwargs=True))
     layer._ran = ran  # type: ignore[method-assign]
