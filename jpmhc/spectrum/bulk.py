@@ -16,6 +16,7 @@ from jpmhc.spectrum.axis import Axis, Grid
 from jpmhc.spectrum.chain import Chain
 from jpmhc.spectrum.dyson import SelfEnergies, attach, descend, point, solve
 from jpmhc.spectrum.inverse import invert
+from jpmhc.spectrum.invertible import is_invertible
 from jpmhc.spectrum.kernel import kernel_share
 from jpmhc.spectrum.poles import merged, pole_masses, whole
 
@@ -303,8 +304,11 @@ class Bulk:
 
     @cached_property
     def reaches_zero(self) -> bool:
-        """Whether mass remains below the grid, or a density reaches down to it."""
+        """Whether mass remains below the grid, or a density reaches down to zero."""
         grid = self.grid
+        if not len(self._kernel[0]):
+            # Down there a density is round-off; whether it goes on to zero is known without it.
+            return float(grid.cdf[0]) > 1e-4 or not is_invertible(self._numbers)
         lowest = self._evaluate(grid.x[:1], grid.far[:1], grid.near[:1], attached=False)
         return float(grid.cdf[0]) > 1e-4 or bool(lowest.inside)
 
@@ -320,12 +324,15 @@ class Bulk:
         return self._boundary(float(inside.min()), float(x[0])), high
 
     def _boundary(self, inside: float, outside: float) -> float:
-        """Where the density ends: there it grows by sqrt 2 as the angle doubles, outside by 2, inside not at all."""
+        """Where the density ends: there it grows by sqrt 2 as the angle doubles, outside by 2, inside not at all.
+
+        Or where it is no more than what the solve leaves open: next to zero edges lie lower than that.
+        """
         for _ in range(3):
             x = torch.logspace(math.log10(inside), math.log10(outside), 12, dtype=torch.float64)
             with torch.no_grad():
                 far, near = (self._height(x, found, a) for found, a in zip(self.solve(x), self.angles, strict=True))
-            beyond = far / near > math.sqrt(2)
+            beyond = (far / near > math.sqrt(2)) | (near <= TOLERANCE)
             first = int(beyond.to(torch.uint8).argmax()) if beyond.any() else len(x) - 1
             inside, outside = float(x[max(first - 1, 0)]), float(x[first])
         return math.sqrt(inside * outside)

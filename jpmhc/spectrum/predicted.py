@@ -222,14 +222,18 @@ class PredictedLaw(Law):
         if self._bulk is None or not self._bulk.reaches_zero:
             return math.inf
         x, cdf = self._bulk.grid.x, self._bulk.grid.cdf
-        # Where differences to one no longer round.
-        low = int(torch.searchsorted(cdf, 1e-9).clamp(max=len(x) - 2))
+        # Where neither differences to one nor residuals of the solve are seen.
+        low = int(torch.searchsorted(cdf, 10 * TOLERANCE).clamp(max=len(x) - 2))
         high = int(torch.searchsorted(x, 10 * x[low]).clamp(low + 1, len(x) - 1))
         return float((cdf[high] / cdf[low]).log() / (x[high] / x[low]).log())
 
     @cached_property
     def edges(self) -> tuple[float, float]:
-        """Smallest and largest singular value, to about the regularisation; 0 if the law reaches down to its floor."""
+        """Smallest and largest singular value; 0 if the law reaches down to its floor.
+
+        To about the regularisation, or where more than 1e-8 of the law is no longer beyond. That a density reaches zero
+        is decided exactly, by whether a layer lacks an inverse.
+        """
         ends = self.atoms[0].detach().tolist()
         if self._bulk is not None and self._bulk.mass > 1e-9:
             ends += self._bulk.edges
@@ -257,7 +261,9 @@ class PredictedLaw(Law):
         rest = (value.isnan() & ~ends).nonzero()[:, 0]
         if len(rest) and self._bulk is not None:
             share = ((flat[rest] - below[rest]) / self._share).clamp(0, self._bulk.mass)
-            value = value.index_put((rest,), self._bulk.quantile(share))
+            found = self._bulk.quantile(share)
+            # Beyond the edges a level is round-off of the solve.
+            value = value.index_put((rest,), found + (found.clamp(*self._bulk.edges) - found).detach())
         if ends.any():
             smallest, largest = self.edges
             value = torch.where(flat == 0, smallest, torch.where(flat == 1, largest, value))
