@@ -148,8 +148,9 @@ def branch_energies(model: nn.Module, batch: Any, *, probes: int = 8, seed: int 
     batch : Tensor, tuple or dict
         Its argument, arguments, or arguments by name.
     probes : int, default=8
-        Random vectors that every branch's Jacobian is multiplied by; the relative error of an energy is about
-        ``sqrt(2 / (probes * outputs))`` and less.
+        Random vectors that every branch's Jacobian is multiplied by. The relative standard deviation of an energy is
+        at least ``sqrt(2 / (probes * outputs))``, where all singular values are equal, and at most
+        ``sqrt(2 / probes)``, of a Jacobian of rank one; outputs are those of all tokens.
     seed : int
         Of those vectors.
 

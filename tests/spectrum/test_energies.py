@@ -175,3 +175,23 @@ def test_measuring_needs_a_probe_and_modules():
         spectrum.branch_energies(model, torch.randn(2, 4, 8), probes=0)
     with pytest.raises(ValueError, match="is no module, so its energy cannot be measured"):
         spectrum.branch_energies(model, torch.randn(2, 4, 8))
+
+
+class Outer(nn.Module):
+    """Takes what lies along one direction, so that its Jacobian has rank one; or everything."""
+
+    def __init__(self, whole):
+        super().__init__()
+        self.whole, self.weight = whole, nn.Parameter(torch.full((64,), 1 / 8))
+
+    def forward(self, u):
+        return 8 * self.weight * u if self.whole else (u @ self.weight)[..., None] * self.weight
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_energies_vary_between_probes_as_documented(whole):
+    model = nn.Sequential(layers.HyperConnection(64, Outer(whole)))
+    x = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(0))
+    draws = torch.cat([spectrum.branch_energies(model, x, probes=4, seed=seed) for seed in range(300)])
+    deviation = float(draws.std() / draws.mean())
+    assert deviation == pytest.approx((2 / (4 * 64 if whole else 4)) ** 0.5, rel=0.15)
