@@ -235,7 +235,9 @@ class MeasuredLaw(Law):
         samples = f"{self.values.shape[1]} x " if self.values.shape[1] > 1 else ""
         how = "all" if self.method == "exact" else f"lanczos, {len(self.values)} probes"
         smallest, largest = self.edges
-        quantiles = ", ".join(f"{v:.4g}" for v in self.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist())
+        quantiles = ", ".join(
+            f"{v:.4g}" for v in self.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+        )
         doubt = "" if self.converged else " (extremes not converged)"
         size = f"{samples}{self.shape[0]} x {self.shape[1]}"
         errors = [f" +- {float(e):.1g}" if e > 0 else "" for e in (self.mean_log_error, self.moment_error(2))]

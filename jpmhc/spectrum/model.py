@@ -116,8 +116,9 @@ def _real(name: str, value: Any) -> Tensor:
         raise TypeError(f"{name}: expected a tensor or numbers, got {type(value).__name__}") from error
     if tensor.is_complex():
         raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
-    # On the CPU whatever the model's device: the numbers are few.
-    tensor = tensor.to("cpu", torch.float64)
+    # On the CPU whatever the model's device: the numbers are few. Python's own would be rounded to the default dtype.
+    source = tensor if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+    tensor = source.to("cpu", torch.float64)
     if not tensor.isfinite().all():
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
     return tensor

@@ -133,7 +133,7 @@ class PredictedLaw(Law):
         ValueError
             If a ``w`` is real, where the law itself lies.
         """
-        w = torch.as_tensor(w).to(torch.complex128)
+        w = torch.as_tensor(w, dtype=torch.complex128)
         flat = w.reshape(-1)
         if not (flat.isfinite().all() and (flat.imag != 0).all()):
             raise ValueError("w: expected finite complex numbers off the real axis; on it there is density(s)")

@@ -96,7 +96,7 @@ class ScalarLaw(Law):
 
     def stieltjes(self, w: Tensor | complex) -> Tensor:
         """``E[w / (w^2 - s^2)]`` at complex ``w`` off the real axis."""
-        w = torch.as_tensor(w).to(torch.complex128)
+        w = torch.as_tensor(w, dtype=torch.complex128)
         if not (w.isfinite().all() and (w.imag != 0).all()):
             raise ValueError("w: expected finite complex numbers off the real axis; on it there is density(s)")
         # Of the squares at unit energy; below the axis and on the imaginary one by reflection and continuity.
