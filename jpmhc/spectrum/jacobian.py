@@ -72,6 +72,8 @@ class Jacobian:
         self._x = x.detach()
         self._batch = x.shape[:batch_dims]
         self._seed = seed if randomness == "freeze" else None
+        lowers = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+        self._precisions = [x.dtype] + ([torch.get_autocast_dtype(x.device.type)] if lowers else [])
         self._result = result = self._check_function(batch_dims)
         self.samples = self._batch.numel()
         self.inputs = x.shape[batch_dims:].numel()
@@ -98,6 +100,11 @@ class Jacobian:
     def dtype(self) -> torch.dtype:
         """In which the products are computed."""
         return torch.promote_types(self._x.dtype, self._result.dtype)
+
+    @property
+    def precision(self) -> float:
+        """Round-off of the products: of the coarsest dtype that they are known to pass through."""
+        return max(torch.finfo(dtype).eps for dtype in (*self._precisions, self._result.dtype))
 
     def transposed_times(self, cotangents: Tensor) -> Tensor:
         """Return ``J^T u`` (k, B, inputs) in float64 for vectors u (k, B, outputs), by reverse mode."""
@@ -187,7 +194,9 @@ class Jacobian:
         length = pulled.norm(dim=-1, keepdim=True)
         # Along J^T u <u, J v> is as large as can be; with a random v it would drown in round-off in high dimensions.
         v = torch.where(length > 0, pulled / torch.where(length > 0, length, 1), self.probes(1, self.inputs, seed=3))
-        tolerance = 0.1 if self.dtype.itemsize == 2 else 1e4 * torch.finfo(self.dtype).eps
+        tolerance = min(0.1, 1e4 * self.precision)
+        if not pulled.isfinite().all():
+            raise ValueError("fn: its Jacobian at x holds NaN or infinity")
         failures = []
         for make in (self._reverse_twice, self._forward):
             try:
@@ -201,8 +210,14 @@ class Jacobian:
             difference = ((u * pushed).sum(-1) - (pulled * v).sum(-1)).abs()
             if (difference <= tolerance * (length[..., 0] + pushed.norm(dim=-1))).all():
                 return push
-            failures.append("<u, J v> and <J^T u, v> differ: an operation of fn has a wrong derivative")
-        raise RuntimeError(f"fn: no way to multiply with its Jacobian from the right: {'; '.join(failures)}")
+            failures.append("<u, J v> and <J^T u, v> differ")
+        reasons = "; ".join(dict.fromkeys(failures))
+        if "differ" in reasons:
+            reasons += (
+                ": an operation of fn has a wrong derivative, or runs in lower precision than the dtype of x and the "
+                f"result, {self.dtype} (pass x in that precision)"
+            )
+        raise RuntimeError(f"fn: no way to multiply with its Jacobian from the right: {reasons}")
 
     @contextlib.contextmanager
     def _conditions(self) -> Iterator[None]:

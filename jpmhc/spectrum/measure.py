@@ -93,7 +93,7 @@ def measure(
         For a random or non-finite function, samples that act on one another, a Jacobian too large for the exact method
         (its size is named), and options out of range.
     RuntimeError
-        If forward and reverse derivatives of fn disagree (Lanczos needs both).
+        If forward and reverse derivatives of fn disagree (Lanczos needs both), beyond the round-off of these dtypes.
 
     Warns
     -----
@@ -106,7 +106,8 @@ def measure(
     Jacobian, M with reverse mode where that is not to be had), 8 N M bytes, O(N^2 M) for the singular values: seconds
     at N = 512, minutes at 4096. Lanczos: two products a step for all probes at once, and at most
     ``probes * steps + max_steps`` pairs of vectors in memory. Products run in the function's dtype and the rest in
-    float64: singular values below the dtype's round-off times the largest, ``law.floor``, are noise.
+    float64: singular values below the round-off of x's dtype, the result's or autocast's times the largest,
+    ``law.floor``, are noise. What fn does in lower precision by itself is not known to it.
 
     The function's mode (``eval``, ``train``) is not touched. A module keeps its gradients, buffers and running
     statistics; a plain function that closes over a module in training mode may update them.
@@ -225,7 +226,7 @@ def _exact(jacobian: Jacobian, memory_gib: float, progress: bool) -> MeasuredLaw
         torch.full_like(values, 1 / values.shape[-1]).unsqueeze(0),
         shape=(rows, columns),
         method="exact",
-        precision=torch.finfo(jacobian.dtype).eps,
+        precision=jacobian.precision,
     )
 
 
@@ -233,7 +234,7 @@ def _lanczos(
     jacobian: Jacobian, probes: int, steps: int, tol: float, max_steps: int, seed: int, progress: bool
 ) -> MeasuredLaw:
     size = min(jacobian.inputs, jacobian.outputs)
-    noise = torch.finfo(jacobian.dtype).eps
+    noise = jacobian.precision
     times: Product = jacobian.times
     back: Product = jacobian.transposed_times
     if jacobian.outputs < jacobian.inputs:

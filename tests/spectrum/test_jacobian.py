@@ -176,3 +176,35 @@ def test_functions_that_work_in_place_leave_the_point_alone(method):
         assert law.edges[0] == pytest.approx(0, abs=1e-7)
         assert float(law.mass_below(1e-6)) == pytest.approx(1 / 3, abs=1e-6)
     assert x.tolist() == [1, -2, 3]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_autocast_is_no_wrong_derivative_and_sets_the_floor(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    x = torch.randn(8)
+    wanted = spectrum.measure(model, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        exact, lanczos = spectrum.measure(model, x), spectrum.measure(model, x, "lanczos")
+        widened = spectrum.measure(lambda x: model(x).float(), x)
+    for law in (exact, lanczos, widened):
+        assert law.edges[1] == pytest.approx(wanted.edges[1], rel=0.05)
+        assert law.floor == pytest.approx(wanted.floor * 2**16, rel=0.05)
+
+
+def test_low_precision_inside_is_named_as_a_cause():
+    weight = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+
+    def lowered(x):
+        return (x.float() @ weight).double()
+
+    with pytest.raises(
+        RuntimeError, match="differ: an operation of fn has a wrong derivative, or runs in lower precision"
+    ):
+        spectrum.measure(lowered, torch.ones(6, dtype=torch.float64), "lanczos")
+
+
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+def test_infinite_jacobians_are_named(method):
+    with pytest.raises(ValueError, match="fn: its Jacobian at x holds NaN or infinity"):
+        spectrum.measure(torch.sqrt, torch.tensor([0.0, 1.0, 2.0]), method)
