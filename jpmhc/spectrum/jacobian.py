@@ -71,6 +71,7 @@ class Jacobian:
         self._fn = _detached(fn)
         self._x = x.detach()
         self._batch = x.shape[:batch_dims]
+        self._forked = _cuda_devices(fn, x)
         self._seed = seed if randomness == "freeze" else None
         lowers = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
         self._precisions = [x.dtype] + ([torch.get_autocast_dtype(x.device.type)] if lowers else [])
@@ -158,7 +159,13 @@ class Jacobian:
 
     def _evaluate(self, x: Tensor) -> Tensor:
         if self._seed is not None:
-            torch.manual_seed(self._seed)
+            # No others than those that are restored: torch.manual_seed would reach every device.
+            torch.default_generator.manual_seed(self._seed)
+            for device in self._forked:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(self._seed)
+            if self.device.type not in ("cpu", "cuda"):
+                torch.get_device_module(self.device).manual_seed(self._seed)
         # The function's own: it may work in place.
         return self._fn(x.clone())
 
@@ -222,15 +229,14 @@ class Jacobian:
     @contextlib.contextmanager
     def _conditions(self) -> Iterator[None]:
         """No outer graph, the caller's random numbers untouched, attention in plain operations."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), torch.random.fork_rng(self._forked), sdpa_kernel(SDPBackend.MATH):
             yield
 
     def _check_function(self, batch_dims: int) -> Tensor:
         with self._conditions():
-            before = _random_state(self.device)
+            before = _random_state(self._forked)
             results = [self._evaluate(self._x) for _ in range(2)]
-            drawn = any(not torch.equal(a, b) for a, b in zip(before, _random_state(self.device), strict=True))
+            drawn = any(not torch.equal(a, b) for a, b in zip(before, _random_state(self._forked), strict=True))
         for result in results:
             if not isinstance(result, Tensor) or not result.is_floating_point():
                 got = result.dtype if isinstance(result, Tensor) else type(result).__name__
@@ -291,8 +297,10 @@ def _detached(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return call
 
 
-def _random_state(device: torch.device) -> list[Any]:
-    states = [torch.random.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
+def _random_state(devices: list[torch.device]) -> list[Any]:
+    return [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+
+def _cuda_devices(fn: Callable[[Tensor], Tensor], x: Tensor) -> list[torch.device]:
+    own = [*fn.parameters(), *fn.buffers()] if isinstance(fn, nn.Module) else []
+    return list(dict.fromkeys(tensor.device for tensor in (x, *own) if tensor.device.type == "cuda"))

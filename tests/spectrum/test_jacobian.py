@@ -208,3 +208,11 @@ def test_low_precision_inside_is_named_as_a_cause():
 def test_infinite_jacobians_are_named(method):
     with pytest.raises(ValueError, match="fn: its Jacobian at x holds NaN or infinity"):
         spectrum.measure(torch.sqrt, torch.tensor([0.0, 1.0, 2.0]), method)
+
+
+def test_frozen_randomness_seeds_no_device_but_that_of_the_point(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: seeded.append(seed))
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeded.append(seed))
+    spectrum.measure(nn.Dropout(0.5), torch.ones(4), randomness="freeze")
+    assert not seeded
