@@ -159,7 +159,8 @@ def measure_layers(
     batch : Tensor, tuple or dict
         What it is called with.
     layers : sequence of str or (str, int), optional
-        Which, in the order in which they run; every hyper-connection by default, at its first call.
+        Which, in the order in which they run; every hyper-connection by default, at its first call. Those of a
+        converted model run in halves inside of its blocks, so name the blocks.
     composed : bool
         Measure from the input of the first layer to the output of each, in place of each by itself.
     **options
@@ -173,7 +174,7 @@ def measure_layers(
     Raises
     ------
     ValueError
-        If there is no layer to measure; otherwise as :func:`measure`.
+        If there is no layer to measure, or one runs in halves; otherwise as :func:`measure`.
 
     Examples
     --------

@@ -43,14 +43,16 @@ def section(model: nn.Module, batch: Any, start: Place, stop: Place) -> tuple[Ca
     Raises
     ------
     ValueError
-        For a name that is no module, a module that is not called that often, and a section that runs without gradients
-        (``torch.no_grad`` in the model), whose Jacobian would be zero without a word.
+        For a name that is no module, a module that is not called that often or only runs in halves, and a section that
+        runs without gradients (``torch.no_grad`` in the model), whose Jacobian would be zero without a word.
     """
     start_name, start_call = _place(model, "start", start)
     stop_name, stop_call = _place(model, "stop", stop)
     start_call = start_call or 0
     args, kwargs = arguments(batch)
     seen: dict[str, Any] = {}
+    # Hyper-connections note their coefficients however they are run.
+    before = {name: getattr(model.get_submodule(name), "last", None) for name in (start_name, stop_name)}
 
     def run(replacement: Tensor | None) -> Tensor:
         calls = {"start": 0, "stop": 0}
@@ -92,6 +94,13 @@ def section(model: nn.Module, batch: Any, start: Place, stop: Place) -> tuple[Ca
         finally:
             for handle in handles:
                 handle.remove()
+        for argument, name in (("start", start_name), ("stop", stop_name)):
+            if calls[argument] == 0 and getattr(model.get_submodule(name), "last", None) is not before[name]:
+                raise ValueError(
+                    f"{argument}: {name!r} runs in halves there, inside of {_around(model, name)}, as in converted "
+                    "blocks, so it is not called and has no Jacobian of its own; expected a module that is called, "
+                    "such as the one around it"
+                )
         if not entered:
             raise ValueError(f"start: {start_name!r} is called {calls['start']} times, there is no call {start_call}")
         asked = "none of them ends" if stop_call is None else f"call {stop_call} does not end"
@@ -135,6 +144,15 @@ def _place(model: nn.Module, argument: str, place: Place) -> tuple[str, int | No
     if call is not None and (not isinstance(call, int) or call < 0):
         raise ValueError(f"{argument}: expected a call number of at least 0, got {call!r}")
     return name, call
+
+
+def _around(model: nn.Module, name: str) -> str:
+    """Return how to name the nearest module around that one which can be called."""
+    while name:
+        name = name.rpartition(".")[0]
+        if name and not isinstance(model.get_submodule(name), (nn.ModuleList, nn.ModuleDict)):
+            return repr(name)
+    return "the model"
 
 
 def _first_tensor(leaves: list[Any], where: str) -> int:

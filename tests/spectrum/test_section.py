@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from jpmhc import spectrum
+from jpmhc import layers, spectrum
 from tests.spectrum.models import network
 
 
@@ -69,3 +69,21 @@ def test_sections_of_a_module_that_is_applied_repeatedly():
         spectrum.measure(model, batch, start="head", stop="layer")
     with pytest.raises(ValueError, match="layers: expected at least one"):
         spectrum.measure_layers(model, batch)
+
+
+def test_layers_that_run_in_halves_name_what_can_be_measured():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True)
+    model = layers.convert(nn.TransformerEncoder(block, 2, enable_nested_tensor=False).eval())
+    x = torch.randn(2, 3, 8)
+    with pytest.raises(
+        ValueError, match=r"start: 'layers.0.hyper_connections.0' runs in halves there, inside of 'layers.0'"
+    ):
+        spectrum.measure_layers(model, x)
+    with pytest.raises(ValueError, match=r"stop: 'layers.1.hyper_connections.1' runs in halves"):
+        spectrum.measure(model, x, start="layers.0", stop="layers.1.hyper_connections.1")
+    laws = spectrum.measure_layers(model, x, ["layers.0", "layers.1"], batch_dims=1)
+    assert all(law.edges[0] > 0 for law in laws.values())
+    single = layers.SinglePass(layers.HyperConnection(8, nn.Linear(8, 8), layer_index=i) for i in range(2))
+    with pytest.raises(ValueError, match=r"start: 'connections.0' runs in halves there, inside of the model"):
+        spectrum.measure_layers(single, torch.randn(3, 4, 8))
