@@ -101,12 +101,19 @@ class Law(abc.ABC):
         Returns
         -------
         matplotlib.axes.Axes
+
+        Raises
+        ------
+        ValueError
+            With ``log``, if all singular values are zero.
         """
         import matplotlib.pyplot as plt
 
+        smallest, largest = self.edges
+        if log and not largest > 0:
+            raise ValueError("log: expected a law with singular values above zero, got one of zeros; pass log=False")
         if ax is None:
             _, ax = plt.subplots(layout="constrained")
-        smallest, largest = self.edges
         if log:
             zero = float(self.cdf(0.0).detach())
             if zero >= 0.005:

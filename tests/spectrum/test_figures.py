@@ -41,6 +41,15 @@ def test_a_density_with_zeros_is_drawn_where_it_lies():
     assert law.cdf(float(places[0])) == pytest.approx(float(law.cdf(0.0)), abs=1e-3)
 
 
+def test_a_law_of_zeros_has_no_logarithms_to_draw():
+    law = spectrum.predict(torch.zeros(1, 2, 2), torch.zeros(2), torch.ones(2), 0.1)
+    assert law.edges == (0, 0)
+    with pytest.raises(ValueError, match="log: expected a law with singular values above zero, got one of zeros"):
+        law.plot(log=True)
+    assert not plt.get_fignums()
+    assert law.plot().get_xlabel() == "singular value s"
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_predictions_are_drawn_over_the_histogram(log):
     chain = spectrum.initial_chain("cayley", streams=2, depth=2)
