@@ -247,13 +247,22 @@ def _of_a_measure(z: Tensor, f: Tensor) -> Tensor:
 methods_on_host(Branch)
 
 
+# Functions of the module, so that a law can be pickled.
+def _gaussian_s(f: Tensor) -> Tensor:
+    return 1 / (1 + f)
+
+
+def _hidden_s(active: float, f: Tensor) -> Tensor:
+    return active / ((active + f) * (1 + f))
+
+
 class Gaussian(Branch):
     """Independent entries of variance v / C: a linear layer at its usual initialisation."""
 
     closed = True
 
     def __init__(self) -> None:
-        super().__init__(lambda f: 1 / (1 + f), "gaussian")
+        super().__init__(_gaussian_s, "gaussian")
 
     def self_energies(self, gx: Tensor, gy: Tensor, s: Tensor, t: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
         """See `Branch.self_energies`."""
@@ -314,7 +323,7 @@ class Hidden(Branch):
         if not 0 < active < math.inf:
             raise ValueError(f"active: expected a number > 0 of active hidden units per channel, got {active}")
         self.active = float(active)
-        super().__init__(lambda f: self.active / ((self.active + f) * (1 + f)), "relu")
+        super().__init__(functools.partial(_hidden_s, self.active), "relu")
 
     @property
     def rank(self) -> float:

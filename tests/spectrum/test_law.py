@@ -1,8 +1,11 @@
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 
+from jpmhc import spectrum
 from jpmhc.spectrum import Law
 
 
@@ -65,3 +68,15 @@ def test_condition_is_infinite_where_a_direction_is_lost():
         edges = (0.0, 3.0)
 
     assert Lossy().condition == math.inf
+
+
+@pytest.mark.parametrize("branch", ["gaussian", "haar", "relu", "isotropic"])
+def test_predicted_laws_are_pickled(branch):
+    gates = (None, None) if branch == "isotropic" else (torch.tensor([0.7, 0.3]), torch.ones(2))
+    law = spectrum.predict(torch.eye(2).expand(3, 2, 2), *gates, 0.1, branch)
+    levels = torch.tensor([0.1, 0.5, 0.9])
+    fresh = pickle.loads(pickle.dumps(law))
+    torch.testing.assert_close(fresh.quantile(levels), law.quantile(levels))
+    solved = copy.deepcopy(pickle.loads(pickle.dumps(law)))
+    torch.testing.assert_close(solved.quantile(levels), law.quantile(levels))
+    assert solved.edges == law.edges
