@@ -74,7 +74,7 @@ class Jacobian:
         self._forked = _cuda_devices(fn, x)
         self._seed = seed if randomness == "freeze" else None
         lowers = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
-        self._precisions = [x.dtype] + ([torch.get_autocast_dtype(x.device.type)] if lowers else [])
+        self._lowered = [torch.get_autocast_dtype(x.device.type)] if lowers else []
         self._result = result = self._check_function(batch_dims)
         self.samples = self._batch.numel()
         self.inputs = x.shape[batch_dims:].numel()
@@ -104,8 +104,8 @@ class Jacobian:
 
     @property
     def precision(self) -> float:
-        """Round-off of the products: of the coarsest dtype that they are known to pass through."""
-        return max(torch.finfo(dtype).eps for dtype in (*self._precisions, self._result.dtype))
+        """Round-off of the products: of their dtype, or of autocast's where that is coarser."""
+        return max(torch.finfo(dtype).eps for dtype in (self.dtype, *self._lowered))
 
     def transposed_times(self, cotangents: Tensor) -> Tensor:
         """Return ``J^T u`` (k, B, inputs) in float64 for vectors u (k, B, outputs), by reverse mode."""
