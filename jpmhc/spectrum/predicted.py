@@ -223,7 +223,7 @@ class PredictedLaw(Law):
             return math.inf
         x, cdf = self._bulk.grid.x, self._bulk.grid.cdf
         # Where neither differences to one nor residuals of the solve are seen.
-        low = int(torch.searchsorted(cdf, 10 * TOLERANCE).clamp(max=len(x) - 2))
+        low = int(torch.searchsorted(cdf, 1000 * TOLERANCE).clamp(max=len(x) - 2))
         high = int(torch.searchsorted(x, 10 * x[low]).clamp(low + 1, len(x) - 1))
         return float((cdf[high] / cdf[low]).log() / (x[high] / x[low]).log())
 

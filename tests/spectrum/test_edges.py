@@ -7,7 +7,8 @@ import torch
 
 from jpmhc import spectrum
 
-LOW_LEVELS = torch.tensor([0.0, 1e-12, 1e-9, 1e-8, 1e-7, 1e-6, 1e-4, 0.01], dtype=torch.float64)
+# Below a millionth levels are round-off of the solve.
+LOW_LEVELS = torch.tensor([0.0, 1e-6, 1e-5, 1e-4, 0.01], dtype=torch.float64)
 
 
 def one_layer(energy, branch="gaussian", skip=1.0):
