@@ -78,8 +78,13 @@ class Call(NamedTuple):
         for mine, others in pairs:
             if mine is not others and mine != others and (mine == mine or others == others):  # NaN is like NaN
                 name = getattr(self.function, "__name__", self.function)
-                return f"gives {others!r} to {name} and gave {mine!r} when the equation was solved"
+                return f"gives {_shown(others)} to {name} and gave {_shown(mine)} when the equation was solved"
         return None
+
+
+def _shown(described: Any) -> str:
+    is_array = isinstance(described, tuple) and len(described) == 2 and isinstance(described[1], bytes)
+    return f"an array of shape {described[0]}" if is_array else repr(described)
 
 
 def _described(leaf: Any) -> Any:

@@ -43,7 +43,7 @@ def first_of(output):
     return output
 
 
-def hold(model, *shape):
+def assert_causal(model, *shape):
     """Check a function of streams or vectors (2, tokens, ...): the first tokens of a sample see themselves only."""
     x = torch.randn(2, TOKENS, *shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
     changed = x.detach().clone()
@@ -70,7 +70,7 @@ def connection(**options):
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_every_mixer_and_gate(mixer, gate):
-    hold(connection(mixer=mixer, gate=gate), N, D)
+    assert_causal(connection(mixer=mixer, gate=gate), N, D)
 
 
 PROJECTIONS = [
@@ -92,7 +92,7 @@ def test_every_norm_and_projection(options):
         with pytest.raises(ValueError, match="shared has no form"):
             connection(**options)
     else:
-        hold(connection(**options), N, D)
+        assert_causal(connection(**options), N, D)
 
 
 FORMS = [
@@ -122,7 +122,7 @@ FORMS = [
 
 @pytest.mark.parametrize("options", FORMS, ids=name)
 def test_every_other_form_of_a_layer(options):
-    hold(connection(**options), options.get("streams", N), D)
+    assert_causal(connection(**options), options.get("streams", N), D)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -131,12 +131,12 @@ def test_several_reads(gate, fractions):
     hc = layers.HyperConnection(
         D, nn.Bilinear(D, D, D), reads=2, gate=gate, fractions=fractions, stream_embedding=gate == "uniform"
     )
-    hold(shaken(hc), N, D)
+    assert_causal(shaken(hc), N, D)
 
 
 @pytest.mark.parametrize("recipe", [str(recipe) for recipe in layers.recipes()])
 def test_every_recipe(recipe):
-    hold(shaken(layers.HyperConnection.from_recipe(recipe, D, nn.Linear(D, D))), N, D)
+    assert_causal(shaken(layers.HyperConnection.from_recipe(recipe, D, nn.Linear(D, D))), N, D)
 
 
 class Attention(nn.Module):
@@ -167,7 +167,7 @@ class ValueResidual(nn.Module):
 
 @pytest.mark.parametrize("mixer", ["cayley", "sinkhorn"])
 def test_value_residuals(mixer):
-    hold(shaken(ValueResidual(mixer=mixer)), N, D)
+    assert_causal(shaken(ValueResidual(mixer=mixer)), N, D)
 
 
 CHAINS = [
@@ -180,7 +180,7 @@ CHAINS = [
 @pytest.mark.parametrize("options", [{}, {"norm": "layer", "gate": "sigmoid"}], ids=name)
 def test_chains_of_layers(kind, mixer, branch, options):
     made = [layers.HyperConnection(D, branch(), mixer=mixer, layer_index=i, **options) for i in range(3)]
-    hold(shaken(kind(made)), N, D)
+    assert_causal(shaken(kind(made)), N, D)
 
 
 def test_stacks_with_a_norm_and_layers_of_every_kind():
@@ -190,12 +190,12 @@ def test_stacks_with_a_norm_and_layers_of_every_kind():
             [{}, {"fractions": 2}, {"mixer": "free", "projection": "shared"}, {"dynamic": False}]
         )
     ]
-    hold(shaken(layers.HyperStack(made, post_norm="rms")), N, D)
+    assert_causal(shaken(layers.HyperStack(made, post_norm="rms")), N, D)
 
 
 @pytest.mark.parametrize("gate", ["softmax", "sigmoid", "tanh"])
 def test_ends_of_the_streams(gate):
-    hold(shaken(nn.Sequential(layers.StreamEmbedding(D, N), layers.StreamHead(D, N, gate=gate))), D)
+    assert_causal(shaken(nn.Sequential(layers.StreamEmbedding(D, N), layers.StreamHead(D, N, gate=gate))), D)
 
 
 @pytest.mark.parametrize("mixer", ["cayley", "sinkhorn"])
@@ -231,7 +231,7 @@ def test_a_converted_convolution_whose_channels_come_last(mixer):
     torch.manual_seed(0)
     model = nn.Sequential(*(CausalConvolution(True) for _ in range(3)))
     # As many moments as channels: sizes alone do not tell which is which.
-    hold(shaken(layers.convert(model, example=torch.randn(2, D, D), mixer=mixer)), D)
+    assert_causal(shaken(layers.convert(model, example=torch.randn(2, D, D), mixer=mixer)), D)
 
 
 @pytest.mark.parametrize("moments", [TOKENS, D])
@@ -247,4 +247,4 @@ def test_a_leak_is_seen():
             return super().forward(raw - raw.mean(-2, keepdim=True))
 
     with pytest.raises(AssertionError):
-        hold(connection(mixer=Pooling(4)), N, D)
+        assert_causal(connection(mixer=Pooling(4)), N, D)

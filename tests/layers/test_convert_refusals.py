@@ -304,4 +304,4 @@ def test_a_checkpoint_around_a_part_of_a_block_is_an_error_that_says_so(reentran
 
 def test_importing_layers_does_not_import_transformers():
     code = "import sys, jpmhc.layers, jpmhc.layers.convert; sys.exit('transformers' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -94,7 +94,7 @@ for name in sys.argv[2:]:
 """
 
 
-def run(*arguments):
+def assert_worker_passes(*arguments):
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
     command = [sys.executable, "-W", "ignore", "-c", WORKER, *arguments]
@@ -103,9 +103,10 @@ def run(*arguments):
 
 
 def test_models_of_timm_start_as_the_original_and_train_and_channels_first_are_refused():
-    run("vit_tiny_patch16_224 swin_tiny_patch4_window7_224", "convnext_atto")
+    assert_worker_passes("vit_tiny_patch16_224 swin_tiny_patch4_window7_224", "convnext_atto")
 
 
 @pytest.mark.slow
 def test_further_models_of_timm_start_as_the_original_and_a_resnet_is_refused():
-    run("deit3_small_patch16_224 beit_base_patch16_224 cait_xxs24_224 eva02_tiny_patch14_224", "resnet18")
+    models = "deit3_small_patch16_224 beit_base_patch16_224 cait_xxs24_224 eva02_tiny_patch14_224"
+    assert_worker_passes(models, "resnet18")

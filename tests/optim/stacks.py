@@ -27,5 +27,12 @@ def set_gradients(parameters, seed):
         p.grad = torch.randn(p.shape, dtype=torch.float64, generator=generator).to(p.dtype)
 
 
+def run(optimizer, parameters, steps, first=0):
+    """Take so many steps, each with gradients of its own number."""
+    for step in range(first, first + steps):
+        set_gradients(parameters, step)
+        optimizer.step()
+
+
 def error(left, right):
     return float((torch.stack([p.detach() for p in left]) - right.detach()).abs().max())

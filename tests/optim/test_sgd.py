@@ -5,7 +5,7 @@ import torch
 
 from jpmhc import manifolds, optim
 from jpmhc.manifolds.peer import geoopt
-from tests.optim.stacks import error, parameter, points, separate, set_gradients
+from tests.optim.stacks import error, parameter, points, run, separate, set_gradients
 
 MANIFOLDS = {
     "birkhoff": (manifolds.Birkhoff(), (4, 4)),
@@ -18,12 +18,6 @@ MANIFOLDS = {
 every_manifold = pytest.mark.parametrize(("manifold", "shape"), MANIFOLDS.values(), ids=list(MANIFOLDS))
 MOMENTA = [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "dampening": 0.5}]
 every_momentum = pytest.mark.parametrize("options", MOMENTA, ids=str)
-
-
-def run(optimizer, parameters, steps, first=0):
-    for step in range(first, first + steps):
-        set_gradients(parameters, step)
-        optimizer.step()
 
 
 def plain():

@@ -16,28 +16,16 @@ COMPUTE_CAPABILITY = 90
 
 def compile_all(whole):
     """Compile the kernels of all forms, of the small maps too, or of some; run as a process of its own."""
-    from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     from jpmhc.kernels import crossing
     from jpmhc.kernels.cuda import boundary as bodies
     from jpmhc.kernels.cuda import cayley, quaternion, sinkhorn
+    from tests.kernels.cuda.machine.launch import Absent
     from tests.kernels.test_contract import CALLS
 
-    class Absent:
-        """The parts of a driver that compiling asks for."""
-
-        def get_current_target(self):
-            return GPUTarget("cuda", COMPUTE_CAPABILITY, 32)
-
-        def get_current_device(self):
-            return 0
-
-        def get_current_stream(self, _device):
-            return 0
-
-    driver.set_active(Absent())
+    driver.set_active(Absent(COMPUTE_CAPABILITY))
     compiled = []
 
     def compiling(kernel, grid):

@@ -16,6 +16,30 @@ from tests.kernels.cuda.machine.memory import Tensors
 from tests.kernels.cuda.machine.parse import Kernel
 
 
+class Absent:
+    """The parts of a driver that compiling asks for, of a device that is not there.
+
+    Parameters
+    ----------
+    capability : int
+        Of the device, as 90.
+    """
+
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+
+    def get_current_target(self) -> object:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self._capability, 32)
+
+    def get_current_device(self) -> int:
+        return -self._capability  # a device of its own in the caches of kernels
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
 @contextmanager
 def machine(capability: int = 90, shared: int = 227 * 1024, late: bool = True) -> Iterator[list[str]]:
     """Let the bodies of ``backend("triton")`` take tensors on the CPU, compiled and run here.
@@ -34,24 +58,11 @@ def machine(capability: int = 90, shared: int = 227 * 1024, late: bool = True) -
     list of str
         Names of the kernels that ran.
     """
-    from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     from jpmhc.kernels import bodies
     from jpmhc.kernels.cuda import boundary
-
-    class Absent:
-        """The parts of a driver that compiling asks for."""
-
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", capability, 32)
-
-        def get_current_device(self) -> int:
-            return -capability  # a device of its own in the caches of kernels
-
-        def get_current_stream(self, _device: int) -> int:
-            return 0
 
     ran: list[str] = []
 
@@ -68,7 +79,7 @@ def machine(capability: int = 90, shared: int = 227 * 1024, late: bool = True) -
 
     before = torch.are_deterministic_algorithms_enabled()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "_active", Absent())
+        patch.setattr(driver, "_active", Absent(capability))
         patch.setattr(JITFunction, "__getitem__", launched)
         patch.setattr(bodies, "interpreted", lambda: True)
         patch.setattr(boundary, "_shared", lambda _device: shared)
