@@ -25,10 +25,12 @@ from jpmhc.manifolds.algebra import (
 )
 from jpmhc.manifolds.angles import angle_vector
 from jpmhc.manifolds.base import Manifold
+from jpmhc.manifolds.lift import canonical_logarithm
 from jpmhc.manifolds.special_orthogonal import SpecialOrthogonal
 from jpmhc.manifolds.sphere import Sphere
 
 _SHOTS = 60
+_MOST_PRODUCTS = 256
 _SLACK = 1e-3  # of a length, far above round-off
 _Carry = Callable[[Tensor], Tensor]
 _LEAST_SCALE = 0.05  # of the part of a tangent vector that leaves the span of x
@@ -61,12 +63,14 @@ class Stiefel(Manifold):
     2013). Eliminating one block of their 2p x 2p system leaves the p x p one above, whose symmetric part is at least
     I, so it is never singular. Retractions end with a Newton-Schulz step or orthonormalise anew: nothing drifts.
 
-    Cost: O(n p^2) for all maps. `logmap` has a formula for one column and for square matrices. Otherwise it shoots,
-    until the geodesic hits `y`, with a fixed number of Anderson steps and the derivative of the equation. It converges
-    for distances up to about 2 (canonical) or 1 (Euclidean), and NaN marks a matrix that did not, or whose geodesic is
-    longer than a way that is known. A result shorter than the injectivity radius, at least 2.8 (canonical) and pi
-    (Euclidean), is the shortest; a longer one may not be. Under ``torch.compile`` the solution is one operation; the
-    derivative forms the n p x n p Jacobian there, and tracing it under a transform still takes minutes.
+    Cost: O(n p^2) for all maps. `logmap` has a formula for one column and for square matrices. Otherwise it iterates,
+    30 to 200 evaluations, each a logarithm of matrices of up to 2p rows under the canonical metric, where it finds a
+    geodesic for all but exceptional pairs (`jpmhc.manifolds.lift`); for distances up to about 1 under the Euclidean
+    one, where it shoots until the geodesic hits `y`. NaN marks a matrix that was not hit, or whose geodesic is longer
+    than a way that is known. A result shorter than the injectivity radius, at least 2.8 (canonical) and pi (Euclidean),
+    is the shortest; a longer one may not be. Derivatives solve with the Jacobian of the exponential, in up to
+    ``2 p^2 + p`` products. Under ``torch.compile`` the solution is one operation; the derivative forms the n p x n p
+    Jacobian there, and tracing it under a transform still takes minutes.
 
     `expmap` is NaN for vectors longer than 60 to 90: its series is doubled no further. `random` is uniform (Haar);
     `origin` holds the first p columns of the identity.
@@ -203,28 +207,21 @@ class Stiefel(Manifold):
         if shape[-2] == shape[-1]:
             return SpecialOrthogonal().logmap(x, y)
 
-        def shoot(u: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            _, _, back = self._geodesic(x, u)
-            return u + self.proju(x, back(y) - x)
+        # One operation finds the vector; the step after it changes round-off and carries the derivative.
+        start = _logarithm(x.detach(), y.detach(), self.metric == "canonical")
+        n, p = shape[-2:]
+        # The Jacobian is one matrix on 2p rows and the same p x p one on all rows across: no more steps are of use.
+        products = autodiff.GMRES(max_steps=min(n * p, 2 * p * p + p, _MOST_PRODUCTS))
+        linear_solver = autodiff.Dense() if torch.compiler.is_compiling() else products
+        options: dict[str, Any] = {"batch_dims": x.ndim - 2, "check": "none"}
+        solver, adjoint = autodiff.Picard(tol=_tolerance(x), max_steps=1), autodiff.Implicit(linear_solver)
+        solution = autodiff.fixed_point(self._shoot, start, x, y, solver=solver, adjoint=adjoint, **options)
+        return self.proju(x, solution.value)
 
-        tol = 20 * torch.finfo(x.dtype).eps
-        if torch.compiler.is_compiling():
-            # One operation finds the solution; the step after it, all that is traced, carries the derivative.
-            start = _logarithm(x.detach(), y.detach(), self.metric == "canonical")
-            options: dict[str, Any] = {
-                "solver": autodiff.Picard(tol=tol, max_steps=1),
-                "adjoint": autodiff.Implicit(autodiff.Dense()),
-            }
-        else:
-            start = self.proju(x, y - x)
-            options = {"solver": autodiff.Anderson(tol=tol, max_steps=_SHOTS)}
-        solution = autodiff.fixed_point(shoot, start, x, y, batch_dims=x.ndim - 2, check="none", **options)
-        u = self.proju(x, solution.value)
-        if torch.compiler.is_compiling():
-            return u  # NaN where the operation said so
-        missed = (self.expmap(x, u) - y).detach().abs().amax((-2, -1), keepdim=True)
-        winds = self.norm(x, u.detach(), keepdim=True) > (1 + _SLACK) * self._way(x.detach(), y.detach())
-        return torch.where((missed < 1e3 * tol) & ~winds, u, torch.nan)
+    def _shoot(self, u: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Vector whose geodesic ends nearer to y: what its own end lacks, carried back."""
+        _, _, back = self._geodesic(x, u)
+        return u + self.proju(x, back(y) - x)
 
     def _way(self, x: Tensor, y: Tensor) -> Tensor:
         """Length of one way from x to y, which bounds their distance, shape (..., 1, 1).
@@ -316,7 +313,23 @@ def _square_carries(x: Tensor, turn: Tensor, last: Tensor) -> tuple[_Carry, _Car
     return forth, back
 
 
+def _tolerance(x: Tensor) -> float:
+    return 20 * torch.finfo(x.dtype).eps
+
+
 @primitive("stiefel_logarithm")
 def _logarithm(x: Tensor, y: Tensor, canonical: bool) -> Tensor:
-    """`Stiefel.logmap` as one operation for tracing."""
-    return Stiefel("canonical" if canonical else "euclidean").logmap(x, y).contiguous()
+    """`Stiefel.logmap` without a derivative."""
+    stiefel = Stiefel("canonical" if canonical else "euclidean")
+    tol = _tolerance(x)
+    near = stiefel.proju(x, y - x)
+    if canonical:
+        # So short a vector has more digits than a rotation.
+        short = (y - x).abs().amax((-2, -1), keepdim=True) < tol**0.5
+        u = torch.where(short, near, canonical_logarithm(x, y, tol))
+    else:
+        solver = autodiff.Anderson(tol=tol, max_steps=_SHOTS)
+        u = autodiff.fixed_point(stiefel._shoot, near, x, y, solver=solver, batch_dims=x.ndim - 2, check="none").value
+    missed = (stiefel.expmap(x, u) - y).abs().amax((-2, -1), keepdim=True)
+    winds = stiefel.norm(x, u, keepdim=True) > (1 + _SLACK) * stiefel._way(x, y)
+    return torch.where((missed < 1e3 * tol) & ~winds, u, torch.nan).contiguous()

@@ -81,6 +81,79 @@ def test_logarithm_is_no_longer_than_a_way_that_is_known(manifold, shape):
     torch.testing.assert_close(way, manifold._way(x, y).squeeze((-2, -1)), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 2), (5, 3), (8, 4), (8, 6), (20, 5), (24, 12)])
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-13), (torch.float32, 1e-5)], ids=str)
+def test_every_random_pair_has_a_canonical_logarithm(shape, dtype, tol):
+    x, y = CANONICAL.random(2, 3, 40, *shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    u = CANONICAL.logmap(x, y)
+    assert CANONICAL.check_vector_on_tangent(x[0, 0], u[0, 0], atol=tol)
+    torch.testing.assert_close(CANONICAL.expmap(x, u), y, rtol=0, atol=tol)
+    torch.testing.assert_close(CANONICAL.dist(x, y), CANONICAL.dist(y, x), rtol=2e-3, atol=0)
+
+
+def test_no_turn_of_the_fibre_gives_a_shorter_geodesic_for_most_pairs():
+    x, y = CANONICAL.random(2, 60, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    basis = torch.linalg.qr(torch.cat([x, y], -1)).Q
+    w = basis.mT @ y
+    begin = torch.cat([basis.mT @ x, torch.linalg.qr(basis.mT @ x, mode="complete").Q[..., 3:]], -1)
+    begin[..., -1] *= torch.linalg.det(begin)[:, None]
+    end = torch.cat([w, torch.linalg.qr(w, mode="complete").Q[..., 3:]], -1)
+    end[..., -1] *= torch.linalg.det(end)[:, None]
+    shortest = torch.full((60,), torch.inf, dtype=torch.float64)
+    for turn in SpecialOrthogonal().random(
+        20, 60, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    ):
+        for _ in range(60):  # plain gradient descent on the length
+            log = SpecialOrthogonal().logmap(begin, torch.cat([end[..., :3], end[..., 3:] @ turn], -1))
+            inside = (begin.mT @ log)[..., 3:, 3:]
+            turn = turn @ torch.linalg.matrix_exp(-inside)
+        length = SpecialOrthogonal().norm(begin, log) / 2**0.5
+        settled = inside.abs().amax((-2, -1)) < 1e-3
+        shortest = torch.where(settled, shortest.minimum(length), shortest)
+    found = CANONICAL.dist(x, y)
+    assert shortest.isfinite().all()
+    assert (found <= shortest * (1 + 1e-4)).double().mean() >= 0.95
+    assert (found <= 1.02 * shortest).all()
+
+
+def test_one_column_less_leaves_one_rotation_and_its_length_is_the_distance():
+    x, y = CANONICAL.random(2, 50, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def completed(x):
+        last = torch.linalg.qr(x, mode="complete").Q[..., 4:]
+        square = torch.cat([x, last], -1)
+        return square * torch.linalg.det(square)[:, None, None].pow(torch.tensor([0, 0, 0, 0, 1]))
+
+    want = SpecialOrthogonal().dist(completed(x), completed(y)) / 2**0.5
+    torch.testing.assert_close(CANONICAL.dist(x, y), want, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (20, 5), (50, 10)])
+def test_derivatives_of_long_logarithms_are_right(shape):
+    x, y = CANONICAL.random(2, 4, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    w = CANONICAL.proju(y, x)
+    y.requires_grad_()
+    (gradient,) = torch.autograd.grad(CANONICAL.dist2(x, y).sum(), y)
+    back = CANONICAL.logmap(y.detach(), x)  # the first variation of the length
+    torch.testing.assert_close(CANONICAL.egrad2rgrad(y.detach(), gradient), -2 * back, rtol=0, atol=1e-9)
+    y = y.detach()
+    _, tangent = torch.func.jvp(lambda y: CANONICAL.logmap(x, y), (y,), (w,))
+    h = 1e-5
+    ahead, behind = (CANONICAL.logmap(x, CANONICAL.expmap(y, s * h * w)) for s in (1, -1))
+    torch.testing.assert_close(tangent, (ahead - behind) / (2 * h), rtol=0, atol=1e-6 * tangent.abs().max().item())
+
+
+def test_logarithms_of_a_batch_are_those_of_its_pairs_with_equal_and_unknown_ones_among_them():
+    x, y = CANONICAL.random(2, 30, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y[3], y[7, 0, 0], x[9] = x[3], torch.nan, torch.inf
+    together = CANONICAL.logmap(x, y)
+    alone = torch.stack([CANONICAL.logmap(*pair) for pair in zip(x, y, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12, equal_nan=True)
+    assert together.isnan().flatten(1).all(-1).nonzero().flatten().tolist() == [7, 9]
+    assert not together[3].any()
+    assert CANONICAL.logmap(x[:0], y[:0]).shape == (0, 6, 3)
+
+
 @pytest.mark.slow
 def test_logarithm_compiles_in_seconds_as_one_operation():
     x, u, _, _ = material(CANONICAL, (4, 2), batch=(2,), length=0.5)
