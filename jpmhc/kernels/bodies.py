@@ -59,7 +59,9 @@ class backend:
 
     The setting belongs to the process, not to a thread, because backward passes on a GPU run in threads of their
     own. Where blocks of several threads or tasks overlap, the one that was entered last counts, and each takes back its
-    own. It counts when an operation runs, not when ``torch.compile`` traces it.
+    own. It counts when an operation runs, not when ``torch.compile`` traces it. One exception: what ``torch.export``
+    traces under ``reference`` is made of torch's own operators alone, so that the program loads where this library is
+    not installed, and ``torch.onnx.export`` can take it.
 
     Examples
     --------
@@ -107,6 +109,11 @@ class backend:
 def _settle() -> None:
     global _setting
     _setting = _settings[-1]._name if _settings else "auto"
+
+
+def leaves_the_library() -> bool:
+    """Whether a program is being made that shall hold none of this library's operators."""
+    return _setting == "reference" and torch.compiler.is_exporting()
 
 
 def choose(module: str, operation: str, args: tuple[Any, ...]) -> Choice:

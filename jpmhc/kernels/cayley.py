@@ -103,7 +103,7 @@ def _closed_form(raw: Tensor, step: float) -> Tensor:
     s = (b * b).sum((0, 1)).div_(2)
     result = _product(b, b).add_(b)
     denominator = 1 + s
-    result.diagonal(dim1=0, dim2=1).add_(denominator.unsqueeze(1))
+    _diagonal(result).add_(denominator)
     if n == 4:
         pfaffian = b[0, 1] * b[2, 3] - b[0, 2] * b[1, 3] + b[0, 3] * b[1, 2]
         denominator = torch.addcmul(denominator, pfaffian, pfaffian)
@@ -112,14 +112,14 @@ def _closed_form(raw: Tensor, step: float) -> Tensor:
             result[i, j] += dual
             result[j, i] -= dual
     result.mul_(2 / denominator)
-    result.diagonal(dim1=0, dim2=1).sub_(1)
+    _diagonal(result).sub_(1)
     return result
 
 
 def _polished(rotation: Tensor) -> Tensor:
     """``Q (3 I - Q^T Q) / 2`` with the tokens last."""
     correction = _product(rotation.transpose(0, 1), rotation).mul_(-0.5)
-    correction.diagonal(dim1=0, dim2=1).add_(1.5)
+    _diagonal(correction).add_(1.5)
     return _product(rotation, correction)
 
 
@@ -128,10 +128,16 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     result = left[:, 0, None] * right[None, 0]
     for k in range(1, left.shape[1]):
         result.addcmul_(left[:, k, None], right[None, k])
-    return result
+    return result.contiguous()
+
+
+def _diagonal(matrix: Tensor) -> Tensor:
+    """View of the diagonal, shape (n, tokens); a slice, since ONNX knows no writing to a ``diagonal``."""
+    n = matrix.shape[0]
+    return matrix.view(n * n, -1)[:: n + 1]
 
 
 def _transposed_plus_identity(matrix: Tensor) -> Tensor:
     result = matrix.transpose(0, 1).contiguous()
-    result.diagonal(dim1=0, dim2=1).add_(1)
+    _diagonal(result).add_(1)
     return result

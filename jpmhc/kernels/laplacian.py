@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.kernels.batches import solve
+from jpmhc.kernels.reading import can_read
 
 
 def dense_potentials(matrix: Tensor) -> Callable[[Tensor], Tensor]:
@@ -52,7 +53,7 @@ def grounded(weights: Tensor, rows: Tensor | float) -> Callable[[Tensor], Tensor
 
 def _definite_factor(system: Tensor) -> Tensor | None:
     """Return the factor of Cholesky where there is one and looking costs nothing."""
-    if system.device.type != "cpu":
+    if not can_read(system):
         return None
     factor, failed = torch.linalg.cholesky_ex(system)
     return None if bool(failed.any()) else factor

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.kernels.primitive import primitive
+from jpmhc.kernels.reading import can_read
 
 _NEAR = 0.9  # Frobenius distance of the Gram matrix from I within which its condition is no concern
 
@@ -39,7 +40,7 @@ def orthonormalise(matrix: Tensor) -> Tensor:
     condition is below 19 there: fewer and faster operations, and as orthonormal, since a Newton-Schulz step would start
     from a Gram matrix with the same round-off.
     """
-    if matrix.device.type == "cpu" and matrix.numel():
+    if can_read(matrix):
         gram = matrix.mT @ matrix
         factor = torch.linalg.cholesky_ex(gram).L
         gram.diagonal(dim1=-2, dim2=-1).sub_(1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from jpmhc.kernels.batches import inv
 from jpmhc.kernels.elimination import FEW, inverse, orthonormal_columns
 from jpmhc.kernels.primitive import choice, primitive
+from jpmhc.kernels.reading import can_read
 
 NEWTON_STEPS = 10  # 7 reach round-off at condition number 1e14 (measured)
 CUBIC_STEPS = 8
@@ -35,14 +36,9 @@ def polar_forward(matrix: Tensor) -> Tensor:
         Orthonormal to round-off. Where the columns are linearly dependent, to round-off or exactly, the factor is not
         unique and the result is arbitrary, orthonormal or not, or NaN.
     """
-    if _readable(matrix):
+    if can_read(matrix):
         return _by_reading(matrix)
     return polar_newton(matrix) if matrix.shape[-1] > FEW else _by_elimination(matrix)
-
-
-def _readable(matrix: Tensor) -> bool:
-    """Whether a look at the numbers waits for no device."""
-    return matrix.device.type == "cpu"
 
 
 def _by_elimination(matrix: Tensor) -> Tensor:
@@ -214,7 +210,7 @@ def polar_adjoint(matrix: Tensor, factor: Tensor, cotangent: Tensor) -> Tensor:
     symmetric = (symmetric + symmetric.mT) / 2
     inner = factor.mT @ cotangent
     tall = factor.shape[-2] > factor.shape[-1]
-    if _readable(symmetric):
+    if can_read(symmetric):
         values, vectors = _eigenvectors(symmetric)
         result = factor @ _by_eigenvectors(values, vectors, inner - inner.mT)
         inverted = (vectors / values.unsqueeze(-2)) @ vectors.mT if tall else None
@@ -226,7 +222,7 @@ def polar_adjoint(matrix: Tensor, factor: Tensor, cotangent: Tensor) -> Tensor:
     return result
 
 
-@primitive("sylvester", fake=lambda symmetric, right_side: torch.empty_like(right_side))
+@primitive("sylvester")
 def sylvester(symmetric: Tensor, right_side: Tensor) -> Tensor:
     """Solve ``H X + X H = C`` for symmetric positive definite H.
 
@@ -245,7 +241,7 @@ def sylvester(symmetric: Tensor, right_side: Tensor) -> Tensor:
     On a CPU in the basis of the eigenvectors of H. An eigenvalue routine would wait for other devices; there it is an
     iteration with inverses, which takes 2 to 19 times as long on a CPU.
     """
-    if _readable(symmetric):
+    if can_read(symmetric):
         return _by_eigenvectors(*_eigenvectors(symmetric), right_side)
     return _by_sign(symmetric, right_side)
 

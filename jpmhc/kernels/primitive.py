@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.nn import Parameter
 
-from jpmhc.kernels.bodies import Choice, choose, device_of
+from jpmhc.kernels.bodies import Choice, choose, device_of, leaves_the_library
 from jpmhc.kernels.precision import autocast_on
 from jpmhc.kernels.transforms import transform_depth
 
@@ -48,8 +48,8 @@ def primitive(
     -------
     callable
         Decorator for the reference: a function of tensors that share their leading batch dimensions, floats, ints and
-        None, which returns one new contiguous tensor or a tuple of them; ``function.__wrapped__`` is the plain
-        reference.
+        None, which returns one new tensor or a tuple of them. The operator returns them contiguous.
+        ``function.__wrapped__`` is the plain reference.
 
     Notes
     -----
@@ -67,7 +67,9 @@ def primitive(
 
         def run(*args: Any) -> Any:
             function: Callable[..., Any] = choose(module, name, args).body or reference
-            return function(*args) if arguments is None else function(arguments(*args))
+            result = function(*args) if arguments is None else function(arguments(*args))
+            # Compiled code relies on it, and what torch makes of strided arguments is as strided, as a rule.
+            return result.contiguous() if isinstance(result, Tensor) else tuple(part.contiguous() for part in result)
 
         @wraps(reference)
         def full_precision(*args: Any) -> Any:
@@ -99,6 +101,9 @@ def primitive(
         def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
             if arguments is not None:
                 (args,) = args  # type: ignore[assignment]
+            if leaves_the_library():
+                plain: Callable[..., Result] = reference
+                return plain(*args, **options) if arguments is None else plain(arguments(*args))
             if not options and _nobody_listens(args):
                 result: Result = full_precision(*args)
                 return result

@@ -13,6 +13,7 @@ from torch import Tensor
 from jpmhc.kernels.laplacian import dense_potentials, grounded
 from jpmhc.kernels.layout import tokens_first, tokens_last
 from jpmhc.kernels.primitive import primitive
+from jpmhc.kernels.reading import can_read
 
 FIRST_SWEEPS = 5  # more cost time at small logits, fewer at large ones (measured at n = 4 and 16)
 _ELIMINATED = 16  # beyond this size LAPACK is faster than elimination with the tokens last (measured)
@@ -62,8 +63,8 @@ def sinkhorn_forward(
     n, m = logits.shape[-2:]
     rows = _marginal(row_marginals, 1.0)
     columns = _marginal(column_marginals, n / m)
-    reads = logits.device.type == "cpu"
-    if reads and n > _ELIMINATED and logits.numel():
+    reads = can_read(logits)
+    if reads and n > _ELIMINATED:
         swept = _swept_by_vectors(logits, row_marginals, column_marginals, tol)
         if swept is not None:
             return swept
@@ -71,7 +72,7 @@ def sinkhorn_forward(
     matrix = torch.softmax(start, 0).mul_(columns)
     log_matrix = None
     far_from_underflow = torch.finfo(matrix.dtype).tiny ** 0.5
-    if reads and matrix.numel() and matrix.amin().item() > far_from_underflow:
+    if reads and matrix.amin().item() > far_from_underflow:
         _sweep(matrix, rows, columns, FIRST_SWEEPS - 1)
     else:
         log_matrix = torch.log_softmax(start, 0).add_(_log(columns))

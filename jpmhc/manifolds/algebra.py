@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
+from jpmhc.kernels.reading import can_read
 from jpmhc.kernels.transforms import wants_derivative
 
 _EXPONENTIAL_DEGREE = 22  # round-off in float64 for a norm up to 2
@@ -15,13 +15,6 @@ _EXPONENTIAL_DOUBLINGS = 6
 _TRIGONOMETRIC_DEGREE = 12  # round-off in float64 for an angle up to 2
 _TRIGONOMETRIC_DOUBLINGS = 6
 _ARC_DEGREE = 23  # the coefficients fall by 5.8 each
-
-
-def can_read(value: Tensor) -> bool:
-    """Whether a look at the numbers is possible here and waits for no device."""
-    if torch.compiler.is_compiling() or value.device.type != "cpu" or not value.numel():
-        return False
-    return not (isinstance(value, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(value))
 
 
 def common_shape(x: Tensor, u: Tensor) -> torch.Size:

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from jpmhc import autodiff
 from jpmhc.kernels.batches import determinant_sign
-from jpmhc.manifolds.algebra import can_read, exponential, identity, skew, symmetric
+from jpmhc.kernels.reading import can_read
+from jpmhc.manifolds.algebra import exponential, identity, skew, symmetric
 from jpmhc.manifolds.special_orthogonal import SpecialOrthogonal
 
 _ROUNDS = 16

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from jpmhc import autodiff
 from jpmhc.kernels.batches import determinant_sign, inv
+from jpmhc.kernels.reading import can_read
 from jpmhc.manifolds import steps
 from jpmhc.manifolds.algebra import (
     angle_over_sine,
-    can_read,
     exponential,
     frobenius,
     identity,
