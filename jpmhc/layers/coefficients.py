@@ -109,12 +109,12 @@ class Coefficients(Labelled):
             )
         if projection == "shared" and self.gate.n_read != self.reads * self.fractions * pieces:
             raise ValueError(f"projection: shared has no form for {self.gate!r}; the tanh gate does with fractions")
-        # On "meta" there is nothing to look at yet.
+        # Parameters on "meta" have nothing to look at yet.
         numbers_at_hand = not any(t.is_meta for t in [*self.mixer.parameters(), *self.mixer.buffers()])
         if self.fractions > 1 and self.mixer.mixes and numbers_at_hand:
             with torch.device("cpu"), torch.no_grad():
                 matrix = copy.deepcopy(self.mixer).to("cpu")(self.mixer.start())
-            if not torch.allclose(matrix, torch.eye(pieces, dtype=matrix.dtype), atol=1e-6):
+            if not torch.allclose(matrix, torch.eye(pieces, dtype=matrix.dtype, device="cpu"), atol=1e-6):
                 raise ValueError(
                     f"fractions: expected a mixer that starts at I, {type(self.mixer).__name__} would mix the parts of "
                     "a vector from the start; take cayley, cayley-mean, quaternion, free or identity"
@@ -210,7 +210,8 @@ class Coefficients(Labelled):
         parts = self.shared or self.reads > 1 or self.fractions > 1
         if self.projection is None or not known or parts or self._replaced():
             return None
-        bias = cast(self.static[: self.sizes[0]], dtype) + cast(self.gate.preference, dtype)
+        preference = self.gate.constant("preference", self.static.device)
+        bias = cast(self.static[: self.sizes[0]], dtype) + cast(preference, dtype)
         scale = bias.new_ones(1) if self.scale is None else self.scale[:1]
         eps = self.eps if self.norm == "rms" else None
         return Reading(bias, self.projection, scale, self.gate.kernel or "", eps)

@@ -1,4 +1,4 @@
-"""Modules with constants that a change of precision must not touch."""
+"""Modules with constants that nothing done to a model's parameters and buffers may touch."""
 
 from __future__ import annotations
 
@@ -7,48 +7,58 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 
 class ConstantModule(nn.Module):
     """A module whose constants follow it from device to device and keep their dtype and value all the same.
 
-    A buffer would be rounded by ``module.bfloat16()`` and lost by ``to_empty``: a basis rounded to bfloat16 makes a
-    rotation that is none.
+    They are tensors that the module holds, and no buffers. Buffers are rounded (``module.bfloat16()``, FSDP's
+    ``buffer_dtype``), averaged, and made anew without their values where a model is built without data
+    (``to_empty``, ``from_pretrained`` of Transformers): a basis rounded to bfloat16 makes a rotation that is none.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._makers: dict[str, Callable[[], Tensor]] = {}
+    _constants: tuple[str, ...] = ()
 
-    def register_constant(self, name: str, make: Callable[[], Tensor], *, persistent: bool = False) -> None:
-        """Add the attribute ``name``, a tensor that ``make()`` returns whenever it is asked for it.
+    def register_constant(self, name: str, make: Callable[[], Tensor]) -> None:
+        """Add the attribute ``name``, the tensor that ``make()`` returns.
 
-        Parameters
-        ----------
-        name : str
-            Name of the attribute.
-        make : Callable
-            Picklable, without arguments.
-        persistent : bool
-            Whether it is part of the state dict.
+        It has data even in a module that is made on "meta", which may be given weights but never constants.
         """
-        self._makers[name] = make
-        self.register_buffer(name, make(), persistent=persistent)
+        with torch.device("cpu"):
+            made = make()
+        setattr(self, name, made)
+        self._constants = (*self._constants, name)
+        self._move(name, torch.empty(0).device)
+
+    def constant(self, name: str, device: torch.device) -> Tensor:
+        """Return the constant of that name on the device where it is needed.
+
+        Sharding and offloading move parameters and buffers one by one, not the module; the first use that
+        comes upon a constant elsewhere moves it for good.
+        """
+        held: Tensor = getattr(self, name)
+        if held.device == device:
+            return held
+        if device.type == "meta":
+            return torch.empty(held.shape, dtype=held.dtype, device=device)
+        if torch.compiler.is_compiling():
+            return held.to(device)
+        # A tensor made in inference mode could never again be part of a graph.
+        with torch.inference_mode(False):
+            moved = held.to(device)
+        # What belongs to a transformation ends with it.
+        if type(moved) is Tensor and not is_functorch_wrapped_tensor(moved):
+            setattr(self, name, moved)
+        return moved
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ConstantModule:
         super()._apply(fn, recurse)
-        for name in self._makers:
-            self._buffers[name] = self._constant(name).to(self._buffers[name].device)  # type: ignore[union-attr]
+        for name in self._constants:
+            self._move(name, fn(getattr(self, name).new_empty(0)).device)
         return self
 
-    def materialise_constants(self, device: torch.device) -> None:
-        """Make the constants of this module and those inside it that are still on "meta"."""
-        for module in self.modules():
-            if isinstance(module, ConstantModule):
-                for name in module._makers:
-                    if module._buffers[name].is_meta:  # type: ignore[union-attr]
-                        module._buffers[name] = module._constant(name).to(device)
-
-    def _constant(self, name: str) -> Tensor:
-        with torch.device("cpu"):
-            return self._makers[name]()
+    def _move(self, name: str, device: torch.device) -> None:
+        # On "meta" nothing would be left of it.
+        if device.type != "meta":
+            setattr(self, name, getattr(self, name).to(device))

@@ -70,6 +70,9 @@ class Gate(ConstantModule):
         more = "".join(f", {name}={getattr(self, name)}" for name in ("reads", "fractions") if getattr(self, name) > 1)
         return f"{self.streams}, favourite={self.favourite}{more}"
 
+    def _preference(self, raw: Tensor) -> Tensor:
+        return self.constant("preference", raw.device).to(raw.dtype)
+
     def _rows(self, raw: Tensor) -> Tensor:
         """Give every fraction of every read a row of its own."""
         rows = self.reads * self.fractions
@@ -119,7 +122,7 @@ class SoftmaxGate(Gate):
 
     def forward(self, raw_read: Tensor, raw_write: Tensor) -> tuple[Tensor, Tensor]:
         """Map raw numbers, each (..., n), to read weights that sum to one and write weights that sum to n."""
-        pre = (self._rows(raw_read) + self.preference.to(raw_read)).softmax(-1)
+        pre = (self._rows(raw_read) + self._preference(raw_read)).softmax(-1)
         return self._spread(pre), self.n_write * raw_write.softmax(-1)
 
 
@@ -140,7 +143,7 @@ class PublishedSoftmaxGate(SoftmaxGate):
     def forward(self, raw_read: Tensor, raw_write: Tensor) -> tuple[Tensor, Tensor]:
         """Map raw numbers, each (..., n^2), row-major, to read weights of sum one and write weights of sum n."""
         square = (self.streams, self.streams)
-        rows = (raw_read.unflatten(-1, square) + self.preference.to(raw_read)).softmax(-1)
+        rows = (raw_read.unflatten(-1, square) + self._preference(raw_read)).softmax(-1)
         return rows.mean(-2), raw_write.unflatten(-1, square).softmax(-2).sum(-1)
 
 
@@ -159,7 +162,7 @@ class SigmoidGate(Gate):
 
     def forward(self, raw_read: Tensor, raw_write: Tensor) -> tuple[Tensor, Tensor]:
         """Map raw numbers, each (..., n), to read weights in (0, 1) and write weights in (0, 2)."""
-        pre = torch.sigmoid(self._rows(raw_read) + self.preference.to(raw_read))
+        pre = torch.sigmoid(self._rows(raw_read) + self._preference(raw_read))
         return self._spread(pre), 2 * torch.sigmoid(raw_write)
 
 
@@ -187,8 +190,8 @@ class TanhGate(Gate):
         raw = self._rows(raw_read)
         if self.fractions > 1:
             raw = raw.unflatten(-2, (self.reads, self.fractions))
-            return (raw + self.preference.to(raw)).flatten(-3, -2), 1 + raw_write
-        return raw + self.preference.to(raw), 1 + raw_write
+            return (raw + self._preference(raw)).flatten(-3, -2), 1 + raw_write
+        return raw + self._preference(raw), 1 + raw_write
 
     def squash(self, dynamic: Tensor) -> Tensor:
         """``tanh``, as HC bounds its dynamic part."""

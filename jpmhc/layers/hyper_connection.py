@@ -106,6 +106,9 @@ class HyperConnection(Halves):
     Costs ``2 m n d`` floating-point operations a token for the projection to m = 2n + c numbers and
     ``2 n^2 d + 4 n d`` for mixing, read and write; m is 14 at n = 4 for ``cayley``, 24 for ``sinkhorn``.
 
+    Constants of the mixer and of the gate are neither parameters nor buffers: ``torch.func.stack_module_state`` does
+    not stack them, so layers that are stacked have to agree in ``layer_index`` and in the mixer's options.
+
     Examples
     --------
     >>> import torch

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from jpmhc.layers.constants import ConstantModule
+from torch import Tensor, nn
 
 
-class Labelled(ConstantModule):
+class Labelled(nn.Module):
     """A module whose weights mean something only beside the choices it was made with.
 
     Raw numbers of a Sinkhorn mixer fit a free one in shape and in nothing else. The buffer ``label`` holds those
@@ -24,7 +21,8 @@ class Labelled(ConstantModule):
 
     def set_label(self, text: str) -> None:
         """Take a text for the label of this module."""
-        self.register_constant("label", partial(_encode, text), persistent=True)
+        self._text = text
+        self.register_buffer("label", _encode(text).to(torch.empty(0).device))
 
     def _load_from_state_dict(
         self,
@@ -39,21 +37,23 @@ class Labelled(ConstantModule):
         key = f"{prefix}label"
         found = state_dict.get(key)
         if found is not None and not found.is_meta:
-            theirs, ours = _decode(found), _decode(self._constant("label"))
-            if theirs != ours:
-                error_msgs.append(f"{prefix[:-1] or type(self).__name__}: weights of {theirs}, the layer is {ours}")
+            theirs = _decode(found)
+            if theirs != self._text:
+                error_msgs.append(
+                    f"{prefix[:-1] or type(self).__name__}: weights of {theirs}, the layer is {self._text}"
+                )
                 return
-        state_dict = {**state_dict, key: self.label}
+        ours = self.label if self.label.is_meta else _encode(self._text)
         super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            {**state_dict, key: ours}, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        # Made on "meta" and given its weights (assign=True): no state dict holds the constants inside.
-        if not self.static.is_meta:
-            self.materialise_constants(self.static.device)
+        # Made on "meta" and given its weights with assign=True.
+        if self.label.device != self.static.device:
+            self.label = _encode(self._text).to(self.static.device)
 
 
 def _encode(text: str) -> Tensor:
-    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+    return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
 
 
 def _decode(label: Tensor) -> str:

@@ -80,8 +80,8 @@ def find_recipe(name: str) -> Recipe:
 def _raw(layer: Coefficients, read: float | Tensor, write: float, mix: float | Tensor) -> None:
     """Set the static raw numbers as the publication writes them: there the read's start is one of them."""
     preference = layer.gate.preference
-    values = (torch.as_tensor(value, dtype=preference.dtype) for value in (read, write, mix))
-    parts = [value.to(preference.device).expand(size) for value, size in zip(values, layer.sizes, strict=True)]
+    given = (torch.as_tensor(v, dtype=preference.dtype, device=preference.device) for v in (read, write, mix))
+    parts = [value.expand(size) for value, size in zip(given, layer.sizes, strict=True)]
     # A single stream is read with weight 1, which the sigmoid has at infinity only.
     preference = preference.nan_to_num(posinf=0.0)
     parts[0] = parts[0] - preference.repeat(len(parts[0]) // len(preference))

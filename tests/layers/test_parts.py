@@ -167,6 +167,8 @@ def test_fractions_that_cannot_start_as_the_plain_network_are_refused():
     for mixer in ("sinkhorn", "grassmann", "permutations", "spectral"):
         with pytest.raises(ValueError, match="fractions: expected a mixer that starts at I"):
             layers.HyperConnection(D, streams=2, fractions=2, mixer=mixer)
+    with torch.device("meta"), pytest.raises(ValueError, match="fractions: expected a mixer that starts at I"):
+        layers.HyperConnection(D, streams=2, fractions=2, mixer="spectral")
     for mixer in ("cayley", "manifold", "identity"):
         with torch.device("meta"):
             hc = layers.HyperConnection(D, streams=1, fractions=2, mixer=mixer)

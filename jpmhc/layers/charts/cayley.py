@@ -148,7 +148,7 @@ class CayleyMean(Mixer):
         raw = self._coefficients(raw)
         if self.streams == 1:
             return raw.new_ones(*raw.shape[:-1], 1, 1)
-        return on_contrasts(autodiff.cayley(self.unpack(raw), step=self.step), self.basis)
+        return on_contrasts(autodiff.cayley(self.unpack(raw), step=self.step), self.constant("basis", raw.device))
 
     def start(self) -> Tensor:
         """M = I."""

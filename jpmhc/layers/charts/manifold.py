@@ -74,7 +74,8 @@ class Grassmann(BasePointMixer):
     def forward(self, raw: Tensor) -> Tensor:
         """Map raw (..., n p), or (..., 0) where U is stored, to projectors or reflectors (..., n, n)."""
         raw = self._coefficients(raw)
-        frame = self.base.to(raw).expand(*raw.shape[:-1], *self.base.shape)
+        base = self.base if hasattr(self, "stored") else self.constant("base", raw.device)
+        frame = base.to(raw).expand(*raw.shape[:-1], *base.shape)
         if self.n_coefficients:
             tangent = raw.unflatten(-1, (self.streams, self.rank))
             frame = self.manifold.retr(frame, self.manifold.proju(frame, tangent))

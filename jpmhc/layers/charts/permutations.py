@@ -74,7 +74,8 @@ class Permutations(Mixer):
     def forward(self, raw: Tensor) -> Tensor:
         """Map raw (..., K) to doubly stochastic (..., n, n)."""
         weights = self._coefficients(raw).softmax(-1)
-        return (weights @ self.matrices.to(weights).flatten(1)).unflatten(-1, (self.streams, self.streams))
+        matrices = self.constant("matrices", weights.device).to(weights.dtype)
+        return (weights @ matrices.flatten(1)).unflatten(-1, (self.streams, self.streams))
 
     def start(self) -> Tensor:
         """Logits of a mean diagonal of 0.9."""

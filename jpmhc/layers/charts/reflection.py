@@ -63,7 +63,8 @@ class Reflection(Mixer):
         square = vector.square().sum(-1, keepdim=True)
         usable = square > torch.finfo(vector.dtype).tiny
         # Both branches stay finite, or the one not taken would send NaN back.
-        unit = torch.where(usable, vector, self.direction.to(vector)) * torch.where(usable, square, 1.0).rsqrt()
+        direction = self.constant("direction", vector.device).to(vector.dtype)
+        unit = torch.where(usable, vector, direction) * torch.where(usable, square, 1.0).rsqrt()
         strength = 2 * torch.sigmoid(gate - 4)
         image = (rotation @ unit.unsqueeze(-1)).squeeze(-1)
         return rotation - (strength * image).unsqueeze(-1) * unit.unsqueeze(-2)

@@ -22,7 +22,7 @@ class UpperTriangle(ConstantModule):
     def forward(self, packed: Tensor) -> Tensor:
         """Unpack (..., n(n-1)/2) to (..., n, n)."""
         padded = nn.functional.pad(packed, (0, 1))
-        return padded[..., self.place].unflatten(-1, (self.size, self.size))
+        return padded[..., self.constant("place", packed.device)].unflatten(-1, (self.size, self.size))
 
 
 def _places(size: int) -> Tensor:

@@ -54,7 +54,8 @@ class Spectral(Mixer):
         if self.streams == 1:
             return strength.new_ones(*strength.shape[:-1], 1, 1)
         left, right = autodiff.cayley(self.unpack(left)), autodiff.cayley(self.unpack(right))
-        return on_contrasts(left * strength.tanh().unsqueeze(-2) @ right.mT, self.basis)
+        basis = self.constant("basis", strength.device)
+        return on_contrasts(left * strength.tanh().unsqueeze(-2) @ right.mT, basis)
 
     def start(self) -> Tensor:
         """Singular values 0.9 on the contrasts, no rotation."""
