@@ -91,7 +91,8 @@ class HyperConnection(Halves):
     scale : Parameter, shape (3,)
         Only if dynamic; of read, write and mixer; 0.01 at the start.
     label : buffer
-        The layer's choices as text, so that a state dict of another layer is refused.
+        The layer's choices as text, so that a state dict of another layer is refused. State dicts hold it as it was
+        made, whatever averaging makes of the buffer.
     last : tuple of (Tensor, Tensor, Tensor) or None
         ``pre``, ``post`` and ``M`` of the last eager forward, detached, for :func:`~jpmhc.layers.statistics`.
 

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 class Labelled(nn.Module):
     """A module whose weights mean something only beside the choices it was made with.
 
-    Raw numbers of a Sinkhorn mixer fit a free one in shape and in nothing else. The buffer ``label`` holds those
-    choices as the bytes of a text; loading weights with another label is an error that names both, loading weights
-    without one (written by an earlier version) is none.
+    Raw numbers of a Sinkhorn mixer fit a free one in shape and in nothing else. A state dict therefore holds those
+    choices under ``label``, as the bytes of a text; loading weights with another label is an error that names both,
+    loading weights without one (written by an earlier version) is none.
+
+    The buffer ``label`` is there for those who read the names of a state dict off a module. What averaging or
+    ``to_empty`` made of it does not matter: state dicts are written and compared with the text.
     """
 
     label: Tensor
@@ -23,6 +26,10 @@ class Labelled(nn.Module):
         """Take a text for the label of this module."""
         self._text = text
         self.register_buffer("label", _encode(text).to(torch.empty(0).device))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}label"] = _encode(self._text).to(self.label.device)
 
     def _load_from_state_dict(
         self,
@@ -57,5 +64,5 @@ def _encode(text: str) -> Tensor:
 
 
 def _decode(label: Tensor) -> str:
-    # A state dict that was cast as a whole holds it as numbers of another type.
-    return bytes(label.to(torch.uint8).tolist()).decode(errors="replace")
+    # A state dict that was cast or averaged as a whole holds it as numbers of another type, not all of them whole.
+    return bytes(label.double().round().to(torch.uint8).tolist()).decode(errors="replace")

@@ -1,8 +1,11 @@
 """Weights know what layer they are of, and streams of float64 what precision they have."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from jpmhc import layers
 
@@ -64,6 +67,54 @@ def test_weights_of_the_same_layer_load_with_and_without_a_label(assign):
 
 def test_a_state_dict_that_was_cast_as_a_whole_still_says_what_it_is():
     state = {name: value.bfloat16() for name, value in layer(mixer="sinkhorn").state_dict().items()}
+    layer(mixer="sinkhorn").load_state_dict(state)
+    with pytest.raises(RuntimeError, match="weights of Sinkhorn"):
+        layer(mixer="free").load_state_dict(state)
+
+
+AVERAGES = {
+    "ema": {"multi_avg_fn": get_ema_multi_avg_fn(0.9)},
+    "swa": {},
+    "function": {"avg_fn": lambda ours, theirs, number: 0.9 * ours + 0.1 * theirs},
+}
+
+
+@pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES)
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_averaged_weights_load_as_what_they_are(average, use_buffers):
+    model = nn.Sequential(layer(mixer="sinkhorn"), nn.BatchNorm1d(4))
+    averaged = AveragedModel(model, use_buffers=use_buffers, **average)
+    for _ in range(10):
+        with torch.no_grad():
+            model[0].static.add_(0.1)
+        averaged.update_parameters(model)
+    state = averaged.module.state_dict()
+    fresh = nn.Sequential(layer(mixer="sinkhorn"), nn.BatchNorm1d(4))
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh[0].static, averaged.module[0].static)
+    assert torch.equal(fresh.state_dict()["0.label"], model.state_dict()["0.label"])
+    with pytest.raises(RuntimeError, match="weights of Sinkhorn"):
+        nn.Sequential(layer(mixer="free"), nn.BatchNorm1d(4)).load_state_dict(state)
+    again = copy.deepcopy(averaged)
+    again.load_state_dict(averaged.state_dict())
+    assert torch.equal(again.module[0].label, model[0].label)
+
+
+def test_an_average_that_walks_over_state_dicts_in_place_changes_no_label():
+    model = layer(mixer="sinkhorn")
+    averaged = copy.deepcopy(model)
+    for _ in range(5):
+        with torch.no_grad():
+            for ours, theirs in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+                ours.copy_(0.9 * ours + 0.1 * theirs)
+    layer(mixer="sinkhorn").load_state_dict(averaged.state_dict())
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.3, 0.5, 0.7, 1 / 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_interpolated_state_dicts_say_what_they_are(weight, dtype):
+    one, other = (layer(mixer="sinkhorn").state_dict() for _ in range(2))
+    state = {name: (weight * one[name] + (1 - weight) * other[name]).to(dtype) for name in one}
     layer(mixer="sinkhorn").load_state_dict(state)
     with pytest.raises(RuntimeError, match="weights of Sinkhorn"):
         layer(mixer="free").load_state_dict(state)
