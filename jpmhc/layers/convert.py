@@ -93,7 +93,8 @@ def convert(
     Warns
     -----
     UserWarning
-        If a list of blocks did not run on the example and therefore stays as it is.
+        If a list of blocks did not run on the example and therefore stays as it is, and if the model has adapters of
+        PEFT already, which are saved without the mixing weights.
 
     Notes
     -----
@@ -158,6 +159,12 @@ def convert(
     for name, chain in found.chains.items():
         for anatomy, own in zip(chain, connections[name], strict=True):
             own.train(anatomy.block.training)
+    if any(hasattr(module, "peft_config") for module in model.modules()):
+        warnings.warn(
+            "model: it has adapters of PEFT, whose save_pretrained leaves the mixing weights out; convert first and "
+            'name them in modules_to_save=["hyper_connections"], or merge the adapters before you save',
+            stacklevel=2,
+        )
     if found.idle:
         warnings.warn(f"not converted, did not run on the example: {', '.join(found.idle)}", stacklevel=2)
     if hasattr(model, "save_pretrained"):

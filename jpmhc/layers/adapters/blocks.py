@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from jpmhc.layers.hyper_connection import HyperConnection
 from jpmhc.layers.streams import expand_streams, reduce_streams
 
 
-class Connections(nn.ModuleList):
-    """The hyper-connections of one block, one for each of its residual additions.
+class Connections(nn.Module):
+    """The hyper-connections of one block, one for each of its residual additions; reads like a list of them.
+
+    It is no ``ModuleList``, in whose place libraries of adapters (``modules_to_save`` of PEFT) put no copy.
 
     Parameters
     ----------
@@ -33,11 +35,22 @@ class Connections(nn.ModuleList):
     def __init__(
         self, connections: Iterable[HyperConnection], *, first: bool, last: bool, ndim: int, argument: str
     ) -> None:
+        super().__init__()
         layers = list(connections)
-        super().__init__(layers)
+        for number, layer in enumerate(layers):
+            self.add_module(str(number), layer)
         self.first, self.last, self.ndim, self.argument = first, last, ndim, argument
         self.streams: int = layers[0].streams
         self.width: int = layers[0].dim
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, index: int) -> HyperConnection:
+        return cast("HyperConnection", list(self._modules.values())[index])
+
+    def __iter__(self) -> Iterator[HyperConnection]:
+        return (self[number] for number in range(len(self)))
 
     def enter(self, x: Tensor) -> ResidualVector:
         """Return the residual vector of what a block is called with: (..., d) at the first, else (..., n, d)."""
