@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from jpmhc import layers
 from jpmhc.layers.adapters.checkpoint import load_converted
@@ -87,6 +88,59 @@ def test_conversion_is_in_place_and_keeps_ties_modes_and_classes():
         assert {module.training for module in model.model.layers[index].modules()} == {mode}
     assert isinstance(model.model.layers[0], block)
     assert type(model.model.layers[0]).__name__ == block.__name__
+
+
+def post_norm():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=False)
+    return convert(nn.TransformerEncoder(block, 2, enable_nested_tensor=False)).eval()
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_a_parametrised_norm_on_the_residual_path_copies_and_refuses_to_be_pickled():
+    model, x = post_norm(), torch.randn(2, 5, 8)
+    before = model(x)
+    nn.utils.parametrize.register_parametrization(model.layers[0].norm1, "weight", Doubled())
+    expected = model(x)
+    assert not torch.equal(expected, before)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    with pytest.raises(RuntimeError, match="only supported through state_dict"):
+        pickle.dumps(model)
+    nn.utils.parametrize.remove_parametrizations(model.layers[0].norm1, "weight", leave_parametrized=False)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), before)
+
+
+class Remembering(Block):
+    """A block that holds something which no pickle does, and says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.handle = (i for i in range(3))
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "handle": None}
+
+
+def test_what_a_block_leaves_out_of_its_pickles_is_left_out_after_conversion():
+    model = convert(Network([Remembering(), Remembering()]), example=torch.randn(1, 3, 8))
+    x = torch.randn(2, 3, 8)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), model(x))
+        assert twin.blocks[0].handle is None
+
+
+def test_linear_maps_of_a_post_norm_model_are_quantised():
+    engines = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
+    if not engines:
+        pytest.skip("torch was built without quantised operations")
+    model, x = post_norm(), torch.randn(2, 5, 8)
+    torch.backends.quantized.engine = engines[0]
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    torch.testing.assert_close(quantised(x), model(x), rtol=0.1, atol=0.1)
 
 
 def test_copies_and_pickles_compute_the_same():

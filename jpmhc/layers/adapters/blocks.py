@@ -91,7 +91,7 @@ class Specialised:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         made = next(c for c in type(self).__mro__ if "_original" in vars(c))
-        return _revive, (made.__bases__[0], made.__bases__[1]), self.__dict__
+        return _revive, (made.__bases__[0], made.__bases__[1]), self.__getstate__()
 
 
 class ConvertedBlock(Specialised):
@@ -177,6 +177,10 @@ def swap_result(result: Any, fn: Callable[[Any], Any]) -> Any:
     return fn(result)
 
 
-def read_before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Forward pre-hook of a module inside a branch: it gets the read, a true tensor, whatever kernel it calls."""
-    return read_arguments(args, kwargs)
+def read_before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> tuple[Any, ...]:
+    """Forward pre-hook of a module inside a branch: it gets the read, a true tensor, whatever kernel it calls.
+
+    Quantisation hands hooks on to the module that it puts in the place of another, without keyword arguments.
+    """
+    read = read_arguments(args, kwargs or {})
+    return read[0] if kwargs is None else read
