@@ -43,8 +43,8 @@ class Parameter(geoopt.ManifoldParameter):
     optimiser checks them when it takes the parameter in. Where torch replaces a module's parameter by a plain one
     (``load_state_dict(assign=True)``, ``to_empty`` from the meta device, an assignment) the module it is registered in
     puts the manifold back; delete the attribute first to drop it on purpose. FSDP2 replaces parameters without
-    telling the module: leave them out with `unsharded_parameters`. `lost_parameters` finds those that were not, and the
-    optimisers of :mod:`jpmhc.optim` refuse them.
+    telling the module, FSDP1 flattens them into another: leave them out with `unsharded_parameters`. `lost_parameters`
+    finds those that were not, and the optimisers of :mod:`jpmhc.optim` refuse what stands in their place.
     """
 
     manifold: geoopt.Manifold
@@ -90,9 +90,9 @@ def rebuild_parameter(data: Tensor, manifold: geoopt.Manifold, requires_grad: bo
 def unsharded_parameters(module: nn.Module) -> set[nn.Parameter]:
     """All manifold parameters of a module, for ``fully_shard(module, ignored_params=...)``.
 
-    A shard of a matrix is not a point of a manifold, and 4 x 4 matrices are not worth sharding. FSDP2 does not average
-    the gradients of what it leaves out; the training loop does, in the order of ``module.parameters()``: a set has
-    another order on every process.
+    A shard of a matrix is not a point of a manifold, and 4 x 4 matrices are not worth sharding. FSDP1 takes them as
+    ``FullyShardedDataParallel(module, ignored_states=list(...))``. Neither averages the gradients of what it leaves
+    out; the training loop does, in the order of ``module.parameters()``: a set has another order on every process.
 
     Examples
     --------
@@ -108,25 +108,27 @@ def unsharded_parameters(module: nn.Module) -> set[nn.Parameter]:
 
 
 def lost_parameters(module: nn.Module) -> list[str]:
-    """Names of parameters that were given a manifold when registered and now are plain tensors."""
+    """Names of parameters that were given a manifold when registered and now are plain tensors or shards."""
     lost = []
     for prefix, child in module.named_modules():
         keeper = vars(child).get("_apply")
         if isinstance(keeper, _Keeper):
-            lost += [f"{prefix}.{name}".lstrip(".") for name in keeper.manifolds if keeper.is_lost(name)]
+            lost += [
+                f"{prefix}.{name}".lstrip(".") for name in keeper.manifolds if keeper.replacement(name) is not None
+            ]
     return lost
 
 
 def replacements() -> dict[int, str]:
-    """Return the ids of all plain tensors that stand where a module had a parameter on a manifold, with its place.
+    """Return the ids of all parameters that stand where a module had one on a manifold, with its place.
 
     An optimiser sees the parameters of a model and not the model, and asks here.
     """
     return {
-        id(keeper.module._parameters[name]): f"{type(keeper.module).__name__}.{name}"
+        id(replacement): f"{type(keeper.module).__name__}.{name}"
         for keeper in list(_KEEPERS)
         for name in keeper.manifolds
-        if keeper.is_lost(name)
+        if (replacement := keeper.replacement(name)) is not None
     }
 
 
@@ -142,16 +144,23 @@ class _Keeper:
         self.__dict__.update(state)
         _KEEPERS.add(self)
 
-    def is_lost(self, name: str) -> bool:
-        """Whether a parameter that had a manifold is there without it."""
+    def replacement(self, name: str) -> Tensor | None:
+        """Return the parameter that moves in place of a point: a plain one, a shard, or one that swallowed it."""
         parameter = self.module._parameters.get(name)
-        return parameter is not None and not isinstance(parameter, geoopt.ManifoldParameter)
+        if parameter is None:
+            # FSDP1 deletes what it flattens and leaves a view of the flat parameter.
+            view = vars(self.module).get(name)
+            whole = view._base if isinstance(view, Tensor) else None
+            return whole if isinstance(whole, nn.Parameter) else None
+        if isinstance(parameter, geoopt.ManifoldParameter) and parameter.manifold.check_point(parameter):
+            return None
+        return parameter
 
     def __call__(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         type(self.module)._apply(self.module, function, recurse)
         for name, manifold in self.manifolds.items():
             plain = self.module._parameters.get(name)
-            if plain is not None and self.is_lost(name):
+            if plain is not None and not isinstance(plain, geoopt.ManifoldParameter):
                 kept = _made(plain.data, manifold, plain.requires_grad, Parameter)
                 kept.grad = plain.grad
                 self.module._parameters[name] = kept
@@ -172,9 +181,14 @@ def _on_registration(module: nn.Module, name: str, parameter: nn.Parameter | Non
             del keeper.manifolds[name]
         elif name in module._parameters:
             return Parameter(parameter.data, keeper.manifolds[name], parameter.requires_grad)
-        else:
+        elif not _is_piece(parameter):
             del keeper.manifolds[name]  # it was deleted on purpose
     return None
+
+
+def _is_piece(parameter: Tensor) -> bool:
+    """Whether a parameter shows a part of a larger tensor, as those do that FSDP1 lends a module for a checkpoint."""
+    return parameter.layout is torch.strided and parameter.untyped_storage().nbytes() > parameter.nbytes
 
 
 def _check_loaded(module: nn.Module, _: Any) -> None:

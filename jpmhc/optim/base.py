@@ -88,8 +88,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         ------
         TypeError, ValueError
             If an option is outside its range, or a parameter is complex, in a precision that its manifold refuses, off
-            its manifold, or a plain tensor that took the place of one on a manifold (FSDP2 puts it there). Nothing is
-            added then.
+            its manifold, or what took the place of one on a manifold (FSDP puts it there). Nothing is added then.
         """
         self._check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
@@ -130,9 +129,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             check_parameter(parameter, name)
             if id(parameter) in lost:
                 raise TypeError(
-                    f"{name}: expected the parameter on a manifold that was {lost[id(parameter)]}, got a plain "
-                    f"{type(parameter).__name__} in its place; leave it out of sharding with "
-                    "manifolds.unsharded_parameters"
+                    f"{name}: expected the parameter on a manifold that was {lost[id(parameter)]}, got a "
+                    f"{type(parameter).__name__} of shape {tuple(parameter.shape)} in its place; leave it out of "
+                    "sharding with manifolds.unsharded_parameters"
                 )
             if parameter not in self._manifolds and (manifold := manifold_of(parameter)) is not None:
                 # Initialised anew in place, or rounded to half precision and back, it may have left its manifold.

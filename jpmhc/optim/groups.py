@@ -34,7 +34,7 @@ def parameter_groups(
     Raises
     ------
     TypeError
-        If the model is no module, or a parameter of it was given a manifold and has lost it (FSDP2 does this).
+        If the model is no module, or a parameter of it was given a manifold and has lost it (FSDP does this).
 
     Examples
     --------
@@ -50,8 +50,8 @@ def parameter_groups(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if lost := lost_parameters(model):
         raise TypeError(
-            f"model: expected parameters that kept their manifold, got plain tensors for {', '.join(lost)}; "
-            "leave them out of sharding with manifolds.unsharded_parameters"
+            "model: expected parameters that kept their manifold, got plain tensors or shards for "
+            f"{', '.join(lost)}; leave them out of sharding with manifolds.unsharded_parameters"
         )
     mixing = {id(parameter) for parameter in mixing_parameters(model)}
     options = {} if lr is None else {"lr": lr}

@@ -184,6 +184,51 @@ def test_parameters_replaced_behind_the_module_are_found():
     assert m.lost_parameters(net) == ["inner.weight"]
 
 
+def flattened(net):
+    """Do to the point what FSDP1 does by default: a view of a flat parameter takes its place."""
+    point = net.inner.weight
+    net.flat = nn.Parameter(torch.cat([point.detach().flatten(), torch.zeros(3)]))
+    del net.inner.weight
+    net.inner.weight = net.flat[:8].view(4, 2)
+    return net
+
+
+def gathered(net):
+    """Do what FSDP1 does to load or save: a plain parameter, a piece of the flat one, is there for a while."""
+    view = flattened(net).inner.weight
+    del net.inner.weight
+    net.inner.weight = nn.Parameter(view.detach())
+    assert m.lost_parameters(net) == ["inner.weight"]
+    del net.inner.weight
+    net.inner.weight = view
+    return net
+
+
+def in_shards(net):
+    """Do what FSDP1 does with ``use_orig_params=True``: the point is there, and holds a piece of its numbers."""
+    net.inner.weight.data = net.inner.weight.data.flatten()[:5]
+    return net
+
+
+@pytest.mark.parametrize("path", [flattened, gathered, in_shards])
+def test_a_point_that_was_flattened_or_cut_is_lost_and_no_optimiser_takes_what_moves_for_it(path):
+    net = path(Net())
+    assert m.lost_parameters(net) == ["inner.weight"]
+    with pytest.raises(TypeError, match=r"got plain tensors or shards for inner\.weight; .*unsharded_parameters"):
+        optim.parameter_groups(net)
+    name = "inner.weight" if path is in_shards else "flat"
+    with pytest.raises(TypeError, match=rf"{name}: .* was Module\.weight, got a Parameter of shape .* out of sharding"):
+        optim.RiemannianSGD(net.named_parameters())
+
+
+def test_a_tensor_in_the_place_of_a_deleted_point_is_no_lost_one():
+    net = Net()
+    del net.inner.weight
+    net.inner.weight = torch.eye(4, 2)
+    assert m.lost_parameters(net) == []
+    optim.RiemannianSGD(net.parameters())
+
+
 # In a process of its own that ends at once: gloo's threads may wait for the interpreter's lock while the reducer's
 # destructor, which holds it, waits for them (seen once, torch 2.13).
 ALONE = """

@@ -1,4 +1,4 @@
-"""FSDP2 on two processes: left out, manifold parameters train as on one; not left out, the loss is named."""
+"""FSDP on two processes: left out, manifold parameters train as on one; not left out, the loss is named."""
 
 import socket
 import subprocess
@@ -12,7 +12,7 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from jpmhc import manifolds, optim
 
@@ -49,9 +49,28 @@ if rank >= 0:
     try:
         optim.RiemannianSGD(lost.parameters())
     except TypeError as error:
-        assert "that was Net.turn, got a plain DTensor" in str(error) or "FSDP" in str(error), error
+        assert "Net.turn, got a DTensor of shape (6, 4)" in str(error), error
     else:
         raise AssertionError("an optimiser took a lost manifold for a free parameter")
+    for options in ({}, {"use_orig_params": True}):
+        lost = FullyShardedDataParallel(Net(), device_id=torch.device("cpu"), **options)
+        lost.load_state_dict(lost.state_dict())
+        names = manifolds.lost_parameters(lost)
+        assert [name.split(".")[-1] for name in names] == ["turn"], names
+        try:
+            optim.RiemannianSGD(lost.parameters())
+        except TypeError as error:
+            assert "that was Net.turn" in str(error) and "unsharded_parameters" in str(error), error
+        else:
+            raise AssertionError("an optimiser took what FSDP1 made of a point")
+        kept = Net()
+        whole = list(manifolds.unsharded_parameters(kept))
+        kept = FullyShardedDataParallel(kept, device_id=torch.device("cpu"), ignored_states=whole, **options)
+        assert manifolds.lost_parameters(kept) == []
+        optimizer = optim.RiemannianAdam(optim.parameter_groups(kept), lr=0.1)
+        kept(x[rank]).square().sum().backward()
+        optimizer.step()
+        assert stiefel.point_error(whole[0].detach()) < 1e-6
     # A small free parameter left whole too: shards and whole tensors meet in one optimiser, even in one group.
     fully_shard(model, ignored_params=manifolds.unsharded_parameters(model) | {model.shift})
     assert isinstance(model.turn, manifolds.Parameter)
