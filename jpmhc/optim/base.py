@@ -38,6 +38,9 @@ class Plan(NamedTuple):
 class RiemannianOptimizer(torch.optim.Optimizer):
     """A ``torch.optim.Optimizer`` that knows the manifold of every parameter and batches those of one kind.
 
+    Groups may be edited as those of every optimiser of torch: a parameter that is new in ``param_groups`` is checked at
+    the step that first moves it, as one that was there from the start.
+
     Parameters
     ----------
     params : iterable
@@ -182,6 +185,11 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         return free, list(buckets.values())
 
     def _bound(self, parameter: Tensor, group: int) -> tuple[geoopt.Manifold, Hashable] | None:
+        if parameter not in self._manifolds:
+            # As accelerate does after sharding, somebody edited the group; those that have gone are let go of.
+            present = {p for g in self.param_groups for p in g["params"]}
+            self._manifolds = {p: known for p, known in self._manifolds.items() if p in present}
+            self._register(group)
         known = self._manifolds[parameter]
         if known is None or getattr(parameter, "manifold", None) is known[0]:
             return known

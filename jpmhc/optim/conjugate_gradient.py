@@ -133,7 +133,7 @@ class RiemannianConjugateGradient(ClosureOptimizer):
             if not blocks.inner(x, gradient, direction) < 0:
                 direction, counters["length"] = scale(-1.0, gradient), None
             trial = self._search(closure, blocks, x, loss, egrad, direction)
-            if trial is None and counters["length"] is not None:
+            if trial is None and counters.get("length") is not None:
                 # A stale direction may have misled the search; the gradient cannot.
                 direction, counters["length"] = scale(-1.0, gradient), None
                 trial = self._search(closure, blocks, x, loss, egrad, direction)

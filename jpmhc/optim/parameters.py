@@ -59,8 +59,9 @@ def kind(manifold: geoopt.Manifold) -> Hashable:
 
 def label(groups: list[dict[str, Any]], group: int, index: int) -> str:
     """Return a parameter's name where its group has names, else its place in ``optimizer.param_groups``."""
-    names = groups[group].get("param_names")
-    return names[index] if names else f"param_groups[{group}]['params'][{index}]"
+    names = groups[group].get("param_names") or ()
+    # Somebody may have edited the parameters and left the names.
+    return names[index] if len(names) == len(groups[group]["params"]) else f"param_groups[{group}]['params'][{index}]"
 
 
 def check_parameter(parameter: Tensor, name: str) -> None:

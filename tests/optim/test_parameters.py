@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -50,15 +52,19 @@ def test_labels_are_names_or_places():
     assert label(groups, 1, 0) == "param_groups[1]['params'][0]"
 
 
-@pytest.mark.parametrize(
+every_optimiser = pytest.mark.parametrize(
     "make",
     [
-        optim.RiemannianAdam,
-        lambda p: optim.RiemannianSGD(p, lr=0.1),
+        lambda p: optim.RiemannianAdam(p, lr=0.1),
+        lambda p: optim.RiemannianSGD(p, lr=0.1, momentum=0.5),
         optim.RiemannianConjugateGradient,
         optim.RiemannianTrustRegion,
     ],
+    ids=["adam", "sgd", "conjugate-gradient", "trust-region"],
 )
+
+
+@every_optimiser
 def test_a_parameter_that_left_its_manifold_in_place_is_refused_by_name(make):
     layer = torch.nn.Linear(4, 8)
     layer.weight = manifolds.Parameter(manifolds.Stiefel().origin(8, 4), manifolds.Stiefel())
@@ -125,3 +131,88 @@ def test_states_in_another_order_are_refused(make):
     saved["param_groups"][0]["param_names"] = ["p1", "p0"]
     with pytest.raises(ValueError, match=r"state_dict: expected the parameters of group 0 in the order \['p0', 'p1'\]"):
         optimizer.load_state_dict(saved)
+
+
+def pull(optimizer, steps=20):
+    """Step towards where the entries of all parameters are largest with length one; return the parameters."""
+
+    def closure():
+        optimizer.zero_grad()
+        pieces = [p for group in optimizer.param_groups for p in group["params"]]
+        loss = sum((p / p.norm() - 1).square().sum() for p in pieces)
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)
+    return [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
+
+
+def points(count=2):
+    sphere = manifolds.Sphere()
+    draw = torch.Generator().manual_seed(3)
+    bound = [
+        manifolds.Parameter(sphere.random(4, dtype=torch.float64, generator=draw), sphere) for _ in range(count - 1)
+    ]
+    return [*bound, torch.nn.Parameter(torch.randn(4, dtype=torch.float64, generator=draw))]
+
+
+@every_optimiser
+def test_parameters_put_in_a_groups_place_later_move_as_those_of_a_new_optimiser(make):
+    old, late, reference = points(), points(), points()
+    optimizer = make(old)
+    pull(optimizer, 2)
+    gone, states = copy.deepcopy([[p.detach() for p in old], [optimizer.state[p] for p in old]])
+    optimizer.param_groups[0]["params"] = late
+    for p, q in zip(pull(optimizer), pull(make(reference)), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+    torch.testing.assert_close([[p.detach() for p in old], [optimizer.state[p] for p in old]], [gone, states])
+    assert abs(float(late[0].detach().norm()) - 1) < 1e-12
+
+
+@every_optimiser
+def test_parameters_appended_to_a_group_and_taken_out_of_it_move_and_rest(make):
+    first, second, free = points(3)
+    optimizer = make([("first", first), ("free", free)])
+    pull(optimizer, 2)
+    optimizer.param_groups[0]["params"].append(second)
+    pull(optimizer, 200)
+    assert all((p.detach() / p.detach().norm() - 0.5).abs().max() < 1e-3 for p in (first, second, free))
+    optimizer.param_groups[0]["params"].remove(first)
+    with torch.no_grad():
+        for p in (first, second):
+            p.neg_()
+    away = first.detach().clone()
+    pull(optimizer, 2)
+    assert torch.equal(first, away)
+    assert not torch.equal(second, away)
+
+
+@every_optimiser
+def test_what_an_edited_group_must_not_hold_is_refused_before_anything_moves(make):
+    net = torch.nn.Module()
+    net.frame, net.bias = points()
+    optimizer = make(net.named_parameters())
+    before = [p.detach().clone() for p in net.parameters()]
+    net._parameters["frame"] = torch.nn.Parameter(net.frame.detach().clone())  # as FSDP2 does
+    params = optimizer.param_groups[0]["params"]
+    for wrong, error, message in [
+        (net.frame, TypeError, r"frame: expected the parameter on a manifold that was Module\.frame, got a Parameter"),
+        (geoopt.ManifoldParameter(torch.ones(4), manifold=geoopt.Sphere()), ValueError, "frame: not lying on Sphere"),
+    ]:
+        params[0] = wrong
+        with pytest.raises(error, match=message):
+            pull(optimizer, 1)
+        assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+    params.append(params[0])  # more parameters than names
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\['params'\]\[0\]: not lying on Sphere"):
+        pull(optimizer, 1)
+
+
+@every_optimiser
+def test_parameters_that_have_gone_from_all_groups_are_let_go_of(make):
+    optimizer = make(points())
+    kept = points()
+    optimizer.param_groups[0]["params"] = kept
+    pull(optimizer, 1)
+    assert set(optimizer._manifolds) == set(kept)
