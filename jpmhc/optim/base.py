@@ -56,6 +56,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._check_names(state["param_groups"])
         self._check_states(state["state"], state["param_groups"])
         super().__setstate__(state)
         self._plans = {}
@@ -69,6 +70,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict()`` gave, as ``torch.optim.Optimizer.load_state_dict``.
 
+        It is checked as pre-hooks (``register_load_state_dict_pre_hook``) leave it; they may match it by names.
+
         Raises
         ------
         ValueError
@@ -76,12 +79,6 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             on a manifold has not), or the names of the parameters are the same in another order. Nothing is loaded
             then.
         """
-        for index, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
-            names, others = group.get("param_names"), saved.get("param_names")
-            if names and others and names != others and sorted(names) == sorted(others):
-                raise ValueError(
-                    f"state_dict: expected the parameters of group {index} in the order {names}, got {others}"
-                )
         super().load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -107,6 +104,15 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def _state_shapes(self, parameter: Tensor) -> dict[str, torch.Size]:
         """Return the shapes of the tensors that are kept for a parameter, by their name."""
         raise NotImplementedError
+
+    def _check_names(self, groups: list[dict[str, Any]]) -> None:
+        present = self.__dict__.get("param_groups", [])  # a copy that is being made has none
+        for index, (group, new) in enumerate(zip(present, groups, strict=False)):
+            names, others = group.get("param_names"), new.get("param_names")
+            if names and others and names != others and sorted(names) == sorted(others):
+                raise ValueError(
+                    f"state_dict: expected the parameters of group {index} in the order {names}, got {others}"
+                )
 
     def _check_states(self, states: dict[Any, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
         for place, group in enumerate(groups):

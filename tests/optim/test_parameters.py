@@ -133,6 +133,38 @@ def test_states_in_another_order_are_refused(make):
         optimizer.load_state_dict(saved)
 
 
+def match_names(optimizer, saved):
+    """Bring a state into the order of the optimiser's names, as torch's documentation of the pre-hooks does."""
+    own = optimizer.state_dict()["param_groups"]
+    state = {}
+    for group, other in zip(own, saved["param_groups"], strict=True):
+        place = dict(zip(other["param_names"], other["params"], strict=True))
+        names = zip(group["param_names"], group["params"], strict=True)
+        state |= {index: saved["state"][place[name]] for name, index in names}
+    groups = [
+        {**other, "params": group["params"], "param_names": group["param_names"]}
+        for group, other in zip(own, saved["param_groups"], strict=True)
+    ]
+    return {"state": state, "param_groups": groups}
+
+
+@pytest.mark.parametrize("make", [optim.RiemannianAdam, lambda p: optim.RiemannianSGD(p, momentum=0.9)])
+def test_a_pre_hook_may_bring_a_state_into_the_order_of_the_names(make):
+    named = dict(zip(("weight", "bias"), weight_and_bias(), strict=True))
+    optimizer = make(named.items())
+    for p in named.values():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    turned = make(reversed(named.items()))
+    with pytest.raises(ValueError, match=r"expected the parameters of group 0 in the order \['bias', 'weight'\], got"):
+        turned.load_state_dict(optimizer.state_dict())
+    assert not turned.state
+    turned.register_load_state_dict_pre_hook(match_names)
+    turned.load_state_dict(optimizer.state_dict())
+    assert turned.param_groups[0]["param_names"] == ["bias", "weight"]
+    torch.testing.assert_close([turned.state[p] for p in named.values()], [optimizer.state[p] for p in named.values()])
+
+
 def pull(optimizer, steps=20):
     """Step towards where the entries of all parameters are largest with length one; return the parameters."""
 
