@@ -54,7 +54,8 @@ class RiemannianAdam(GradientOptimizer):
         Which of torch's implementations serves the parameters without a manifold: ``foreach`` by default.
     check : "raise", "none" or None
         Whether a gradient that is not finite raises, at the price of one number read from the device. None means
-        "raise" unless ``capturable``. Under FSDP2 each process looks at its own shards.
+        "raise" unless ``capturable``, which ``torch.compile`` sets where it traces the step. Under FSDP2 each process
+        looks at its own shards.
 
     Raises
     ------
@@ -137,11 +138,13 @@ class RiemannianAdam(GradientOptimizer):
         return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": second, "max_exp_avg_sq": second}
 
     def _check_free(self, group: int, parameters: list[Tensor]) -> None:
+        if torch.compiler.is_compiling():
+            return  # which sets capturable itself, and has no graph to capture on a CPU
         on_host = (p for p in parameters if p.device.type == "cpu")
         if self.param_groups[group]["capturable"] and (parameter := next(on_host, None)) is not None:
             raise ValueError(f"{self._label(group, parameter)}: expected an accelerator with capturable=True, got cpu")
 
-    def _update_free(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _update_free(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         fused = bool(group["fused"])
         # torch.compile fuses the loop itself, and cannot trace the foreach operations with steps on the host.
         foreach = not (fused or torch.compiler.is_compiling()) and group["foreach"] is not False
@@ -155,7 +158,7 @@ class RiemannianAdam(GradientOptimizer):
                     state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         adamw(
             parameters,
-            [p.grad for p in parameters if p.grad is not None],
+            gradients,
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],

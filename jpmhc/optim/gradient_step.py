@@ -75,7 +75,7 @@ class GradientOptimizer(RiemannianOptimizer):
             interval = group["stabilize"]
             stabilize = interval is not None and group["step"] % interval == 0
             for parameters in _apart(free):
-                self._update_free(group, parameters)
+                self._update_free(group, parameters, [p.grad for p in parameters if p.grad is not None])
             for batch, gradient in batches:
                 signed = gradient.neg() if group["maximize"] else gradient
                 self._update_batch(group, batch, signed, stabilize)
@@ -99,7 +99,7 @@ class GradientOptimizer(RiemannianOptimizer):
     _momentum: str
     """Key of the tangent vector in every parameter's state."""
 
-    def _update_free(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _update_free(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         raise NotImplementedError
 
     def _update_batch(self, group: dict[str, Any], batch: Batch, gradient: Tensor, stabilize: bool) -> None:

@@ -46,7 +46,8 @@ class RiemannianSGD(GradientOptimizer):
         Run without a host synchronisation, so that a CUDA graph can capture the step.
     check : "raise", "none" or None
         Whether a gradient that is not finite raises, at the price of one number read from the device. None means
-        "raise" unless ``capturable``. Under FSDP2 each process looks at its own shards.
+        "raise" unless ``capturable``, which ``torch.compile`` sets where it traces the step. Under FSDP2 each process
+        looks at its own shards.
 
     Raises
     ------
@@ -116,8 +117,7 @@ class RiemannianSGD(GradientOptimizer):
     def _state_shapes(self, parameter: Tensor) -> dict[str, torch.Size]:
         return {"momentum_buffer": parameter.shape}
 
-    def _update_free(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        gradients = [p.grad for p in parameters if p.grad is not None]
+    def _update_free(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         if group["nesterov"] and not group["maximize"]:
             # torch's foreach implementation adds the momentum to the gradients it is given, in place.
             gradients = [gradient.clone() for gradient in gradients]
