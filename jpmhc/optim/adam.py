@@ -11,7 +11,7 @@ from torch.optim.adamw import adamw
 
 from jpmhc.optim.batch import Batch
 from jpmhc.optim.gradient_step import GradientOptimizer, move
-from jpmhc.optim.options import check_range, check_rate
+from jpmhc.optim.options import check_range, check_rate, rate
 from jpmhc.optim.parameters import manifold_of
 
 
@@ -32,7 +32,8 @@ class RiemannianAdam(GradientOptimizer):
     params : iterable
         Parameters, ``named_parameters()`` (errors then tell the name) or groups.
     lr : float or Tensor
-        Learning rate; with ``capturable`` it may be a tensor of one element.
+        Learning rate; with ``capturable`` it may be a tensor of one element. A group's may become one at any time;
+        unless ``capturable``, torch's loop then serves the parameters without a manifold instead of ``foreach``.
     betas : (float, float)
         Decay of the two moments, in [0, 1).
     eps : float
@@ -146,8 +147,10 @@ class RiemannianAdam(GradientOptimizer):
 
     def _update_free(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         fused = bool(group["fused"])
-        # torch.compile fuses the loop itself, and cannot trace the foreach operations with steps on the host.
-        foreach = not (fused or torch.compiler.is_compiling()) and group["foreach"] is not False
+        # torch.compile fuses the loop itself, and cannot trace the foreach operations with steps on the host; they take
+        # a rate that somebody made a tensor of only on a device.
+        looped = torch.compiler.is_compiling() or (isinstance(group["lr"], Tensor) and not group["capturable"])
+        foreach = not (fused or looped) and group["foreach"] is not False
         on_device = group["capturable"] or fused
         states = [self.state[p] for p in parameters]
         for parameter, state in zip(parameters, states, strict=True):
@@ -192,7 +195,7 @@ class RiemannianAdam(GradientOptimizer):
             mean_square = torch.maximum(largest, mean_square, out=largest)
         age = _age(step, square, group["capturable"])
         denominator = (mean_square / _bias(beta2, age)).sqrt_().add_(group["eps"]).mul_(_bias(beta1, age))
-        move(batch, point, mean / denominator * -group["lr"], mean, stabilize)
+        move(batch, point, mean / denominator * -rate(group), mean, stabilize)
 
 
 def _age(step: Tensor, square: Tensor, capturable: bool) -> float | Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from jpmhc.manifolds.parameter import check_point, replacements
 from jpmhc.manifolds.peer import geoopt
 from jpmhc.optim.batch import Batch
+from jpmhc.optim.options import plain
 from jpmhc.optim.parameters import check_parameter, kind, label, manifold_of
 
 
@@ -53,7 +54,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._manifolds: dict[Tensor, tuple[geoopt.Manifold, Hashable] | None] = {}
         self._plans: dict[int, Plan] = {}
-        super().__init__(params, defaults)
+        super().__init__(params, {name: plain(default) for name, default in defaults.items()})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._check_names(state["param_groups"])
@@ -92,6 +93,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         """
         self._check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group.update({name: plain(group[name]) for name in self.defaults})
         try:
             self._register(len(self.param_groups) - 1)
         except (TypeError, ValueError):

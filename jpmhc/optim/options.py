@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
+
+
+def plain(value: Any) -> Any:
+    """Return an option with NumPy's numbers, also those in a tuple, as Python's: files of weights hold no others."""
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def check_range(name: str, value: Any, low: float, high: float = math.inf, *, open_high: bool = False) -> None:
@@ -25,13 +35,14 @@ def check_range(name: str, value: Any, low: float, high: float = math.inf, *, op
     Raises
     ------
     TypeError
-        If it is not an int or a float.
+        If it is no real number.
     ValueError
         If it is outside.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and low <= value <= high) or (open_high and value == high):
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high) or (open_high and number == high):
         above = "" if high == math.inf else f" and {'below' if open_high else 'at most'} {high}"
         raise ValueError(f"{name}: expected a finite number, at least {low}{above}, got {value}")
 
@@ -44,7 +55,7 @@ def check_count(name: str, value: Any) -> None:
     TypeError, ValueError
         If it is no integer, or below one.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
@@ -64,3 +75,9 @@ def check_rate(value: Any, capturable: bool) -> None:
         raise TypeError("lr: expected a number, got a tensor; a tensor is for capturable=True")
     elif value.numel() != 1:
         raise ValueError(f"lr: expected a tensor of one element, got shape {tuple(value.shape)}")
+
+
+def rate(group: dict[str, Any]) -> float | Tensor:
+    """Return a group's learning rate: a number, or a tensor without dimensions, which promotes no dtype."""
+    value: float | Tensor = group["lr"]
+    return value.reshape(()) if isinstance(value, Tensor) else value

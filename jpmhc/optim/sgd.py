@@ -10,7 +10,7 @@ from torch.optim.sgd import sgd
 
 from jpmhc.optim.batch import Batch
 from jpmhc.optim.gradient_step import GradientOptimizer, move
-from jpmhc.optim.options import check_range
+from jpmhc.optim.options import check_range, rate
 
 
 class RiemannianSGD(GradientOptimizer):
@@ -122,7 +122,7 @@ class RiemannianSGD(GradientOptimizer):
             # torch's foreach implementation adds the momentum to the gradients it is given, in place.
             gradients = [gradient.clone() for gradient in gradients]
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_(parameters, 1 - rate(group) * group["weight_decay"])
         buffers = [self.state[p].get("momentum_buffer") for p in parameters]
         sgd(
             parameters,
@@ -145,10 +145,10 @@ class RiemannianSGD(GradientOptimizer):
         gradient = batch.manifold.egrad2rgrad(point, gradient)
         momentum, dampening = group["momentum"], group["dampening"]
         if momentum == 0:
-            move(batch, point, gradient * -group["lr"], None, stabilize)
+            move(batch, point, gradient * -rate(group), None, stabilize)
             return
         # This start makes the first buffer the gradient itself, whatever the dampening.
         buffer = batch.state("momentum_buffer", lambda: gradient * (dampening / momentum))
         buffer.mul_(momentum).add_(gradient, alpha=1 - dampening)
         direction = gradient.add(buffer, alpha=momentum) if group["nesterov"] else buffer
-        move(batch, point, direction * -group["lr"], buffer, stabilize)
+        move(batch, point, direction * -rate(group), buffer, stabilize)
