@@ -103,17 +103,21 @@ class Halves(Coefficients):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x: expected a floating-point tensor, got {got}")
+        if hasattr(x, "device_mesh"):
+            raise TypeError(
+                f"x: expected a plain tensor, got a DTensor with {getattr(x, 'placements', None)}; give the layer the "
+                "tokens that are here, x.to_local(): they do not see each other. Keep its parameters whole"
+            )
         if x.shape[-2:] != (self.streams, self.dim):
             raise ValueError(
                 f"x: expected shape (..., {self.streams}, {self.dim}), got {tuple(x.shape)}; call expand_streams first"
             )
         own = self.static if self.projection is None else self.projection
-        if hasattr(own, "device_mesh") and not hasattr(x, "device_mesh"):
+        if hasattr(own, "device_mesh"):
             raise RuntimeError(
                 "parameters: expected whole ones, got shards; FSDP2 gathers them when the layer itself is called, not "
                 "for read, carry or enter: shard the module that calls those (a SinglePass, a block) instead"
             )
-
         if own.is_meta and not x.is_meta:
             raise RuntimeError(
                 f'parameters: expected them on {x.device}, where x is, got "meta"; load the weights first. Hooks that '

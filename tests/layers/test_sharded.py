@@ -124,6 +124,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from jpmhc import layers, manifolds
 
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=int(sys.argv[1]), world_size=2)
@@ -187,6 +188,17 @@ agree(converted, lambda model: model.layers)
 refused(lambda: agree(partial(chain, layers.SinglePass), one_by_one))
 refused(lambda: shard(chain(layers.HyperStack).connections[0]).read(torch.randn(3, 4, 8)))
 refused(lambda: shard(layers.HyperConnection(8, dynamic=False)).read(torch.randn(3, 4, 8)))
+
+# Tokens in shards.
+tokens = distribute_tensor(torch.ones(6, 4, 8), mesh, [Shard(0)])
+layer = chain(layers.HyperStack)
+try:
+    layer(tokens)
+except TypeError as error:
+    assert "got a DTensor with (Shard(dim=0),)" in str(error), error
+else:
+    raise AssertionError("a DTensor was taken for a tensor")
+torch.testing.assert_close(layer(tokens.to_local()), layer(torch.ones(3, 4, 8)))
 
 # Made without numbers, sharded, and only then given its start.
 with torch.device("meta"):
