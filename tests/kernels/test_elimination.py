@@ -151,7 +151,7 @@ def test_a_grassmann_mixer_keeps_its_contract_on_them(monkeypatch):
 
     monkeypatch.setattr(polar, "orthonormal_columns", gram_schmidt)
     monkeypatch.setattr(polar, "inverse", eliminated)
-    monkeypatch.setattr(polar, "_readable", lambda _: False)
+    monkeypatch.setattr(polar, "can_read", lambda _: False)
     monkeypatch.setattr(kernels, "polar_forward", kernels.polar_forward.__wrapped__)
     monkeypatch.setattr(kernels, "polar_adjoint", kernels.polar_adjoint.__wrapped__)
     monkeypatch.setattr(kernels, "sylvester", kernels.sylvester.__wrapped__)
