@@ -30,7 +30,8 @@ from jpmhc.manifolds.special_orthogonal import SpecialOrthogonal
 from jpmhc.manifolds.sphere import Sphere
 
 _SHOTS = 60
-_MOST_PRODUCTS = 256
+_MOST_PRODUCTS = 1024
+_MISSED = 1e3  # tolerances, by how much a geodesic may miss its end
 _SLACK = 1e-3  # of a length, far above round-off
 _Carry = Callable[[Tensor], Tensor]
 _LEAST_SCALE = 0.05  # of the part of a tangent vector that leaves the span of x
@@ -69,8 +70,8 @@ class Stiefel(Manifold):
     one, where it shoots until the geodesic hits `y`. NaN marks a matrix that was not hit, or whose geodesic is longer
     than a way that is known. A result shorter than the injectivity radius, at least 2.8 (canonical) and pi (Euclidean),
     is the shortest; a longer one may not be. Derivatives solve with the Jacobian of the exponential, in up to
-    ``2 p^2 + p`` products. Under ``torch.compile`` the solution is one operation; the derivative forms the n p x n p
-    Jacobian there, and tracing it under a transform still takes minutes.
+    ``2 p^2 + p`` products, and warn where that ends above its tolerance. Under ``torch.compile`` the solution is one
+    operation; the derivative forms the n p x n p Jacobian there, and tracing it under a transform still takes minutes.
 
     `expmap` is NaN for vectors longer than 60 to 90: its series is doubled no further. `random` is uniform (Haar);
     `origin` holds the first p columns of the identity.
@@ -207,16 +208,21 @@ class Stiefel(Manifold):
         if shape[-2] == shape[-1]:
             return SpecialOrthogonal().logmap(x, y)
 
-        # One operation finds the vector; the step after it changes round-off and carries the derivative.
-        start = _logarithm(x.detach(), y.detach(), self.metric == "canonical")
+        # One operation finds the vector, which solves the equation; what solves it again only carries the derivative.
+        found = _logarithm(x.detach(), y.detach(), self.metric == "canonical")
+        known = found.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
         n, p = shape[-2:]
-        # The Jacobian is one matrix on 2p rows and the same p x p one on all rows across: no more steps are of use.
-        products = autodiff.GMRES(max_steps=min(n * p, 2 * p * p + p, _MOST_PRODUCTS))
-        linear_solver = autodiff.Dense() if torch.compiler.is_compiling() else products
-        options: dict[str, Any] = {"batch_dims": x.ndim - 2, "check": "none"}
-        solver, adjoint = autodiff.Picard(tol=_tolerance(x), max_steps=1), autodiff.Implicit(linear_solver)
-        solution = autodiff.fixed_point(self._shoot, start, x, y, solver=solver, adjoint=adjoint, **options)
-        return self.proju(x, solution.value)
+        if torch.compiler.is_compiling():
+            options: dict[str, Any] = {"check": "none", "adjoint": autodiff.Implicit(autodiff.Dense())}
+        else:
+            # The Jacobian is one matrix on 2p rows and the same p x p one on all rows across: no more steps are of use.
+            products = autodiff.GMRES(max_steps=min(n * p, 2 * p * p + p, _MOST_PRODUCTS))
+            options = {"check": "warn", "adjoint": autodiff.Implicit(products)}
+        solver = autodiff.Picard(tol=_MISSED * _tolerance(x), max_steps=1)
+        aside = torch.eye(n, p, dtype=x.dtype, device=x.device)
+        x, y, start = torch.where(known, x, aside), torch.where(known, y, aside), torch.where(known, found, 0)
+        solution = autodiff.fixed_point(self._shoot, start, x, y, solver=solver, batch_dims=x.ndim - 2, **options)
+        return torch.where(known, self.proju(x, solution.value), torch.nan)
 
     def _shoot(self, u: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Vector whose geodesic ends nearer to y: what its own end lacks, carried back."""
@@ -332,4 +338,4 @@ def _logarithm(x: Tensor, y: Tensor, canonical: bool) -> Tensor:
         u = autodiff.fixed_point(stiefel._shoot, near, x, y, solver=solver, batch_dims=x.ndim - 2, check="none").value
     missed = (stiefel.expmap(x, u) - y).abs().amax((-2, -1), keepdim=True)
     winds = stiefel.norm(x, u, keepdim=True) > (1 + _SLACK) * stiefel._way(x, y)
-    return torch.where((missed < 1e3 * tol) & ~winds, u, torch.nan).contiguous()
+    return torch.where((missed < _MISSED * tol) & ~winds, u, torch.nan).contiguous()
