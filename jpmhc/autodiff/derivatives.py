@@ -3,7 +3,7 @@
 Two functions close on themselves. `_FixedPoint` is ``z(leaves)`` with ``z = fn(z, leaves)``; its derivative solves
 ``dz = J dz + d fn . dleaves``. `_LinearSolve` is ``x(b, z, leaves)`` with ``x = J(z, leaves) x + b``; its derivative
 solves ``dx = J dx + db + dJ x``, a system of the same kind, and its pullback the transposed one. Each saves its
-solution and its inputs and nothing else, and each pushes an axis mapped by ``torch.vmap`` into the batch.
+solution and its inputs and nothing else, and each pushes a mapped axis into the batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jpmhc.autodiff.equation import Equation, pullback, pushforward
 from jpmhc.autodiff.linear import LinearSolver
 from jpmhc.autodiff.precision import in_full_precision
 from jpmhc.autodiff.solvers import Solver, iterate
-from jpmhc.autodiff.transforms import tangent_rule
+from jpmhc.autodiff.transforms import takes_batched_gradients, tangent_rule
 
 
 @dataclass
@@ -57,6 +57,7 @@ def solve_implicitly(
     return _FixedPoint.apply(problem, z0, *leaves)
 
 
+@takes_batched_gradients
 class _FixedPoint(torch.autograd.Function):
     """``(problem, z0, *leaves) -> (z, steps, residual, converged)``."""
 
@@ -96,6 +97,7 @@ class _FixedPoint(torch.autograd.Function):
         return _FixedPoint.apply(problem.mapped(dims[1:], info.randomness), z0, *leaves), (0, 0, 0, 0)
 
 
+@takes_batched_gradients
 class _LinearSolve(torch.autograd.Function):
     """``(problem, transposed, b, z, *leaves) -> x`` with ``x = J x + b``, or with the transpose of ``J``."""
 

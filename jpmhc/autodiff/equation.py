@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from jpmhc.autodiff.stance import uncompiled
+from jpmhc.autodiff.transforms import along_batched_gradients, batched_gradients
 
 Function = Callable[..., Any]
 
@@ -46,7 +47,20 @@ def pushforward(
 def _vjp(fn: Function, *primals: Tensor) -> tuple[Any, Function]:
     with uncompiled():
         output, pull = torch.func.vjp(fn, *primals)  # type: ignore[misc]
-    return output, pull
+
+    def pull_along(cotangent: Any) -> Any:
+        leaves, tree = pytree.tree_flatten(cotangent)
+        if not batched_gradients(leaves):
+            return pull(cotangent)
+        # On such a batch torch would drop the graph of every autograd.Function in ``fn``.
+        return along_batched_gradients(
+            lambda _, in_dims, *given: torch.func.vmap(
+                lambda *one: pull(pytree.tree_unflatten(one, tree)), in_dims=in_dims
+            )(*given),
+            leaves,
+        )
+
+    return output, pull_along
 
 
 def _restrict(fn: Function, primals: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Function, list[Tensor]]:

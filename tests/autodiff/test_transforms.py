@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._vmap_internals import _vmap
 from torch.func import jacfwd, jvp, vmap
 
 from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule, traced_orders
@@ -44,6 +45,41 @@ def test_forward_mode_of_vmap_and_vmap_of_forward_mode():
     torch.testing.assert_close(vmap(lambda y: second(y, one))(x), expected)
     mapped = vmap(lambda z: Sine.apply(z, 2.0))
     torch.testing.assert_close(jvp(mapped, (x,), (torch.ones_like(x),))[1], 2 * torch.cos(2 * x))
+
+
+@leading_batch
+class Product(torch.autograd.Function):
+    """``x y`` of matrices, whose pullback applies it again."""
+
+    @staticmethod
+    def forward(x, y):
+        return x * y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient):
+        x, y = ctx.saved_tensors
+        return Product.apply(gradient, y), Product.apply(x, gradient)
+
+
+def test_the_graph_is_kept_along_nested_axes_of_batched_gradients():
+    x = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
+    left = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    right = torch.randn(4, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def cubes(multiply):
+        def both(a, b):
+            return multiply(multiply(a, b), x)
+
+        by_outer = _vmap(lambda a: _vmap(lambda b: both(a, b) + multiply(a, x), 0, 0)(right), 0, 0)(left)
+        by_inner = _vmap(lambda a: _vmap(lambda b: multiply(b, x) + multiply(b, a), 1, 1)(right.movedim(0, 1)), 0, 0)
+        return by_outer.pow(3).sum() + by_inner(left).pow(2).sum()
+
+    found = torch.autograd.grad(cubes(Product.apply), (x, left, right))
+    torch.testing.assert_close(found, torch.autograd.grad(cubes(torch.mul), (x, left, right)))
 
 
 def test_a_kernel_may_be_called_only_where_nothing_is_differentiated():

@@ -91,6 +91,35 @@ def test_forward_mode_agrees_with_reverse_mode(mixer):
     torch.testing.assert_close((pushed * cotangent).sum(), (pull(cotangent)[0] * tangent).sum())
 
 
+def assert_batched_gradients_can_be_differentiated(function):
+    """What ``is_grads_batched=True`` gives with ``create_graph=True`` has the derivative of single gradients."""
+    x = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    result = function(x)
+    cotangents = torch.randn(3, *result.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    (together,) = torch.autograd.grad(result, x, cotangents, is_grads_batched=True, create_graph=True)
+    one_by_one = torch.stack([torch.autograd.grad(result, x, c, create_graph=True)[0] for c in cotangents])
+    torch.testing.assert_close(together, one_by_one, rtol=1e-10, atol=1e-11)
+    wanted = [x, *(parameter for parameter in function.parameters() if parameter.requires_grad)]
+    found, expected = (
+        torch.autograd.grad(part.square().sum(), wanted, allow_unused=True, materialize_grads=True, retain_graph=True)
+        for part in (together, one_by_one)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_batched_gradients_of_a_layer_can_be_differentiated(mixer):
+    assert_batched_gradients_can_be_differentiated(layer(mixer).double())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"post_norm": "rms"}, {"recompute_reads": True}], ids=["plain", "post_norm", "recompute_reads"]
+)
+def test_batched_gradients_of_a_stack_can_be_differentiated(options):
+    made = [layer(mixer).double() for mixer in ("cayley", "sinkhorn", "quaternion")]
+    assert_batched_gradients_can_be_differentiated(layers.HyperStack(made, **options))
+
+
 OPTIONS = [
     {"reads": 2},
     {"fractions": 2},
