@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from jpmhc.autodiff.hooks import hooks_aside
 from jpmhc.autodiff.stance import uncompiled
 from jpmhc.autodiff.transforms import along_batched_gradients, batched_gradients
 
@@ -45,17 +46,21 @@ def pushforward(
 
 
 def _vjp(fn: Function, *primals: Tensor) -> tuple[Any, Function]:
-    with uncompiled():
+    with uncompiled(), hooks_aside():
         output, pull = torch.func.vjp(fn, *primals)  # type: ignore[misc]
+
+    def pull_plainly(cotangent: Any) -> Any:
+        with hooks_aside():
+            return pull(cotangent)
 
     def pull_along(cotangent: Any) -> Any:
         leaves, tree = pytree.tree_flatten(cotangent)
         if not batched_gradients(leaves):
-            return pull(cotangent)
+            return pull_plainly(cotangent)
         # On such a batch torch would drop the graph of every autograd.Function in ``fn``.
         return along_batched_gradients(
             lambda _, in_dims, *given: torch.func.vmap(
-                lambda *one: pull(pytree.tree_unflatten(one, tree)), in_dims=in_dims
+                lambda *one: pull_plainly(pytree.tree_unflatten(one, tree)), in_dims=in_dims
             )(*given),
             leaves,
         )
