@@ -56,7 +56,7 @@ def sinkhorn(
     TypeError
         If an argument is not a floating-point tensor.
     ValueError
-        If a shape does not fit, an option is out of range, and, on a CPU outside ``torch.compile``, if marginals are
+        If a shape does not fit, an option is out of range, and, on a CPU and not traced, if marginals are
         not positive or have different totals, or if no matrix with these marginals is positive exactly where the
         logits are finite. Elsewhere looking would synchronise with the device; there `sinkhorn_residual`, given the
         logits, tells: by how much the result misses the marginals, infinity where it comes near to them but all

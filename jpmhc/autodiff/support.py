@@ -1,6 +1,7 @@
 """Whether a matrix with given marginals and a given pattern of forbidden entries exists."""
 
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -27,18 +28,24 @@ def check_scalable(logits: Tensor, rows: Tensor | None, columns: Tensor | None) 
 
     Notes
     -----
-    Looks at tensors in CPU memory only. One reduction where all logits are finite; otherwise one small linear
-    programme for each different pattern, and for each different pair of marginals where the matrices do not share
-    them. Marginals are taken to be known to a few units of round-off, or as well as their totals agree: a pattern is
-    refused if no marginals as close as that fit.
+    Looks at tensors in CPU memory only, and at none that is traced. One reduction where all logits are finite;
+    otherwise one small linear programme for each different pattern, and for each different pair of marginals where the
+    matrices do not share them. Marginals are taken to be known to a few units of round-off, or as well as their totals
+    agree: a pattern is refused if no marginals as close as that fit.
     """
     plain = type(logits).__torch_dispatch__ is Tensor.__torch_dispatch__  # not a fake or a distributed tensor
-    if logits.device.type != "cpu" or not plain or logits.numel() == 0:
+    if logits.device.type != "cpu" or not plain or _traced() or logits.numel() == 0:
         return
     if rows is not None and columns is not None:
         _check_marginals(rows, columns)
     if bool(logits.amin() == -math.inf):
         _check_patterns(logits.detach(), rows, columns)
+
+
+def _traced() -> bool:
+    """Whether ``make_fx`` or ``torch.func.linearize`` is at work, whose tensors have no values to branch on."""
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")  # seconds to import, and absent where none traces
+    return tracer is not None and tracer.get_proxy_mode() is not None
 
 
 def _check_marginals(rows: Tensor, columns: Tensor) -> None:

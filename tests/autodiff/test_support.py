@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from jpmhc import kernels
 from jpmhc.autodiff import sinkhorn_residual, support
@@ -141,3 +142,17 @@ def test_finite_logits_need_no_look_and_other_devices_get_none():
     check_scalable(torch.randn(3, 4, 4), None, None)
     check_scalable(torch.full((2, 2), -math.inf, device="meta"), None, None)
     check_scalable(torch.zeros(0, 4, 4), None, None)
+
+
+def test_traced_logits_get_no_look():
+    marginals = torch.tensor([1.0, 2.0, 3.0])
+    logits = forbidding(3, (1, 0), (2, 0))  # no matrix fits
+
+    def checked(logits, marginals):
+        check_scalable(logits, marginals, marginals)
+        return 2 * logits
+
+    traced = make_fx(checked)(logits, marginals)
+    torch.testing.assert_close(traced(torch.ones(3, 3), marginals), torch.full((3, 3), 2.0))
+    with pytest.raises(ValueError, match="no matrix with these marginals"):
+        checked(logits, marginals)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.autograd.functional import jacobian
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from jpmhc import autodiff, kernels
 from jpmhc.autodiff.balanced import balanced
@@ -361,6 +362,26 @@ def test_vectorised_forward_mode_is_the_jacobian_with_and_without_a_graph(name):
     if found.requires_grad:
         derivatives = [torch.autograd.grad(part.square().sum(), scale)[0] for part in (found, expected)]
         torch.testing.assert_close(*derivatives, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")
+@pytest.mark.parametrize("name", MAPS)
+def test_linearised_it_pushes_tangents_as_the_definition_does(name):
+    function, definition = MAPS[name]
+    value, pushed = linearize(function, ARGUMENT)
+    torch.testing.assert_close(value, definition(ARGUMENT), rtol=1e-10, atol=1e-11)
+    for tangent in (TANGENT, -2 * TANGENT + 1):
+        torch.testing.assert_close(pushed(tangent), jvp(definition, (ARGUMENT,), (tangent,))[1], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("transform", ["value", "grad", "jvp"])
+@pytest.mark.parametrize("name", MAPS)
+def test_traced_to_a_graph_it_is_the_definition_at_other_arguments_too(name, transform):
+    function, definition = MAPS[name]
+    apply = TRANSFORMS[transform]
+    graph = make_fx(lambda x: apply(function)(x))(ARGUMENT)
+    other = ARGUMENT + 0.3 * TANGENT
+    torch.testing.assert_close(graph(other), apply(definition)(other), rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", MAPS)
