@@ -120,6 +120,17 @@ def test_batched_gradients_of_a_stack_can_be_differentiated(options):
     assert_batched_gradients_can_be_differentiated(layers.HyperStack(made, **options))
 
 
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")
+# Of a parameter that is a subclass, a manifold's base point, torch makes no graph.
+@pytest.mark.parametrize("mixer", [mixer for mixer in MIXERS if mixer != "manifold"])
+def test_linearised_a_layer_pushes_tangents_as_forward_mode_does(mixer):
+    hc = layer(mixer).double()
+    x, tangent = (torch.randn(3, 4, 8, dtype=torch.float64) for _ in range(2))
+    value, pushed = torch.func.linearize(hc, x)
+    torch.testing.assert_close(value, hc(x))
+    torch.testing.assert_close(pushed(tangent), torch.func.jvp(hc, (x,), (tangent,))[1])
+
+
 OPTIONS = [
     {"reads": 2},
     {"fractions": 2},

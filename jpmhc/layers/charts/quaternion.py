@@ -41,10 +41,9 @@ class Quaternion(Mixer):
 
     def forward(self, raw: Tensor) -> Tensor:
         """Map raw (..., 8) to rotations (..., 4, 4)."""
-        coefficients = self._coefficients(raw)
-        one = torch.zeros_like(coefficients)
-        one[..., ::4] = 1
-        return autodiff.quaternion((coefficients + one).unflatten(-1, (2, 4)))
+        real, imaginary = self._coefficients(raw).unflatten(-1, (2, 4)).split([1, 3], -1)
+        # Not written in place: torch.func.linearize folds what an operation writes into a constant without the write.
+        return autodiff.quaternion(torch.cat([1 + real, imaginary], -1))
 
     def start(self) -> Tensor:
         """M = I."""
