@@ -38,10 +38,10 @@ def reads_recomputed(u: Tensor, x: Tensor, pre: Tensor) -> Iterator[None]:
     The same body reads again. Every tensor that the branch keeps of u costs
     one read of the streams. A branch that changes u in place keeps what it made of it.
     """
-    streams, storage, version = x.detach(), u.untyped_storage().data_ptr(), u._version
+    streams, storage, version = x.detach(), _storage(u), u._version
 
     def pack(tensor: Tensor) -> Tensor | _Reread:
-        if tensor.untyped_storage().data_ptr() != storage or tensor.dtype != u.dtype or u._version != version:
+        if not storage or _storage(tensor) != storage or tensor.dtype != u.dtype or u._version != version:
             return tensor
         return _Reread(tensor.size(), tensor.stride(), int(tensor.storage_offset() - u.storage_offset()))
 
@@ -54,3 +54,11 @@ def reads_recomputed(u: Tensor, x: Tensor, pre: Tensor) -> Iterator[None]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
+
+
+def _storage(tensor: Tensor) -> int | None:
+    """Where the numbers of a tensor are; None for one without numbers of its own: sparse, a zero tangent, batched."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return None

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from jpmhc.kernels.crossing import Writing, cross
+from jpmhc.kernels.transforms import transform_depth
 from jpmhc.layers.arguments import check_number
 from jpmhc.layers.hyper_connection import HyperConnection
 from jpmhc.layers.outputs import check_result, split_first_tensor, with_rests
@@ -139,7 +139,9 @@ class HyperStack(nn.Module):
 
     def _keeping(self, layer: nn.Module, u: Tensor, x: Tensor) -> AbstractContextManager[None]:
         last: tuple[Tensor, Tensor, Tensor] | None = layer.last  # type: ignore[assignment]
-        if not self.recompute_reads or last is None or torch.compiler.is_compiling() or is_functorch_wrapped_tensor(u):
+        if not self.recompute_reads or last is None or not torch.is_grad_enabled() or u.is_inference():
+            return nullcontext()
+        if torch.compiler.is_compiling() or transform_depth():
             return nullcontext()
         return reads_recomputed(u, x, last[0])
 

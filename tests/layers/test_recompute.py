@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from benchmarks.memory import saved_mib
 from jpmhc import kernels, layers
@@ -93,3 +94,73 @@ def test_compiled_it_is_left_to_the_compiler():
     x = torch.randn(2, 5, 4, 8, dtype=torch.float64).requires_grad_()
     compiled = torch.compile(recomputed, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(gradients(compiled, [x], x)[:2], gradients(kept, [x], x)[:2])
+
+
+class Sparse(nn.Module):
+    """Keeps a matrix that has no storage."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.up = nn.Linear(dim, dim)
+        self.register_buffer("mask", torch.eye(dim).roll(1, 0).to_sparse())
+
+    def forward(self, u):
+        return torch.sparse.mm(self.mask, (self.up(u) * u).reshape(-1, u.shape[-1]).T).T.reshape(u.shape)
+
+
+class Mapped(nn.Module):
+    """Keeps batches of ``torch.vmap`` of its input, and tangents of zero."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.up = nn.Linear(dim, dim)
+
+    def forward(self, u):
+        rows = torch.func.vmap(lambda row: self.up(row).tanh() * row)(u.reshape(-1, u.shape[-1]))
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(u, torch.ones_like(u))
+            pushed = forward_ad.unpack_dual((dual * self.up(u)).sin()).tangent
+        return rows.reshape(u.shape) + pushed
+
+
+@pytest.mark.parametrize("branch", [Sparse, Mapped])
+def test_the_gradients_are_the_same_whatever_kind_of_tensor_a_branch_keeps(branch):
+    made, kept, recomputed = stacks(branch)
+    x = torch.randn(2, 5, 4, 8, dtype=torch.float64).requires_grad_()
+    exact, found = (gradients(stack, [*made.parameters()], x) for stack in (kept, recomputed))
+    torch.testing.assert_close(found, exact, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_it_computes_the_same(without):
+    _, kept, recomputed = stacks(Gated)
+    x = torch.randn(2, 5, 4, 8, dtype=torch.float64)
+    with without():
+        torch.testing.assert_close(recomputed(x), kept(x), rtol=0, atol=0)
+
+
+def test_streams_made_in_inference_mode_may_be_differentiated_in_the_parameters():
+    made, kept, recomputed = stacks(Gated)
+    with torch.inference_mode():
+        x = torch.randn(2, 5, 4, 8, dtype=torch.float64)
+
+    def of(stack):
+        x_again = x.clone()  # torch keeps no tensor of inference mode for backward
+        return torch.autograd.grad(stack(x_again).sin().sum(), [*made.parameters()], allow_unused=True)
+
+    for a, b in zip(of(recomputed), of(kept), strict=True):
+        assert a is b is None or torch.allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_forward_mode_and_transforms():
+    _, kept, recomputed = stacks(Gated)
+    x, tangent = (torch.randn(2, 5, 4, 8, dtype=torch.float64) for _ in range(2))
+
+    def by_duals(stack):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(stack(forward_ad.make_dual(x, tangent))).tangent
+
+    expected = torch.func.jvp(kept, (x,), (tangent,))[1]
+    for found in (by_duals(recomputed), torch.func.jvp(recomputed, (x,), (tangent,))[1]):
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(torch.func.vmap(recomputed)(x), torch.stack([kept(part) for part in x]))
