@@ -79,6 +79,8 @@ def takes_batched_gradients(function: FunctionClass) -> FunctionClass:
 
 def batched_gradients(args: Iterable[Any]) -> bool:
     """Whether one of ``args`` is a batch of ``is_grads_batched=True``."""
+    if torch.compiler.is_compiling():  # the tracer makes none, and cannot follow the question
+        return False
     return any(isinstance(value, Tensor) and is_legacy_batchedtensor(value) for value in args)
 
 

@@ -161,6 +161,19 @@ def test_backward_of_a_traced_function_is_that_of_the_definition(name, backend):
     torch.testing.assert_close(backward(traced)(ARGUMENT), backward(definition)(ARGUMENT), rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.filterwarnings("error:Dynamo does not know how to trace")
+@pytest.mark.parametrize("name", MAPS)
+def test_a_backward_pass_that_is_compiled_by_itself_is_that_of_the_definition(name):
+    function, definition = MAPS[name]
+    torch._dynamo.reset()
+    x = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    result = function(x)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        (WEIGHT * result).sum().backward()
+    expected = torch.autograd.grad((WEIGHT * definition(x)).sum(), x)[0]
+    torch.testing.assert_close(x.grad, expected, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize(("name", "kept"), [("sinkhorn", 1), ("cayley", 1), ("polar", 2)])
 def test_a_traced_function_saves_no_iterate(name, kept):
     torch._dynamo.reset()
