@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from jpmhc.autodiff.precision import raised
-from jpmhc.autodiff.recording import Call, Outside, Recording, flatten, version_of
+from jpmhc.autodiff.recording import Call, Outside, Recording, flatten, handed_on, version_of
 from jpmhc.autodiff.stance import uncompiled
 
 
@@ -68,6 +68,11 @@ class _Recorder(TorchFunctionMode):
         self._known.update((id(leaf), leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
         return result
 
+    def unmade(self, output: Any) -> list[int]:
+        """Places among the leaves of the output of what no operation has made and may not stay as it is."""
+        leaves = enumerate(pytree.tree_leaves(output))
+        return [i for i, leaf in leaves if isinstance(leaf, Tensor) and id(leaf) not in self._known and _matters(leaf)]
+
     def _constant(self, tensor: Tensor) -> Tensor:
         if not _matters(tensor):
             return tensor
@@ -99,8 +104,17 @@ def find_captures(fn: Callable[..., Any], arguments: Sequence[Any], owner: Calla
         tensors = [leaf for leaf in pytree.tree_leaves(constants) if isinstance(leaf, Tensor)]
         versions = [tensor._version for tensor in tensors]
         recorder = _Recorder(tensors)
-        with uncompiled(), recorder:
-            output = fn(*constants)
+        with uncompiled():
+            with recorder:
+                output = fn(*constants)
+            places = recorder.unmade(output)
+            if places:
+                # What an operation makes that torch does not show is another tensor every time.
+                others = pytree.tree_leaves(fn(*constants))
+                places = [place for place in places if others[place] is pytree.tree_leaves(output)[place]]
+            with recorder:
+                output = handed_on(output, places)
+        recorder.recording.returned = tuple(places)
     if versions != [tensor._version for tensor in tensors]:
         raise ValueError("fn: writes to its arguments in place, which the iteration still needs; return a new tensor")
     hidden = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and carries_derivative(leaf)]

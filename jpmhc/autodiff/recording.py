@@ -108,14 +108,25 @@ class Recording:
     captured : list of Tensor
         Tensors from outside through which a derivative or a mapped axis passes.
     calls : list of Call
+    returned : tuple of int
+        Places among the leaves of its output of captured tensors that it returns as they are.
     """
 
     captured: list[Tensor] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    returned: tuple[int, ...] = ()
 
     def outside(self) -> dict[int, Tensor]:
         """Return all tensors from outside, by their identity."""
         return {id(entry.tensor): entry.tensor for call in self.calls for entry in call.outside}
+
+
+def handed_on(output: Any, places: Iterable[int]) -> Any:
+    """Let an operation make the leaves at these places of an output, so that a function mode meets them."""
+    leaves, tree = pytree.tree_flatten(output)
+    for place in places:
+        leaves[place] = leaves[place].view_as(leaves[place])
+    return pytree.tree_unflatten(leaves, tree)
 
 
 class _Again(TorchFunctionMode):
@@ -141,6 +152,10 @@ class _Again(TorchFunctionMode):
         if self._same:  # holding a result keeps its id from being used again
             self._known.update((id(leaf), leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
         return result
+
+    def returned(self, output: Any) -> list[int]:
+        """Places among the leaves of an output of tensors that have a replacement."""
+        return [place for place, leaf in enumerate(pytree.tree_leaves(output)) if id(leaf) in self._replacements]
 
     def _by_place(self, func: Any, kwargs: dict[str, Any], leaves: list[Any]) -> set[int]:
         call = self._calls[self._at] if self._at < len(self._calls) else None
@@ -173,6 +188,7 @@ class Lifted:
         self._calls: list[Call] = []
         self._constants: list[tuple[Tensor, int]] = []
         self._needed: set[int] = set()
+        self._returned: tuple[int, ...] | None = None
 
     def keep(self, first: Recording, recording: Recording) -> None:
         """Do from now on what was recorded, with the tensors from outside that were there.
@@ -196,6 +212,7 @@ class Lifted:
         ]
         if not versions and not captured:
             self._calls = []
+        self._returned = recording.returned
 
     def __call__(self, replacements: Sequence[Tensor], *args: Any) -> Any:
         """Evaluate ``fn``.
@@ -217,6 +234,7 @@ class Lifted:
         again = _Again(self._calls, changed, args)
         with uncompiled(), again:
             output = self._fn(*args)
+            output = handed_on(output, again.returned(output) if self._returned is None else self._returned)
         if again.change is not None:
             raise RuntimeError(f"fn: {again.change}; {_ADVICE}")
         if not self._needed.issubset(again.met | {id(old) for old in self._captures if id(old) not in changed}):

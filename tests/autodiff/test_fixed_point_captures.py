@@ -221,3 +221,65 @@ def test_constants_that_were_captured_stay_constants():
     x.requires_grad_()
     with torch.no_grad():
         assert not captured(weight, x, bias).requires_grad
+
+
+ADJOINTS = [autodiff.Implicit(), autodiff.Unrolled(), autodiff.PhantomGradient(60)]
+
+
+def half_pinned(w):
+    """One leaf of the state is what was captured, the other depends on both."""
+    return lambda z: (w, 0.5 * z[1] + z[0].sin())
+
+
+def half_pinned_value(w, adjoint):
+    z0 = (torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.float64))
+    return torch.stack(autodiff.fixed_point(half_pinned(w), z0, solver=EXACT, adjoint=adjoint).value)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=lambda a: type(a).__name__)
+def test_a_captured_tensor_may_be_returned_as_it_is(adjoint):
+    w = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    truth = [torch.ones_like(w) + 2 * w.cos(), -2 * w.sin()]  # of the sum of w and 2 sin w
+
+    def derivatives(scale):
+        leaf = w.clone().requires_grad_()
+        made = leaf if scale is None else leaf * scale  # a parameter, or the result of an operation
+        (first,) = torch.autograd.grad(half_pinned_value(made, adjoint).sum(), leaf, create_graph=True)
+        return [first, *torch.autograd.grad(first.sum(), leaf)]
+
+    for scale in (None, 1.0):
+        assert error(derivatives(scale), truth) < 1e-9
+    assert error(torch.func.grad(lambda w: half_pinned_value(w, adjoint).sum())(w), truth[0]) < 1e-9
+    pushed = torch.func.jvp(lambda w: half_pinned_value(w, adjoint).sum(0), (w,), (torch.ones_like(w),))[1]
+    assert error(pushed, truth[0]) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_constant_function_of_a_captured_tensor_is_its_own_fixed_point(dtype):
+    w = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def constant(w):
+        return autodiff.fixed_point(lambda z: w, torch.zeros(3, 2, dtype=dtype)).value
+
+    assert torch.equal(torch.func.vmap(constant)(w), w)
+    mapped = torch.func.vmap(torch.func.grad(lambda w: constant(w).sum()))(w)
+    torch.testing.assert_close(mapped, torch.ones_like(w))
+    leaf = w[0].clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(constant(leaf).sum(), leaf)[0], torch.ones_like(leaf))
+
+
+def test_a_returned_capture_is_the_one_of_the_solution_in_backward_too():
+    first, second = (torch.full((3, 2), v, dtype=torch.float64, requires_grad=True) for v in (1.0, 2.0))
+    holder = {"w": first}
+    solution = autodiff.fixed_point(lambda z: holder["w"], torch.zeros(3, 2, dtype=torch.float64))
+    holder["w"] = second
+    found = torch.autograd.grad(solution.value.sum(), (first, second), allow_unused=True)
+    torch.testing.assert_close(found[0], torch.ones_like(first))
+    assert found[1] is None
+
+
+def test_what_a_scripted_function_makes_is_not_taken_for_a_capture():
+    torch.manual_seed(0)
+    scripted = torch.jit.script(nn.Linear(2, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"captures `scripted\.weight`"):
+        autodiff.fixed_point(lambda z: (z[1], scripted(z[0])), (torch.zeros(3, 2, dtype=torch.float64),) * 2)
