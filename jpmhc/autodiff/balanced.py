@@ -6,8 +6,7 @@ from torch import Tensor
 from jpmhc import kernels
 from jpmhc.autodiff.fused import fused
 from jpmhc.autodiff.sinkhorn import potentials, sinkhorn
-from jpmhc.autodiff.transforms import traced_orders
-from jpmhc.kernels.transforms import wants_derivative
+from jpmhc.autodiff.transforms import traced_orders, wants_rule
 
 
 def scaled(matrix: Tensor, least: float, tol: float, max_steps: int = 128) -> Tensor:
@@ -54,7 +53,7 @@ def balanced(weights: Tensor, matrix: Tensor, times: int = 1) -> Tensor:
     constant Laplacian, one for each order of derivative that the trace can be asked for and one more.
     """
     tracing = torch.compiler.is_compiling()
-    if not (tracing or wants_derivative(weights, matrix)):
+    if not (tracing or wants_rule(weights, matrix)):
         return kernels.sinkhorn_balanced(weights, matrix, times)
     solve = _traced_potentials if tracing else potentials
     for _ in range(times):

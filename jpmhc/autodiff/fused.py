@@ -9,8 +9,7 @@ from torch import Tensor
 from jpmhc import kernels
 from jpmhc.autodiff.equation import pullback, pushforward
 from jpmhc.autodiff.precision import in_full_precision
-from jpmhc.autodiff.transforms import leading_batch, tangent_rule
-from jpmhc.kernels.transforms import wants_derivative
+from jpmhc.autodiff.transforms import leading_batch, tangent_rule, wants_rule
 
 Plain = Callable[..., Any]
 
@@ -47,7 +46,7 @@ def fused(
     if any(tensor.shape != shape and tensor.shape[:-2] != shape[:-2] for tensor in tensors):
         batch = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in tensors))
         tensors = tuple(tensor.expand(*batch, *tensor.shape[-2:]) for tensor in tensors)
-    if not wants_derivative(*tensors):
+    if not wants_rule(*tensors):
         return kernel(*tensors, *options)
     if kernels.choice(kernel.__name__, *tensors, *options).backend == "reference":
         return plain(*tensors, *options)

@@ -43,7 +43,9 @@ def check_scalable(logits: Tensor, rows: Tensor | None, columns: Tensor | None) 
 
 
 def _traced() -> bool:
-    """Whether ``make_fx`` or ``torch.func.linearize`` is at work, whose tensors have no values to branch on."""
+    """Whether ``make_fx``, ``linearize`` or ``jit.trace`` is at work, in whose graphs no value is to be branched on."""
+    if torch._C._is_tracing():
+        return True
     tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")  # seconds to import, and absent where none traces
     return tracer is not None and tracer.get_proxy_mode() is not None
 

@@ -31,6 +31,14 @@ def tangent_rule(rule: Callable[..., Tensor]) -> Any:
     return staticmethod(jvp)
 
 
+def wants_rule(*args: Any) -> bool:
+    """Whether a derivative may be asked for by a rule; of a graph of ``torch.jit.trace`` none can be.
+
+    It holds operations alone, a function with rules in it could not be saved. Differentiated afterwards, they raise.
+    """
+    return wants_derivative(*args) and (not torch._C._is_tracing() or transform_depth() > 0)
+
+
 def leading_batch(function: FunctionClass) -> FunctionClass:
     """Give a function whose tensors share their leading batch dimensions the ``vmap`` rule that adds one more.
 
@@ -41,7 +49,7 @@ def leading_batch(function: FunctionClass) -> FunctionClass:
     with_rules = signed(function).apply
 
     def apply(*args: Any, **options: Any) -> Any:
-        return with_rules(*args, **options) if wants_derivative(*args) else function.forward(*args, **options)
+        return with_rules(*args, **options) if wants_rule(*args) else function.forward(*args, **options)
 
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         def front(value: Any, dim: int | None) -> Any:

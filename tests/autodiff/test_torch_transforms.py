@@ -397,6 +397,17 @@ def test_traced_to_a_graph_it_is_the_definition_at_other_arguments_too(name, tra
     torch.testing.assert_close(graph(other), apply(definition)(other), rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", MAPS)
+def test_traced_to_torchscript_it_is_the_definition_and_refuses_a_derivative(name):
+    function, definition = MAPS[name]
+    scripted = torch.jit.trace(function, (ARGUMENT.clone().requires_grad_(),))
+    other = (ARGUMENT + 0.3 * TANGENT).requires_grad_()
+    torch.testing.assert_close(scripted(other), definition(other), rtol=1e-10, atol=1e-11, check_stride=False)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        scripted(other).sum().backward()
+
+
 @pytest.mark.parametrize("name", MAPS)
 def test_gradient_checkpointing_changes_nothing(name):
     from torch.utils.checkpoint import checkpoint

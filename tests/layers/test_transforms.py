@@ -1,5 +1,7 @@
 """Layers under the transformations that people put models through."""
 
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -129,6 +131,31 @@ def test_linearised_a_layer_pushes_tangents_as_forward_mode_does(mixer):
     value, pushed = torch.func.linearize(hc, x)
     torch.testing.assert_close(value, hc(x))
     torch.testing.assert_close(pushed(tangent), torch.func.jvp(hc, (x,), (tangent,))[1])
+
+
+def assert_scripted_it_computes_the_same(function):
+    """Traced with gradients on, it is checked, saved and loaded, and refuses to be differentiated."""
+    traced = torch.jit.trace(function, (streams(),))
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    for x in (streams(), 2 * streams(7)):
+        torch.testing.assert_close(loaded(x), function(x))
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        loaded(streams()).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_traced_to_torchscript_a_stack_computes_the_same(mixer):
+    assert_scripted_it_computes_the_same(layers.HyperStack([layer(mixer), layer(mixer)]))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("mixer", ["sinkhorn", "cayley", "grassmann"])
+def test_traced_to_torchscript_a_layer_computes_the_same(mixer):
+    assert_scripted_it_computes_the_same(layer(mixer))
 
 
 OPTIONS = [
