@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.nn import Parameter
 
 from jpmhc.kernels.bodies import Choice, choose, device_of, leaves_the_library
@@ -118,7 +119,7 @@ def _nobody_listens(args: tuple[Any, ...]) -> bool:
     """Whether a call may skip torch's dispatcher and its 25 us: no tracer, transform, mode, subclass or gradient."""
     if torch.compiler.is_compiling() or transform_depth() or torch._C._len_torch_dispatch_stack():
         return False
-    if torch._C._get_tracing_state() is not None:
+    if torch._C._get_tracing_state() is not None or _len_torch_dispatch_stack_pre_dispatch():
         return False
     graph, found = torch.is_grad_enabled(), False
     for value in args:

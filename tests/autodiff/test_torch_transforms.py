@@ -397,6 +397,15 @@ def test_traced_to_a_graph_it_is_the_definition_at_other_arguments_too(name, tra
     torch.testing.assert_close(graph(other), apply(definition)(other), rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", MAPS)
+def test_traced_before_dispatch_it_is_the_definition_at_other_arguments_too(name):
+    function, definition = MAPS[name]
+    with torch.no_grad():
+        graph = make_fx(lambda x: function(x), pre_dispatch=True)(ARGUMENT)
+    other = ARGUMENT + 0.3 * TANGENT
+    torch.testing.assert_close(graph(other), definition(other), rtol=1e-10, atol=1e-11)
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", MAPS)
 def test_traced_to_torchscript_it_is_the_definition_and_refuses_a_derivative(name):
