@@ -54,7 +54,7 @@ def contrast_gains(matrices: list[Tensor]) -> list[tuple[float, float]]:
     -------
     list of (float, float)
         Largest and smallest singular value of ``U^T M_K ... M_1 U``, U an orthonormal basis of what is orthogonal to
-        the all-ones vector; geometric means over the leading dimensions. Empty for n = 1: one stream has no differences.
+        the all-ones vector; geometric means over the leading dimensions. Empty for n = 1: no differences.
 
     Examples
     --------
