@@ -55,8 +55,7 @@ def main(name: str, parts: Mapping[str, Part], arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        kept = "" if options.out is None else f"; the parts that were done are in {_aside(options.out)}"
-        print(f"stopped{kept}", file=sys.stderr)
+        print(f"stopped{_what_is_left(options.out)}", file=sys.stderr)
         return 130
     return 0
 
@@ -80,6 +79,15 @@ def _run(name: str, parts: Mapping[str, Part], options: Options) -> None:
 
 def _aside(out: Path) -> Path:
     return out.with_suffix(".partial")
+
+
+def _what_is_left(out: Path | None) -> str:
+    if out is None or not _aside(out).exists():
+        return ""
+    if not _aside(out).stat().st_size:
+        _aside(out).unlink()
+        return ""
+    return f"; the parts that were done are in {_aside(out)}"
 
 
 def _check_out(out: Path, name: str, quick: bool) -> None:

@@ -74,8 +74,11 @@ def test_an_interrupt_ends_in_one_line_and_keeps_the_parts_that_were_done(tmp_pa
     assert capsys.readouterr().err == f"stopped; the parts that were done are in {kept}\n"
     assert list(json.loads(kept.read_text())["parts"]) == ["first"]
     assert not out.exists()
-    assert command.main("toy", {"first": interrupted}, []) == 130
-    assert capsys.readouterr().err == "stopped\n"
+    kept.unlink()
+    for arguments in ([], ["--out", str(out)]):
+        assert command.main("toy", {"first": interrupted}, arguments) == 130
+        assert capsys.readouterr().err == "stopped\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_numbers_that_json_does_not_have_are_null(tmp_path):
