@@ -24,6 +24,9 @@ def main(arguments: list[str]) -> int:
     except MissingExtra as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

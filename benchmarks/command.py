@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ class Options:
     quick: bool = False
     """Fewer rounds and shapes: a look, not a result."""
     out: Path | None = None
-    """Write everything, with machine and versions, to this JSON file."""
+    """Write all, with machine and versions, to this JSON file; an older result of the same benchmark is replaced."""
 
 
 def main(name: str, parts: Mapping[str, Part], arguments: list[str]) -> int:
@@ -48,23 +49,71 @@ def main(name: str, parts: Mapping[str, Part], arguments: list[str]) -> int:
     """
     tyro = require("tyro", "bench")
     options: Options = tyro.cli(Options, prog=f"python -m benchmarks {name}", args=arguments)
-    if options.out is not None and not options.out.parent.is_dir():
-        print(f"error: --out: the folder {options.out.parent} does not exist", file=sys.stderr)
+    try:
+        _run(name, parts, options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    aside = None if options.out is None else options.out.with_suffix(".partial")
+    except KeyboardInterrupt:
+        print(f"stopped{_what_is_left(options.out)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(name: str, parts: Mapping[str, Part], options: Options) -> None:
+    if options.out is not None:
+        _check_out(options.out, name, options.quick)
     results: dict[str, Any] = {}
     for title, part in parts.items():
         results[title] = part(options.quick)
-        if aside is not None:  # what is done survives an interruption
-            written = {"benchmark": name, "quick": options.quick, **environment.describe(), "parts": results}
-            aside.write_text(json.dumps(written, indent=1) + os.linesep)
+        if options.out is not None:  # what is done survives an interruption
+            written = {"benchmark": name, "quick": options.quick, **environment.describe(), "parts": _finite(results)}
+            _aside(options.out).write_text(json.dumps(written, indent=1, allow_nan=False) + os.linesep)
         show(title, results[title]["rows"])
         if "note" in results[title]:
             print(results[title]["note"])
-    if aside is not None and options.out is not None:
-        aside.replace(options.out)
+    if options.out is not None:
+        _aside(options.out).replace(options.out)
         print(f"wrote {options.out}")
-    return 0
+
+
+def _aside(out: Path) -> Path:
+    return out.with_suffix(".partial")
+
+
+def _what_is_left(out: Path | None) -> str:
+    if out is None or not _aside(out).exists():
+        return ""
+    if not _aside(out).stat().st_size:
+        _aside(out).unlink()
+        return ""
+    return f"; the parts that were done are in {_aside(out)}"
+
+
+def _check_out(out: Path, name: str, quick: bool) -> None:
+    """Raise a ValueError or OSError if the file cannot be written, or would replace what is no older result."""
+    if not out.parent.is_dir():
+        raise ValueError(f"--out: the folder {out.parent} does not exist")
+    if out.exists():
+        try:
+            found = json.loads(out.read_text())
+            same = found["benchmark"] == name
+        except (ValueError, KeyError, TypeError, OSError):
+            same = False
+        if not same:
+            raise ValueError(f"--out: {out} exists and is no result of this benchmark; name another file")
+        if quick and not found.get("quick"):
+            raise ValueError(f"--out: {out} holds a full result, which a look with --quick must not replace")
+    _aside(out).touch()
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON values with null for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:

@@ -83,7 +83,7 @@ class Options:
     compile: bool = False
     """Compile the networks."""
     out: Path | None = None
-    """Write everything to this JSON file, after every arm, and the tables to .md beside it; refused if it exists."""
+    """Write everything to this JSON file, after every arm, and the tables to .md beside it; refused if one exists."""
     resume: bool = False
     """Go on with the file of --out where it exists; what it has of other arms and tasks stays."""
     plot: Path | None = None
@@ -148,8 +148,10 @@ def _plan(benchmark: Benchmark, options: Options) -> _Plan:
             raise ValueError(f"{path}: the folder {path.parent} does not exist")
     if options.out is not None and options.out.suffix != ".json":
         raise ValueError(f"--out: expected a name that ends in .json, got {options.out}")
-    if options.out is not None and options.out.exists() and not options.resume:
-        raise ValueError(f"--out: {options.out} exists; pass --resume to go on with it, or name another")
+    if options.out is not None:
+        _check_out(options.out, options.resume)
+    if options.plot is not None:
+        plots.check_format(options.plot)
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
@@ -162,6 +164,16 @@ def _plan(benchmark: Benchmark, options: Options) -> _Plan:
             raise ValueError(f"--tasks: unknown name {task!r}, expected some of {', '.join(names)}")
     plan.problems = [problem for problem in plan.problems if not options.tasks or problem.name in options.tasks]
     return plan
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    """Raise a ValueError if results or tables would replace what is not of this comparison."""
+    beside = out.with_suffix(".md")
+    if out.exists():
+        if not resume:
+            raise ValueError(f"--out: {out} exists; pass --resume to go on with it, or name another")
+    elif beside.exists():
+        raise ValueError(f"--out: {beside}, where the tables go, exists; name another file")
 
 
 def _compare(benchmark: Benchmark, options: Options) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,26 +55,40 @@ def describe() -> dict[str, Any]:
     return {"git": revision(), "packages": packages(), "machine": machine()}
 
 
-def reset_peak_memory(device: str = "cpu") -> None:
-    """Start a new measurement of the peak; a kernel that cannot do this leaves the process's whole peak."""
+def merged(descriptions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return one description for results from several places, which names all values where they differ.
+
+    Examples
+    --------
+    >>> merged([{"git": "abc", "machine": {"cores": 2}}, {"git": "abc", "machine": {"cores": 64}}])
+    {'git': 'abc', 'machine': {'cores': 'several: 2, 64'}}
+    """
+    names = dict.fromkeys(name for description in descriptions for name in description)
+    return {name: _common([description.get(name) for description in descriptions]) for name in names}
+
+
+def reset_peak_memory(device: str) -> None:
+    """Start a new measurement of the peak on a GPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
 
 
-def peak_memory_mib(device: str = "cpu") -> float | None:
-    """Return the peak since the last reset: allocated on the GPU, else resident; None where it cannot be read."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:")), None)
+def peak_memory_mib(device: str) -> float | None:
+    """Return the most allocated on a GPU since the last reset.
+
+    None on a CPU, where a process's resident memory holds what earlier arms left behind, whatever is reset; see
+    `benchmarks.memory.allocated_mib`.
+    """
+    return torch.cuda.max_memory_allocated(device) / 2**20 if torch.device(device).type == "cuda" else None
+
+
+def _common(values: list[Any]) -> Any:
+    if any(isinstance(value, dict) for value in values):
+        return merged([value or {} for value in values])
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) == 1:
+        return distinct[0]
+    return "several: " + ", ".join("none" if value is None else str(value) for value in distinct)
 
 
 def _processor() -> str:

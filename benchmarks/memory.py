@@ -51,18 +51,43 @@ def peak_mib(function: Callable[[Tensor], Tensor], x: Tensor, cotangent: Tensor)
     cotangent : Tensor
         Gradient of the result.
     """
-    # Unless told not to, the profiler announces itself on standard error at every start.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    return allocated_mib(lambda: torch.autograd.grad(function(x), x, cotangent))
+
+
+def allocated_mib(call: Callable[[], object]) -> float:
+    """Return the most MiB of tensors allocated at once on the CPU, beyond what was there before, by a call.
+
+    It does not depend on what else the process holds or held, as its resident memory does.
+
+    Parameters
+    ----------
+    call : Callable
+        Called once.
+    """
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        torch.autograd.grad(function(x), x, cotangent)
+    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        call()
     alive = highest = 0
     for event in record.profiler.kineto_results.events():
         if event.name() == "[memory]":
             alive += event.nbytes()
             highest = max(highest, alive)
     return highest / 2**20
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what goes to standard error inside: the profiler announces itself, and every older tensor that is freed."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager

@@ -35,6 +35,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def check_format(path: Path) -> None:
+    """Raise a ValueError if the suffix names no kind of image, and a MissingExtra if matplotlib is not installed."""
+    known = require("matplotlib.backend_bases", "plot").FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise ValueError(f"--plot: expected a name that ends in one of {', '.join(sorted(known))}, got {path}")
+
+
 def _log_scale(axis: Any) -> None:
     ticker = require("matplotlib.ticker", "plot")
     axis.set_xscale("log")

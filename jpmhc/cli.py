@@ -186,7 +186,7 @@ def _show_warning(message: Warning | str, *_place: object, **_more: object) -> N
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; a user's mistake ends in one line on standard error."""
+    """Run the command; a user's mistake ends in one line on standard error, and so does an interrupt."""
     try:
         import rich  # noqa: F401
         import tyro
@@ -202,4 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return 0

@@ -93,3 +93,12 @@ def test_mistakes_with_spectrum_end_in_one_line(arguments, message, capsys):
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert not printed.out
+
+
+def test_an_interrupt_ends_in_one_line(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(layers, "mixers", interrupted)
+    assert main(["mixers"]) == 130
+    assert capsys.readouterr().err == "stopped\n"

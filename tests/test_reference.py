@@ -1,5 +1,6 @@
 """The reference page shows what a user may call, inherited or not, and nothing of torch's classes."""
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -27,10 +28,13 @@ SHOWN = {
 def names(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
     (folder / "conf.py").write_text(CONF)
-    shutil.copy(Path(__file__).parents[1] / "docs" / "api.md", folder / "index.md")
+    docs = Path(__file__).parents[1] / "docs"
+    shutil.copy(docs / "api.md", folder / "index.md")
+    shutil.copy(docs / "autodiff.md", folder)
     command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(folder), str(folder / "html")]
     subprocess.run(command, check=True, capture_output=True)
-    return set(re.findall(r'id="jpmhc\.([\w.]+)"', (folder / "html" / "index.html").read_text()))
+    pages = [(folder / "html" / f"{page}.html").read_text() for page in ("index", "autodiff")]
+    return {name for page in pages for name in re.findall(r'id="jpmhc\.([\w.]+)"', page)}
 
 
 @pytest.mark.parametrize("owner", SHOWN)
@@ -41,3 +45,9 @@ def test_public_methods_are_shown_wherever_they_are_defined(owner, names):
 def test_methods_of_others_are_not_shown(names):
     foreign = {"add_module", "zero_grad", "state_dict", "append", "with_traceback", "set_label", "register_constant"}
     assert not {name for name in names if name.rpartition(".")[2] in foreign}
+
+
+@pytest.mark.parametrize("room", ["autodiff", "kernels", "layers", "manifolds", "optim", "spectrum"])
+def test_every_public_name_has_an_entry(room, names):
+    public = importlib.import_module(f"jpmhc.{room}").__all__
+    assert {f"{room}.{name}" for name in public} <= names

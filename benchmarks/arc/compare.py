@@ -14,7 +14,7 @@ from benchmarks.arc.evaluation import constant_scores, copy_scores
 from benchmarks.arc.files import write_json
 from benchmarks.arc.presets import Preset
 from benchmarks.arc.progress import Display
-from benchmarks.arc.run import RunSpec, build_data, train
+from benchmarks.arc.run import RunSpec, build_data, check_seconds, train
 from benchmarks.arc.stopping import Stopped
 from benchmarks.arc.training import TrainingError
 
@@ -77,7 +77,8 @@ def compare(
     Raises
     ------
     ValueError
-        If an arm is named twice, there is none, or the folder holds something and ``resume`` is not set.
+        If an arm is named twice, there is none, a time is not finite and positive, or the folder holds something and
+        ``resume`` is not set.
     Stopped
         If an interrupt or SIGTERM came; the run that was training is in the file as far as it went.
     """
@@ -87,6 +88,7 @@ def compare(
         raise ValueError(f"arms: expected at least one and none twice, got {' '.join(arm.text for arm in arms)!r}")
     if seeds < 1:
         raise ValueError(f"seeds: expected at least 1, got {seeds}")
+    check_seconds(arm_seconds=arm_seconds, seconds=seconds)
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise ValueError(f"{folder}: not empty; pass --resume to go on, or name another folder")
     specs = {(seed, arm.text): RunSpec(preset, arm, seed, extra_task_dirs) for seed in range(seeds) for arm in arms}
@@ -138,7 +140,8 @@ def compare(
                 except TrainingError as error:
                     # One arm that diverges is a result, and no reason to lose the others.
                     display.say(f"failed: {error}")
-                    result = {**_UNFINISHED, "arm": arm.text, "seed": seed, "fault": str(error)}
+                    where = {"environments": [environment.describe()]}
+                    result = {**_UNFINISHED, **where, "arm": arm.text, "seed": seed, "fault": str(error)}
                 display.end()
                 _record(comparison, folder, here, result)
     return comparison
@@ -150,6 +153,7 @@ def _record(comparison: dict[str, Any], folder: Path, here: Path, result: dict[s
     others = [run for run in comparison["runs"] if (run["arm"], run["seed"]) != key]
     paths = {name: str(here / result[name]) for name in ("evaluation", "metrics") if result[name]}
     comparison["runs"] = [*others, {**result, "folder": str(here), **paths}]
+    _place(comparison)
     write_json(folder / COMPARISON, comparison)
 
 
@@ -168,4 +172,12 @@ def _add_to(comparison: dict[str, Any], path: Path) -> None:
         raise ValueError(f"{path}: compares other settings or data; name another folder")
     comparison["arms"] = [*arms, *(arm for arm in comparison["arms"] if arm not in arms)]
     comparison["seeds"] = sorted({*seeds, *comparison["seeds"]})
-    comparison["runs"] = runs
+    origin = {name: before[name] for name in ("git", "packages", "machine") if name in before}
+    comparison["runs"] = [{"environments": [origin], **run} for run in runs]
+    _place(comparison)
+
+
+def _place(comparison: dict[str, Any]) -> None:
+    """Say where the runs were made, which need not be where the comparison goes on."""
+    found = [one for run in comparison["runs"] for one in run["environments"]]
+    comparison |= environment.merged(found)

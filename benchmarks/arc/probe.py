@@ -54,13 +54,15 @@ def contrast_gains(matrices: list[Tensor]) -> list[tuple[float, float]]:
     -------
     list of (float, float)
         Largest and smallest singular value of ``U^T M_K ... M_1 U``, U an orthonormal basis of what is orthogonal to
-        the all-ones vector; geometric means over the leading dimensions.
+        the all-ones vector; geometric means over the leading dimensions. Empty for n = 1: no differences.
 
     Examples
     --------
     >>> [tuple(round(gain, 6) for gain in gains) for gains in contrast_gains([torch.eye(3), 0.5 * torch.eye(3)])]
     [(1.0, 1.0), (0.5, 0.5)]
     """
+    if matrices and matrices[0].shape[-1] == 1:
+        return []
     product, gains = None, []
     for matrix in matrices:
         matrix = matrix.double()

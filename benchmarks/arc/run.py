@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks import environment
+from benchmarks import environment, memory
 from benchmarks.arc import answers, buckets, checkpoint, dataset, flops, processes, tasks
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.boards import Board
@@ -143,7 +144,7 @@ def train(
     Raises
     ------
     ValueError
-        If the folder holds another run, or anything at all without ``resume``.
+        If the folder holds another run, or anything at all without ``resume``, or a time is not finite and positive.
     TrainingError
         If the loss stops being finite; the last good checkpoint is kept.
     OSError
@@ -152,22 +153,24 @@ def train(
         If an interrupt or SIGTERM came: after the step and a checkpoint of it.
     """
     begun = time.monotonic()
+    check_seconds(seconds=seconds, budget=budget)
     data = data if data is not None else build_data(spec.preset, spec.extra_task_dirs)
-    environment.reset_peak_memory(device)
     trainer = Trainer(spec.preset, spec.arm, spec.seed, data, device, shard=shard)
     if shard and not trainer.sharded:
         say("one process holds the whole model, there is nothing to shard")
     processes.on_first(lambda: _open(folder, spec, data, resume))
     log = Log(folder / _METRICS)
     _take_up(trainer, folder, log, say)
+    before = _result_so_far(folder) if trainer.step_number else {}
 
     board = Board(folder, trainer.step_number) if tensorboard and processes.rank() == 0 else None
     settings = spec.preset.train
     spent = processes.from_first(log.seconds())
-    saved = trainer.step_number
+    saved = began = trainer.step_number
     stopped = False
+    peak = None
     if saved < settings.steps and (budget is None or spent < budget):
-        _warm_up(trainer)
+        peak = _warm_up(trainer)
         environment.reset_peak_memory(device)
     with asked() as interrupted:
         while trainer.step_number < settings.steps and (budget is None or spent < budget):
@@ -211,13 +214,15 @@ def train(
     end = trainer.step_number
     if not stopped and not processes.from_first(answers.are_whole(folder, end)):
         answers.write(predictor(spec, data, trainer.weights(), device), data, folder, end)
+    # A process that made no step says nothing about the run.
+    peaks = [before.get("peak_memory_mib"), *((peak, environment.peak_memory_mib(device)) if end > began else ())]
     result = {
         "arm": spec.arm.text,
         "seed": spec.seed,
         "steps": end,
         "complete": not stopped,
         "seconds": log.seconds(),
-        "peak_memory_mib": environment.peak_memory_mib(device),
+        "peak_memory_mib": max((one for one in peaks if one is not None), default=None),
         "parameters": sum(p.numel() for p in trainer.parameters.values()),
         "mixing_parameters": trainer.mixing_parameters,
         "table_parameters": trainer.table.numel(),
@@ -226,6 +231,7 @@ def train(
         "sharded": trainer.sharded,
         "evaluation": None if stopped else answers.path(folder, end).name,
         "metrics": _METRICS,
+        "environments": _environments(folder, before, began, end),
     }
     processes.on_first(lambda: write_json(folder / _RESULT, result))
     if stopped and interrupted():
@@ -297,6 +303,13 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def check_seconds(**given: float | None) -> None:
+    """Raise a ValueError if a time, named as the caller calls it, is not finite and positive."""
+    for name, value in given.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a finite number of seconds above 0, got {value}")
+
+
 def check_data(folder: Path, data: ArcData) -> None:
     """Raise a ValueError if a run was trained on other data."""
     expected = json.loads((folder / _CONFIG).read_text()).get("data_sha256")
@@ -319,19 +332,47 @@ def _take_up(trainer: Trainer, folder: Path, log: Log, say: Callable[[str], None
     log.cut(trainer.step_number)
 
 
-def _warm_up(trainer: Trainer) -> None:
-    """Do a step and undo it, so that what is compiled on the way is no arm's training time.
+def _result_so_far(folder: Path) -> dict[str, Any]:
+    """Return what ``run.json`` says of the steps before, nothing if it is missing or damaged."""
+    try:
+        found = json.loads((folder / _RESULT).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _environments(folder: Path, before: dict[str, Any], began: int, end: int) -> list[dict[str, Any]]:
+    """Return machine, versions and revision of the run's steps: several where it went on elsewhere."""
+    known: list[dict[str, Any]] = before.get("environments", [])
+    if began and not known:
+        config = json.loads((folder / _CONFIG).read_text())
+        known = [{name: config[name] for name in ("git", "packages", "machine") if name in config}]
+    here = environment.describe()
+    return [*known, here] if not known or (end > began and here not in known) else known
+
+
+def _warm_up(trainer: Trainer) -> float | None:
+    """Do steps and undo them, so that what is compiled on the way is no arm's training time.
 
     Not in shards, whose whole state the first process alone has; arms are compared in one process.
+
+    Returns
+    -------
+    float or None
+        On a CPU the most MiB that a step allocates beyond what training keeps between two steps.
     """
     if trainer.sharded:
-        return
+        return None
+    peak = None
     files, state = trainer.state()
     before = {name: {key: t.detach().to("cpu", copy=True) for key, t in part.items()} for name, part in files.items()}
     # What is not finite here is not finite in the first step either, which can say so.
     with suppress(TrainingError):
         trainer.step()
+        if trainer.device.type == "cpu":
+            peak = memory.allocated_mib(trainer.step)
     trainer.load_state(before, state)
+    return peak
 
 
 def _save(trainer: Trainer, folder: Path) -> None:

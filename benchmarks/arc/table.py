@@ -56,8 +56,8 @@ class Row:
         Median and 99th percentile of the gradient norm, the second over the first, and how many steps are spikes, see
         `analysis.spikes`.
     seconds, peak_memory, parameters, mixing_parameters, gflops : Estimate or None
-        Training time, MiB at the peak, numbers trained in the network, those of them that mix, and floating-point
-        operations of one segment in units of 1e9.
+        Training time, MiB at the peak as `caption` says, numbers trained in the network, those of them that mix, and
+        floating-point operations of one segment in units of 1e9.
     """
 
     arm: str
@@ -202,7 +202,8 @@ def caption(rows: Sequence[Row]) -> list[str]:
         f"{error} Loss: mean of the last {FINAL_STEPS} steps. Scores: averaged (EMA) weights; token accuracy counts "
         "the cells of the output and its border, exact match and pass@k whole grids. A spike is a gradient norm above "
         "five times the median of the twenty steps before. Seconds: training steps, without what the first compiles, "
-        "and without evaluation.",
+        "and without evaluation. Memory: on a CPU the most that a training step allocates beyond what is kept between "
+        "steps, on a GPU the most allocated in the whole run.",
         f"Held-out exact match at this scale ({baseline.tests} tests) is small and noisy, and is not a ranking.",
         f"Copying the input already has {100 * baseline.token_accuracy.mean:.1f} % token accuracy on the held-out "
         "tests: read every token accuracy against that.",

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import environment
+from benchmarks import environment, memory
 from benchmarks.arc import buckets, flops
 from benchmarks.arc.arms import Arm
 from benchmarks.arc.batches import Batches, epoch_shares
 from benchmarks.arc.dataset import ArcData, build
 from benchmarks.arc.files import write_json
 from benchmarks.arc.presets import Preset
-from benchmarks.arc.run import build_data
+from benchmarks.arc.run import build_data, check_seconds
 from benchmarks.arc.tasks import Pair, Task
 from benchmarks.arc.training import Trainer
 from benchmarks.command import show
@@ -54,12 +54,14 @@ def throughput(
     list of dict
         Arm, steps, steps and samples a second, operations a sample and TFLOP/s by the closed form, peak memory, and the
         ratio of the step's time to that of the first arm. Times are medians. With buckets a row for each, with its
-        share of the steps, and then one for the mean step, whose memory is that of all buckets.
+        share of the steps, and then one for the mean step, whose memory is that of all buckets. On a GPU memory is the
+        most allocated, on a CPU the most that a step on the largest side allocates beyond what training keeps.
 
     Raises
     ------
     ValueError
-        For an arm that cannot be made, shares that do not fit the buckets, or a folder that is not there.
+        For an arm that cannot be made, shares that do not fit the buckets, seconds that are not finite and positive, or
+        a folder that is not there.
 
     Notes
     -----
@@ -67,6 +69,7 @@ def throughput(
     """
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent}: the folder does not exist")
+    check_seconds(seconds=seconds)
     for arm in arms:
         arm.check(preset.model.streams)
     parts, origin = _shares(preset, shares)
@@ -83,8 +86,9 @@ def throughput(
     rows: list[dict[str, Any]] = []
     for arm in arms:
         environment.reset_peak_memory(device)
-        took = _times(Trainer(timed, arm, 0, data, device), seconds)
-        peak = environment.peak_memory_mib(device)
+        trainer = Trainer(timed, arm, 0, data, device)
+        took = _times(trainer, seconds)
+        peak = _peak(trainer) if trainer.device.type == "cpu" else environment.peak_memory_mib(device)
         rows += _rows(timed, arm, parts, took, peak, rows)
         write_json(out, {**written, "rows": rows})
     show(title, rows)
@@ -117,6 +121,14 @@ def _times(trainer: Trainer, seconds: float) -> dict[int, list[float]]:
     return {side: own[_WARM_UP:] for side, own in took.items()}
 
 
+def _peak(trainer: Trainer) -> float:
+    """Return the most MiB that a step on the largest side allocates on a CPU beyond what training keeps."""
+    while True:
+        peak = memory.allocated_mib(trainer.step)
+        if trainer.stream.data.side == max(trainer.shares):
+            return peak
+
+
 def _rows(
     preset: Preset,
     arm: Arm,
@@ -134,7 +146,7 @@ def _rows(
     if not preset.data.buckets:
         lines = lines[-1:]
     rows = []
-    for line, (bucket, share, steps, seconds, sample, memory) in enumerate(lines):
+    for line, (bucket, share, steps, seconds, sample, most) in enumerate(lines):
         rows.append(
             {
                 "arm": arm.text,
@@ -144,7 +156,7 @@ def _rows(
                 "samples_a_second": preset.train.batch / seconds,
                 "gflop_a_sample": sample / 1e9,
                 "tflops": sample * preset.train.batch / seconds / 1e12,
-                "peak_mib": memory,
+                "peak_mib": most,
                 "ratio": seconds * before[line]["steps_a_second"] if before else 1.0,
             }
         )

@@ -51,7 +51,7 @@ def run(quick: bool) -> dict[str, Any]:
         the plain residual's), ratio (of over_branch_ms to that of ours, the first row of a size with one), target (of
         that ratio, where one was set), saved_streams (what a single sublayer keeps for backward beyond its input and
         the parameters, in units of the streams) and saved_target. The first row of a size is the plain residual on one
-        stream, the second a copy of the streams.
+        stream, the second a copy of the streams, which has no branch.
     """
     with one_thread(), pinned_allocator():
         rows = [row for n in ((4,) if quick else (4, 8)) for row in _rows(n, quick)]
@@ -92,9 +92,8 @@ def _rows(n: int, quick: bool) -> list[dict[str, Any]]:
         if row["name"] in times:
             row["ms"] = times[row["name"]] / depths[row["name"]]
     measured = [row for row in rows if "ms" in row]
-    for row in measured[1:]:
+    for row in measured[2:]:  # a copy has no branch
         row["over_branch_ms"] = row["ms"] - measured[0]["ms"]
-    for row in measured[2:]:
         row["ratio"] = row["over_branch_ms"] / measured[2]["over_branch_ms"]
     return rows
 

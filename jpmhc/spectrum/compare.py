@@ -13,6 +13,7 @@ from torch import Tensor
 from jpmhc.host import on_host
 from jpmhc.spectrum.law import Law
 from jpmhc.spectrum.measured import MeasuredLaw
+from jpmhc.spectrum.pyplot import pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,8 +98,13 @@ class Comparison:
         Returns
         -------
         matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
         """
-        import matplotlib.pyplot as plt
+        plt = pyplot()
 
         from jpmhc.spectrum import figures
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.spectrum.law import Law
+from jpmhc.spectrum.pyplot import pyplot
 from jpmhc.spectrum.report import Report
 from jpmhc.spectrum.ticks import name_ticks
 
@@ -182,7 +183,7 @@ def gradient_norms(ax: Axes, report: Report, *, log: bool = True) -> Axes:
 
 def overview(report: Report, *, log: bool = True) -> Figure:
     """Draw the four panels of an inspection."""
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     figure, axes = plt.subplots(2, 2, figsize=(8.6, 5.6), layout="constrained", sharex=True)
     singular_values(axes[0, 0], report, log=log)
@@ -199,7 +200,7 @@ def overview(report: Report, *, log: bool = True) -> Figure:
 
 def prediction(law: Law, mixers: Tensor, drawn: Law | None = None, *, log: bool = True) -> Figure:
     """Draw a predicted density, over that of drawn Jacobians if there are any, beside the mixers' values by depth."""
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.2), layout="constrained")
     densities(left, drawn, {"predicted": law}, log=log, histogram="drawn")

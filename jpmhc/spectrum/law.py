@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.host import methods_on_host
+from jpmhc.spectrum.pyplot import pyplot
 from jpmhc.spectrum.ticks import name_ticks
 
 if TYPE_CHECKING:
@@ -104,10 +105,12 @@ class Law(abc.ABC):
 
         Raises
         ------
+        ImportError
+            If matplotlib is not installed.
         ValueError
             With ``log``, if all singular values are zero.
         """
-        import matplotlib.pyplot as plt
+        plt = pyplot()
 
         smallest, largest = self.edges
         if log and not largest > 0:

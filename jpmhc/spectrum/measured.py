@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.spectrum.law import Law
+from jpmhc.spectrum.pyplot import pyplot
 
 # Relative residual at which a node of a quadrature is a singular value, and its weight all that there is of it.
 _FOUND = 1e-4
@@ -265,8 +266,13 @@ class MeasuredLaw(Law):
         Returns
         -------
         matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
         """
-        import matplotlib.pyplot as plt
+        plt = pyplot()
 
         if ax is None:
             _, ax = plt.subplots(layout="constrained")

@@ -221,6 +221,11 @@ class Report:
         -------
         matplotlib.figure.Figure
             Four panels; each is also a function of :mod:`jpmhc.spectrum.figures`.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
         """
         from jpmhc.spectrum import figures
 

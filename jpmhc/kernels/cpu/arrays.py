@@ -50,4 +50,7 @@ def array_of(tensor: Tensor, shape: tuple[int, ...] | None = None) -> np.ndarray
 
 def memory_of(tensor: Tensor, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """Return the memory of a tensor that was just made as an array, to be written to."""
+    if not tensor.numel():
+        # It may be nowhere, and NumPy below 2.2 takes no address of zero.
+        return np.empty(shape, _TYPES[tensor.dtype])
     return np.asarray(_Memory(tensor, shape))

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from benchmarks import environment
 from benchmarks.arc import checkpoint, run, tasks
 from benchmarks.arc.answers import read_pooled
 from benchmarks.arc.arms import Arm
@@ -14,6 +16,7 @@ from benchmarks.arc.compare import compare
 from benchmarks.arc.export import read_export
 from benchmarks.arc.presets import PRESETS, Preset, preset
 from benchmarks.arc.run import RunSpec, build_data, train
+from benchmarks.arc.stopping import Stopped
 from benchmarks.arc.training import Trainer, TrainingError
 
 
@@ -93,7 +96,7 @@ def test_slices_go_on_and_export_what_there_is(tmp_path, capsys):
     command = ["slice", "--preset", "smoke", "--steps", "3", "--residual", "plain", "--out", str(out)]
     assert main([*command, "--dtype", "int8"]) == 1
     assert not out.exists()
-    assert main([*command, "--seconds", "0"]) == 0
+    assert main([*command, "--seconds", "1e-9"]) == 0
     assert "no step was made, there is nothing to export" in capsys.readouterr().out
     for _ in range(2):
         assert main(command) == 0
@@ -120,6 +123,50 @@ def test_a_comparison_out_of_time_keeps_what_it_has(tmp_path):
     assert found["runs"] == []
     found = compare(short(), [Arm.parse("plain"), Arm.parse("identity")], 1, tmp_path, resume=True)
     assert [(r["arm"], r["complete"]) for r in found["runs"]] == [("plain", True), ("identity", True)]
+
+
+def test_a_comparison_that_goes_on_keeps_the_memory_and_the_machine_of_finished_runs(tmp_path, monkeypatch):
+    arms = [Arm.parse("plain"), Arm.parse("cayley")]
+    before = compare(short(), arms, 1, tmp_path)["runs"]
+    assert all(run["peak_memory_mib"] > 0 for run in before)
+    here, there = environment.describe(), {"git": "fedcba", "packages": {}, "machine": {"processor": "another"}}
+    monkeypatch.setattr(environment, "describe", lambda: there)
+    after = compare(short(), arms, 2, tmp_path, resume=True)
+    kept = [run for run in after["runs"] if run["seed"] == 0]
+    assert kept == before
+    assert [run["environments"] for run in after["runs"]] == [[here], [here], [there], [there]]
+    assert after["git"] == f"several: {here['git']}, fedcba"
+    assert after["machine"]["processor"] == f"several: {here['machine']['processor']}, another"
+    assert "several: " in json.loads((tmp_path / "comparison.json").read_text())["git"]
+
+
+def test_a_run_that_goes_on_elsewhere_names_both_machines_and_the_larger_memory(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    options = {"resume": True, "say": lambda text: None}
+    spec = RunSpec(short(), Arm.parse("plain"), 0)
+    monkeypatch.setattr(run, "asked", lambda: nullcontext(lambda: (out / "checkpoints" / "step-00000003").exists()))
+    with pytest.raises(Stopped):
+        train(spec, out, **options)
+    monkeypatch.undo()
+    path, here = out / "run.json", environment.describe()
+    first = json.loads(path.read_text())
+    path.write_text(json.dumps({**first, "peak_memory_mib": 1e9}))
+    there = {"git": "fedcba", "packages": {}, "machine": {}}
+    monkeypatch.setattr(environment, "describe", lambda: there)
+    result = train(spec, out, **options)
+    assert (first["steps"], result["steps"]) == (3, 6)
+    assert result["peak_memory_mib"] == 1e9
+    assert result["environments"] == [here, there]
+
+
+def test_the_memory_of_an_arm_does_not_depend_on_its_place(tmp_path):
+    arms = [Arm.parse(text) for text in ("plain", "cayley", "sinkhorn", "free")]
+    peaks = []
+    for index, order in enumerate((arms, arms[::-1])):
+        runs = compare(short(width=128), order, 1, tmp_path / str(index))["runs"]
+        peaks.append({run["arm"]: run["peak_memory_mib"] for run in runs})
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.02)
+    assert peaks[0]["plain"] < 0.9 * min(peaks[0]["cayley"], peaks[0]["sinkhorn"])
 
 
 def test_streams_in_half_precision_with_recomputed_calls_learn(tmp_path):

@@ -53,6 +53,13 @@ def test_orthogonal_mixers_keep_differences_and_doubly_stochastic_ones_lose_them
     assert gains["sinkhorn"][0][0] > gains["sinkhorn"][8][0] > gains["sinkhorn"][-1][0]
 
 
+@pytest.mark.parametrize("arm", ["identity", "free", "sinkhorn", "cayley"])
+def test_a_single_stream_has_no_differences_to_gain(arm):
+    found = probe.describe(*segment(arm, streams=1))
+    assert found["contrast_gains"] == []
+    assert len(found["gradient"]) == CONFIG.h_cycles + 1
+
+
 @pytest.mark.parametrize("arm", ["plain", "cayley"])
 def test_the_gradient_along_the_recursion_is_that_of_finite_differences(arm):
     model, latents, tokens, puzzle, labels = segment(arm)

@@ -97,10 +97,10 @@ def test_several_gloo_processes_equal_one(tmp_path, world, arm, buckets, shard):
             torch.testing.assert_close(found["files"][part][name], value, rtol=1e-4, atol=1e-5, msg=name)
     assert (found["tokens"] == expected["tokens"]).all()
     assert found["scores"] == pytest.approx(expected["scores"], abs=1e-5)
-    assert {**found["run"], "seconds": 0, "peak_memory_mib": 0} == {
+    own = {"seconds": 0, "peak_memory_mib": 0, "environments": []}  # a process here may have other threads
+    assert {**found["run"], **own} == {
         **expected["run"],
-        "seconds": 0,
-        "peak_memory_mib": 0,
+        **own,
         "processes": world,
         "sharded": shard,
     }

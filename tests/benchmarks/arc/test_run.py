@@ -97,7 +97,7 @@ def test_a_killed_run_ends_bit_identical_once_resumed(finished, tmp_path, wanted
 def test_a_run_stopped_by_the_clock_goes_on(finished, tmp_path):
     folder = tmp_path / "stopped"
     said = []
-    result = running.train(spec(), folder, seconds=0.0, say=said.append)
+    result = running.train(spec(), folder, seconds=1e-9, say=said.append)
     assert result["steps"] < 40
     assert result["complete"] is False
     assert "--resume goes on" in said[-1]
@@ -165,7 +165,7 @@ def test_a_folder_of_something_else_is_never_taken_over(tmp_path):
 
 def test_a_run_killed_while_writing_its_settings_starts(tmp_path):
     (tmp_path / "config.partial").write_text("{")
-    result = running.train(spec(), tmp_path, resume=True, seconds=0.0, say=lambda text: None)
+    result = running.train(spec(), tmp_path, resume=True, seconds=1e-9, say=lambda text: None)
     assert result["steps"] == 0
 
 

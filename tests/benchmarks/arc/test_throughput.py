@@ -110,7 +110,7 @@ def test_a_users_mistake_ends_in_one_line(arguments, message, tmp_path, capsys):
 
 
 def test_the_table_says_what_its_mean_is(tmp_path, capsys):
-    arguments = ["--preset", "smoke", "--batch", "4", "--buckets", "2", "3", "--seconds", "0", "--arms", "plain"]
+    arguments = ["--preset", "smoke", "--batch", "4", "--buckets", "2", "3", "--seconds", "1e-9", "--arms", "plain"]
     assert main(["throughput", *arguments, "--out", str(tmp_path / "t.json")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "training at 3 x 3 in buckets, batch 4, cpu; mean step of a run with the buckets' shares of" in said

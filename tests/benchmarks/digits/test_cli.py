@@ -22,3 +22,22 @@ def test_a_missing_scikit_learn_is_named_with_its_extra(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "pip install jpmhc[bench]" in error
     assert error.count("\n") == 1
+
+
+def test_files_that_would_be_replaced_and_formats_that_do_not_exist_are_named_before_training(
+    tmp_path, capsys, monkeypatch
+):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("benchmarks.trainer.train", lambda *_: pytest.fail("trained"))
+    notes = tmp_path / "notes.md"
+    notes.write_text("mine")
+    for arguments, message in (
+        (["--out", str(notes.with_suffix(".json"))], f"--out: {notes}, where the tables go, exists; name another file"),
+        (["--plot", str(tmp_path / "p.xyz")], "--plot: expected a name that ends in one of "),
+    ):
+        assert main(["digits", "--quick", *arguments]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {message}")
+        assert error.count("\n") == 1
+    assert notes.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]

@@ -40,7 +40,20 @@ def test_one_good_seed_of_one_rotation_refutes_that_none_can():
     assert [claim["verdict"] for claim in found] == ["confirmed", "confirmed"]
     arms = {"cayley": (0.5, 0.51, 0.5), "reflection": (0.7, 0.7, 0.7)}
     found = claims(result({"householder": arms}, "alignment", references))
-    assert [claim["verdict"] for claim in found] == ["open: no arm can", "not confirmed"]
+    assert [claim["verdict"] for claim in found] == ["open: no mixer can", "not confirmed"]
+
+
+def test_that_the_plain_residual_learns_says_nothing_of_mixers():
+    arms = {"plain": (0.99, 0.99, 0.99), "cayley": (0.5, 0.51, 0.5), "sinkhorn": (0.7, 0.7, 0.7)}
+    (claim,) = claims(result({"reflection": arms}, "alignment", {"rotations": 1.0}))
+    assert claim["verdict"] == "open: no mixer can"
+
+
+def test_a_rotation_with_arguments_is_a_rotation():
+    arms = {"cayley:step=0.1": (0.5, 0.99, 0.5), "reflection": (0.99, 0.99, 0.98)}
+    rotations, _ = claims(result({"reflection": arms}, "alignment", {"rotations": 1.0}))
+    assert rotations["verdict"] == "not confirmed"
+    assert "cayley:step=0.1" in rotations["ours"]
 
 
 def test_without_the_arms_there_is_no_claim():
