@@ -97,10 +97,12 @@ def along_batched_gradients(mapped: Callable[..., Any], args: Sequence[Any]) -> 
 
     Its results, a tensor or some, have the axis in front, and come back as batches.
     """
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    while not any(along := [_has_axis(arg, level) for arg in args]):
-        level -= 1
+    # The count of levels belongs to the thread that made them, and backward passes may run on others.
+    for level in range(_MOST_LEVELS, 0, -1):
+        if any(along := [_has_axis(arg, level) for arg in args]):
+            break
+    else:
+        raise RuntimeError("is_grads_batched: found no axis of the batch; torch keeps its levels in another way")
     given = [_unbatched(arg, level) if has_axis else arg for arg, has_axis in zip(args, along, strict=True)]
     size = next(tensor.shape[0] for tensor, has_axis in zip(given, along, strict=True) if has_axis)
     result = mapped(size, tuple(0 if has_axis else None for has_axis in along), *given)
@@ -118,6 +120,9 @@ def _has_axis(value: Any, level: int) -> bool:
     if not isinstance(value, Tensor) or not is_legacy_batchedtensor(value):
         return False
     return _unbatched(value, level, 1).shape[0] == _unbatched(value, level, 2).shape[0]
+
+
+_MOST_LEVELS = 63  # of torch's batched tensors
 
 
 def differentiable() -> bool:

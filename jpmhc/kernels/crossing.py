@@ -110,7 +110,9 @@ def cross(x: Tensor, write: Writing | None = None, read: Reading | None = None) 
         else:
             # Where nothing asks for a derivative, a node would be a good part of what a token costs.
             # Nor can a graph of jit.trace hold one; its operations raise where they are differentiated.
-            node = torch.compiler.is_compiling() or (wants_derivative(*given) and not torch._C._is_tracing())
+            node = torch.compiler.is_compiling() or (
+                wants_derivative(*given) and (not torch._C._is_tracing() or transform_depth() > 0)
+            )
             run = _Boundary.apply if node else _Boundary.forward
             streams, u, z, pre = run(*given, _mark(given))[:4]
     # Exported, there and back again would be a condition on sizes that are free: nothing differentiates it, so x does.

@@ -36,6 +36,8 @@ def polar_forward(matrix: Tensor) -> Tensor:
         Orthonormal to round-off. Where the columns are linearly dependent, to round-off or exactly, the factor is not
         unique and the result is arbitrary, orthonormal or not, or NaN.
     """
+    if not matrix.shape[-1]:
+        return matrix.clone()
     if can_read(matrix):
         return _by_reading(matrix)
     return polar_newton(matrix) if matrix.shape[-1] > FEW else _by_elimination(matrix)
@@ -53,8 +55,6 @@ def _by_reading(matrix: Tensor) -> Tensor:
 
     The step ``X (15 I - 10 G + 3 G^2) / 8`` with ``G = X^T X`` takes a singular value ``1 + e`` to ``1 + O(e^3)``.
     """
-    if not matrix.numel():
-        return matrix.clone()
     few = matrix.numel() <= _FEW_NUMBERS
     # A column of another length is reason enough, and the first one tells as a rule.
     if not few and all(_largest_entry(some.square().sum(-2) - 1) < NEAR for some in (matrix[..., :1], matrix)):
@@ -206,6 +206,8 @@ def polar_adjoint(matrix: Tensor, factor: Tensor, cotangent: Tensor) -> Tensor:
     Tensor, shape (..., m, n)
         ``U X + (G - U U^T G) H^-1`` with ``H = U^T matrix`` and ``H X + X H = U^T G - G^T U``.
     """
+    if not factor.shape[-1]:
+        return torch.empty_like(factor)
     symmetric = factor.mT @ matrix
     symmetric = (symmetric + symmetric.mT) / 2
     inner = factor.mT @ cotangent
@@ -241,6 +243,8 @@ def sylvester(symmetric: Tensor, right_side: Tensor) -> Tensor:
     On a CPU in the basis of the eigenvectors of H. An eigenvalue routine would wait for other devices; there it is an
     iteration with inverses, which takes 2 to 19 times as long on a CPU.
     """
+    if not symmetric.shape[-1]:
+        return torch.empty_like(symmetric)
     if can_read(symmetric):
         return _by_eigenvectors(*_eigenvectors(symmetric), right_side)
     return _by_sign(symmetric, right_side)

@@ -103,8 +103,10 @@ def primitive(
             if arguments is not None:
                 (args,) = args  # type: ignore[assignment]
             if leaves_the_library():
-                plain: Callable[..., Result] = reference
-                return plain(*args, **options) if arguments is None else plain(arguments(*args))
+                bound = inspect.signature(full_precision).bind(*args, **options)
+                bound.apply_defaults()
+                plain: Result = full_precision(*bound.args)
+                return plain
             if not options and _nobody_listens(args):
                 result: Result = full_precision(*args)
                 return result

@@ -38,6 +38,10 @@ class ConstantModule(nn.Module):
         comes upon a constant elsewhere moves it for good.
         """
         held: Tensor = getattr(self, name)
+        if not torch.compiler.is_compiling() and type(held) is Tensor:
+            fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+            if fake is not None:
+                held = fake.from_tensor(held)
         if held.device == device:
             return held
         if device.type == "meta":

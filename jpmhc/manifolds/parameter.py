@@ -151,7 +151,7 @@ class _Keeper:
             # FSDP1 deletes what it flattens and leaves a view of the flat parameter.
             view = vars(self.module).get(name)
             whole = view._base if isinstance(view, Tensor) else None
-            return whole if isinstance(whole, nn.Parameter) else None
+            return whole if getattr(whole, "_is_flat_param", False) else None
         if isinstance(parameter, geoopt.ManifoldParameter) and parameter.manifold.check_point(parameter):
             return None
         return parameter
@@ -188,6 +188,8 @@ def _on_registration(module: nn.Module, name: str, parameter: nn.Parameter | Non
 
 def _is_piece(parameter: Tensor) -> bool:
     """Whether a parameter shows a part of a larger tensor, as those do that FSDP1 lends a module for a checkpoint."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False  # there is no FSDP1 without processes
     return parameter.layout is torch.strided and parameter.untyped_storage().nbytes() > parameter.nbytes
 
 

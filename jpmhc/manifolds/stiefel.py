@@ -65,13 +65,14 @@ class Stiefel(Manifold):
     I, so it is never singular. Retractions end with a Newton-Schulz step or orthonormalise anew: nothing drifts.
 
     Cost: O(n p^2) for all maps. `logmap` has a formula for one column and for square matrices. Otherwise it iterates,
-    30 to 200 evaluations, each a logarithm of matrices of up to 2p rows under the canonical metric, where it finds a
+    30 to 230 evaluations, each a logarithm of matrices of up to 2p rows under the canonical metric, where it finds a
     geodesic for all but exceptional pairs (`jpmhc.manifolds.lift`); for distances up to about 1 under the Euclidean
     one, where it shoots until the geodesic hits `y`. NaN marks a matrix that was not hit, or whose geodesic is longer
     than a way that is known. A result shorter than the injectivity radius, at least 2.8 (canonical) and pi (Euclidean),
-    is the shortest; a longer one may not be. Derivatives solve with the Jacobian of the exponential, in up to
-    ``2 p^2 + p`` products, and warn where that ends above its tolerance. Under ``torch.compile`` the solution is one
-    operation; the derivative forms the n p x n p Jacobian there, and tracing it under a transform still takes minutes.
+    is the shortest; a longer one may not be. Derivatives solve with the Jacobian of the exponential, in ``2 p^2 + p``
+    products or fewer, 1024 at most, and warn where that ends above its tolerance. Under ``torch.compile`` the solution
+    is one operation; the derivative forms the n p x n p Jacobian there, and tracing it under a transform still takes
+    minutes.
 
     `expmap` is NaN for vectors longer than 60 to 90: its series is doubled no further. `random` is uniform (Haar);
     `origin` holds the first p columns of the identity.
@@ -211,7 +212,7 @@ class Stiefel(Manifold):
         # One operation finds the vector, which solves the equation; what solves it again only carries the derivative.
         found = _logarithm(x.detach(), y.detach(), self.metric == "canonical")
         known = found.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-        n, p = shape[-2:]
+        n, p = int(shape[-2]), int(shape[-1])
         if torch.compiler.is_compiling():
             options: dict[str, Any] = {"check": "none", "adjoint": autodiff.Implicit(autodiff.Dense())}
         else:

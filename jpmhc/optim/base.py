@@ -195,7 +195,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def _bound(self, parameter: Tensor, group: int) -> tuple[geoopt.Manifold, Hashable] | None:
         if parameter not in self._manifolds:
-            # As accelerate does after sharding, somebody edited the group; those that have gone are let go of.
+            # As accelerate does after sharding, somebody edited the group. Those that have gone are forgotten.
             present = {p for g in self.param_groups for p in g["params"]}
             self._manifolds = {p: known for p, known in self._manifolds.items() if p in present}
             self._register(group)

@@ -1,5 +1,7 @@
 """Rules made by the helpers stay right when transforms nest."""
 
+import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -7,7 +9,13 @@ import torch
 from torch._vmap_internals import _vmap
 from torch.func import jacfwd, jvp, vmap
 
-from jpmhc.autodiff.transforms import differentiable, leading_batch, tangent_rule, traced_orders
+from jpmhc.autodiff.transforms import (
+    along_batched_gradients,
+    differentiable,
+    leading_batch,
+    tangent_rule,
+    traced_orders,
+)
 
 
 @leading_batch
@@ -103,3 +111,21 @@ def test_orders_count_the_transforms(depth):
         transformed = torch.func.grad(lambda x, inner=transformed: inner(x).sum())
     transformed(torch.randn(3))
     assert seen == [depth + 1]
+
+
+def test_the_axis_of_batched_gradients_is_found_on_the_threads_of_a_backward_pass_too():
+    def doubled_elsewhere(batch):
+        found = []
+
+        def work():
+            found.append(along_batched_gradients(lambda size, dims, tensor: 2 * tensor, [batch]))
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(timeout=60)
+        return found[0]
+
+    x = torch.randn(5, 3, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(_vmap(doubled_elsewhere)(x), 2 * x)

@@ -145,3 +145,12 @@ def test_tall_matrices_that_are_steep_or_huge_leave_their_neighbours_alone():
     u, _, vh = torch.linalg.svd(matrix[:3].double(), full_matrices=False)
     torch.testing.assert_close(result[[0, 2]].double(), (u @ vh)[[0, 2]], rtol=0, atol=2e-6)
     torch.testing.assert_close(result[:3].mT @ result[:3], torch.eye(20).expand(3, 20, 20), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 0), (3, 0, 0), (0, 4, 2)])
+def test_nothing_has_a_polar_factor_of_nothing(shape):
+    x = torch.empty(shape)
+    assert kernels.polar_forward(x).shape == shape
+    assert kernels.polar_adjoint(x, x, x).shape == shape
+    square = torch.empty(shape[0], shape[2], shape[2])
+    assert kernels.sylvester(square, square).shape == square.shape

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jpmhc import layers
 
@@ -149,8 +150,6 @@ def test_a_layer_is_compiled_once_and_exported_both_ways(form):
 # The start of the other two is found by a search among numbers.
 @pytest.mark.parametrize("form", [form for form in FORMS if form.get("mixer") not in ("orthostochastic", "manifold")])
 def test_a_layer_runs_where_nothing_is_computed(form):
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     with FakeTensorMode():
         hc = layers.HyperConnection(8, nn.Linear(8, 8), **form)
         assert hc(torch.randn(5, 4, 8)).shape == (5, 4, 8)
@@ -239,3 +238,12 @@ def test_a_transformers_model_of_ones_own_comes_back_from_its_files(form, tmp_pa
     x = torch.randn(2, 5, 8)
     assert torch.equal(back(x), model(x))
     kind(configuration).load_state_dict(back.state_dict())
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_layer_with_numbers_runs_on_tensors_without(mixer):
+    hc = layer(mixer)
+    with FakeTensorMode() as mode:
+        held = {name: mode.from_tensor(value) for name, value in (*hc.named_parameters(), *hc.named_buffers())}
+        assert torch.func.functional_call(hc, held, (torch.randn(2, 4, 8),)).shape == (2, 4, 8)
+    assert hc(streams()).isfinite().all()

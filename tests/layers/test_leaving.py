@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from jpmhc import kernels, layers
+from jpmhc import autodiff, kernels, layers
 
 MIXERS = [
     "cayley",
@@ -82,3 +82,14 @@ def test_onnx_takes_such_a_program(mixer, tmp_path):
     session = evaluator(str(tmp_path / "network.onnx"))
     (result,) = session.run(None, {session.input_names[0]: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(result), network(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_such_a_program_keeps_its_precision_under_autocast():
+    class Factor(nn.Module):
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return autodiff.polar(x)
+
+    x = torch.randn(5, 6, 3)
+    program = exported(Factor(), x).module()
+    torch.testing.assert_close(program(x), autodiff.polar(x), rtol=0, atol=2e-6)

@@ -188,6 +188,7 @@ def flattened(net):
     """Do to the point what FSDP1 does by default: a view of a flat parameter takes its place."""
     point = net.inner.weight
     net.flat = nn.Parameter(torch.cat([point.detach().flatten(), torch.zeros(3)]))
+    net.flat._is_flat_param = True
     del net.inner.weight
     net.inner.weight = net.flat[:8].view(4, 2)
     return net
@@ -211,7 +212,8 @@ def in_shards(net):
 
 
 @pytest.mark.parametrize("path", [flattened, gathered, in_shards])
-def test_a_point_that_was_flattened_or_cut_is_lost_and_no_optimiser_takes_what_moves_for_it(path):
+def test_a_point_that_was_flattened_or_cut_is_lost_and_no_optimiser_takes_what_moves_for_it(path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     net = path(Net())
     assert m.lost_parameters(net) == ["inner.weight"]
     with pytest.raises(TypeError, match=r"got plain tensors or shards for inner\.weight; .*unsharded_parameters"):
@@ -227,6 +229,24 @@ def test_a_tensor_in_the_place_of_a_deleted_point_is_no_lost_one():
     net.inner.weight = torch.eye(4, 2)
     assert m.lost_parameters(net) == []
     optim.RiemannianSGD(net.parameters())
+
+
+def test_a_part_of_a_larger_tensor_may_take_the_place_of_a_point_that_was_deleted():
+    net = Net()
+    del net.inner.weight
+    plain = net.inner.weight = nn.Parameter(torch.eye(8)[:4, :2])
+    assert m.lost_parameters(net) == []
+    optim.RiemannianSGD(net.parameters())
+    assert net.to(torch.float64).inner.weight is plain
+
+
+def test_a_view_of_a_stack_of_points_may_take_the_place_of_one_that_was_deleted():
+    net = Net()
+    del net.inner.weight
+    net.stack = m.Parameter(m.Stiefel().random(3, 4, 2), m.Stiefel())
+    net.inner.weight = net.stack[0]
+    assert m.lost_parameters(net) == []
+    optim.parameter_groups(net)
 
 
 # In a process of its own that ends at once: gloo's threads may wait for the interpreter's lock while the reducer's
