@@ -150,7 +150,8 @@ def _around(model: nn.Module, name: str) -> str:
     """Return how to name the nearest module around that one which can be called."""
     while name:
         name = name.rpartition(".")[0]
-        if name and not isinstance(model.get_submodule(name), (nn.ModuleList, nn.ModuleDict)):
+        # A list or group of layers has no forward of its own.
+        if name and type(model.get_submodule(name)).forward is not nn.Module.forward:
             return repr(name)
     return "the model"
 
