@@ -159,9 +159,13 @@ def test_a_layer_runs_where_nothing_is_computed(form):
 def test_a_layer_trains_after_a_first_run_without_gradients(within):
     for mixer in MIXERS:
         hc = layer(mixer)
+        fresh = layer(mixer)
         with within():
             hc(streams())
-        hc(streams()).sum().backward()
+        for trained in (hc, fresh):
+            trained(streams()).square().sum().backward()
+        for found, expected in zip(hc.parameters(), fresh.parameters(), strict=True):
+            assert torch.equal(found.grad, expected.grad)
 
 
 WRAPPED = """

@@ -107,7 +107,11 @@ def test_an_average_that_walks_over_state_dicts_in_place_changes_no_label():
         with torch.no_grad():
             for ours, theirs in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
                 ours.copy_(0.9 * ours + 0.1 * theirs)
-    layer(mixer="sinkhorn").load_state_dict(averaged.state_dict())
+    state = averaged.state_dict()
+    assert torch.equal(state["label"], model.state_dict()["label"])
+    fresh = layer(mixer="sinkhorn")
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh.static, averaged.static)
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.3, 0.5, 0.7, 1 / 3])
