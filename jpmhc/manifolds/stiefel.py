@@ -219,7 +219,8 @@ class Stiefel(Manifold):
             # The Jacobian is one matrix on 2p rows and the same p x p one on all rows across: no more steps are of use.
             products = autodiff.GMRES(max_steps=min(n * p, 2 * p * p + p, _MOST_PRODUCTS))
             options = {"check": "warn", "adjoint": autodiff.Implicit(products)}
-        solver = autodiff.Picard(tol=_MISSED * _tolerance(x), max_steps=1)
+        # Carried back, what an end misses may gather in one entry.
+        solver = autodiff.Picard(tol=_MISSED * _tolerance(x) * math.sqrt(n * p), max_steps=1)
         aside = torch.eye(n, p, dtype=x.dtype, device=x.device)
         x, y, start = torch.where(known, x, aside), torch.where(known, y, aside), torch.where(known, found, 0)
         solution = autodiff.fixed_point(self._shoot, start, x, y, solver=solver, batch_dims=x.ndim - 2, **options)
