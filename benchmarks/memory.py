@@ -68,11 +68,24 @@ def allocated_mib(call: Callable[[], object]) -> float:
 
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
-    alive = highest = 0
-    for event in record.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            highest = max(highest, alive)
+    waiting = record.profiler.kineto_results.experimental_event_tree()[::-1]
+    changes = []
+    while waiting:
+        event = waiting.pop()
+        waiting.extend(event.children[::-1])
+        if event.name == "[memory]":
+            changes.append((event.start_time_ns, len(changes), event.extra_fields.ptr, event.extra_fields.alloc_size))
+    alive: dict[int, int] = {}
+    highest = total = 0
+    for _, _, address, size in sorted(changes):
+        # A freed block that this call did not allocate is one of before. The profiler reports it where an earlier
+        # profile saw a block at the same address and not its end, with the size of that one.
+        if size > 0:
+            alive[address] = size
+            total += size
+        else:
+            total -= alive.pop(address, 0)
+        highest = max(highest, total)
     return highest / 2**20
 
 
