@@ -12,7 +12,7 @@ from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.nn import Parameter
 
 from jpmhc.kernels.bodies import Choice, choose, device_of, leaves_the_library
-from jpmhc.kernels.precision import autocast_on
+from jpmhc.kernels.precision import full_precision, lowered
 from jpmhc.kernels.transforms import transform_depth
 
 Arguments = ParamSpec("Arguments")
@@ -59,7 +59,7 @@ def primitive(
 
     The operator has no derivative on purpose: a backward pass through it raises, and forward mode sees a constant.
     `jpmhc.autodiff` holds the derivatives. Under ``torch.compile`` the body stays one node of the graph, so it may
-    branch on data where that costs nothing. It runs with autocast off, so no product in it drops below its arguments'
+    branch on data where that costs nothing. It runs in `full_precision`, so no product in it drops below its arguments'
     precision.
     """
 
@@ -73,18 +73,18 @@ def primitive(
             return result.contiguous() if isinstance(result, Tensor) else tuple(part.contiguous() for part in result)
 
         @wraps(reference)
-        def full_precision(*args: Any) -> Any:
+        def precisely(*args: Any) -> Any:
             device = device_of(args)
-            if not autocast_on(device):
+            if not lowered(device):
                 return run(*args)
-            with torch.autocast(device, enabled=False):
+            with full_precision(device):
                 return run(*args)
 
         if arguments is not None:
             result_type = inspect.signature(reference).return_annotation
             signature = inspect.signature(arguments).replace(return_annotation=result_type)
-            full_precision.__signature__ = signature  # type: ignore[attr-defined]
-        operator = torch.library.custom_op(f"jpmhc::{name}", full_precision, mutates_args=())
+            precisely.__signature__ = signature  # type: ignore[attr-defined]
+        operator = torch.library.custom_op(f"jpmhc::{name}", precisely, mutates_args=())
         operator.register_fake(fake if arguments is None else lambda *args: fake(arguments(*args)))
 
         def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
@@ -103,12 +103,12 @@ def primitive(
             if arguments is not None:
                 (args,) = args  # type: ignore[assignment]
             if leaves_the_library():
-                bound = inspect.signature(full_precision).bind(*args, **options)
+                bound = inspect.signature(precisely).bind(*args, **options)
                 bound.apply_defaults()
-                plain: Result = full_precision(*bound.args)
+                plain: Result = precisely(*bound.args)
                 return plain
             if not options and _nobody_listens(args):
-                result: Result = full_precision(*args)
+                result: Result = precisely(*args)
                 return result
             return operator(*args, **options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.precision import full_precision
 from jpmhc.layers.arguments import check_size
 from jpmhc.layers.constants import ConstantModule
 
@@ -58,6 +60,10 @@ class Mixer(ConstantModule):
     mixes: bool = True
 
     def __init_subclass__(cls) -> None:
+        # Who calls a chart alone, or looks at its residual, is owed the same digits as a layer.
+        for name in ("forward", "residual"):
+            if name in vars(cls):
+                setattr(cls, name, _precise(vars(cls)[name]))
         # A subclass of the identity with a forward of its own is no identity.
         if "forward" in vars(cls) and "mixes" not in vars(cls):
             cls.mixes = True
@@ -105,6 +111,18 @@ class Mixer(ConstantModule):
                 f"got {tuple(raw.shape)}"
             )
         return raw.to(torch.promote_types(raw.dtype, torch.float32))
+
+
+def _precise(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(method)
+    def wrapped(self: Mixer, *args: Any, **options: Any) -> Tensor:
+        given = next((value for value in (*args, *options.values()) if isinstance(value, Tensor)), None)
+        if given is None:
+            return method(self, *args, **options)  # which says what is missing
+        with full_precision(given.device):
+            return method(self, *args, **options)
+
+    return wrapped
 
 
 def check_matrix(matrix: Any, raw: Tensor, mixer: Mixer) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from jpmhc.kernels.precision import autocast_on, full_precision
+from jpmhc.kernels.precision import full_precision, lowered
 from jpmhc.manifolds.checked import is_checked
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def precise(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a function of points in full precision where autocast is on."""
+    """Run a function of points in full precision."""
 
     @functools.wraps(method)
     def wrapped(self: Manifold, x: Tensor, *args: Any, **options: Any) -> Any:
@@ -102,7 +102,7 @@ def _plainly_right(manifold: Manifold, args: tuple[Any, ...]) -> bool:
         return False
     first = args[0]
     dtype, shape = first.dtype, first.shape
-    if dtype not in DTYPES or not manifold.accepts(shape) or autocast_on("cpu" if first.is_cpu else first.device.type):
+    if dtype not in DTYPES or not manifold.accepts(shape) or lowered("cpu" if first.is_cpu else first.device.type):
         return False
     for value in args[1:]:
         if not isinstance(value, Tensor) or value.dtype is not dtype or value.shape != shape:

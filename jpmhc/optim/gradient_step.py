@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from jpmhc.kernels.precision import full_precision
 from jpmhc.optim.base import RiemannianOptimizer
 from jpmhc.optim.batch import Batch
 from jpmhc.optim.options import check_count, check_range
@@ -78,7 +79,8 @@ class GradientOptimizer(RiemannianOptimizer):
                 self._update_free(group, parameters, [p.grad for p in parameters if p.grad is not None])
             for batch, gradient in batches:
                 signed = gradient.neg() if group["maximize"] else gradient
-                self._update_batch(group, batch, signed, stabilize)
+                with full_precision(gradient.device):  # a manifold of another library does not see to it
+                    self._update_batch(group, batch, signed, stabilize)
         return loss
 
     @torch.no_grad()
