@@ -195,10 +195,12 @@ class Block:
         """Return bytes (threads, size) of shared memory."""
         return self._load(self.shared, addresses, size, mask)
 
-    def store_shared(self, addresses: np.ndarray, values: np.ndarray, mask: np.ndarray | None = None) -> None:
-        """Write bytes (threads, size) to shared memory."""
+    def store_shared(
+        self, addresses: np.ndarray, values: np.ndarray, mask: np.ndarray | None = None, *, fence: bool = True
+    ) -> None:
+        """Write bytes (threads, size) to shared memory, which a product may read after a fence only."""
         places = self._store(self.shared, addresses, values, mask)
-        self.unfenced[places] = True
+        self.unfenced[places] = fence
 
     def load_global(self, addresses: np.ndarray, size: int, mask: np.ndarray | None) -> np.ndarray:
         """Return bytes (threads, size) of tensors."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.metadata import version
+
 import numpy as np
 
 from tests.kernels.cuda.machine.block import Block, operation
@@ -10,6 +13,12 @@ from tests.kernels.cuda.machine.parse import Instruction, listed
 
 Mask = np.ndarray | None
 _REDUCTIONS = {"max": np.max, "min": np.min, "add": np.sum, "and": np.bitwise_and.reduce, "or": np.bitwise_or.reduce}
+
+
+@cache
+def copies_are_fenced() -> bool:
+    """Whether Triton fences what ``cp.async`` brought: before 3.7 it left that to the assembler (Triton PR 9610)."""
+    return tuple(map(int, version("triton").split(".")[:2])) >= (3, 7)
 
 
 @operation("shfl", together=True)
@@ -82,7 +91,7 @@ def _copy(block: Block, given: Instruction, mask: Mask) -> None:
 
     def land() -> None:
         block.shared.coming[places] = False
-        block.store_shared(targets, values, mask)
+        block.store_shared(targets, values, mask, fence=copies_are_fenced())
 
     block.copies[-1].append(land)
 
