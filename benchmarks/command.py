@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
-from benchmarks.extras import require
+from benchmarks.arc.files import write_json
+from benchmarks.extras import MissingExtra, require
+from benchmarks.timing import in_a_line
 
-Part = Callable[[bool], dict[str, Any]]
+Result = dict[str, Any]
+Part = Callable[[bool], Result | Iterator[Result]]
 
 
 @dataclass
@@ -26,6 +30,8 @@ class Options:
 
     quick: bool = False
     """Fewer rounds and shapes: a look, not a result."""
+    only: tuple[str, ...] = ()
+    """Names of the parts to run, as their tables are titled; unless given all."""
     out: Path | None = None
     """Write all, with machine and versions, to this JSON file; an older result of the same benchmark is replaced."""
 
@@ -38,43 +44,95 @@ def main(name: str, parts: Mapping[str, Part], arguments: list[str]) -> int:
     name : str
         Of the benchmark.
     parts : mapping of str to callable
-        ``part(quick)`` returns a JSON-able dict with ``rows``, dicts of equal keys.
+        ``part(quick)`` returns a JSON-able dict with ``rows``, dicts of equal keys; or yields one as often as there are
+        more rows in it, which are then kept should the part end there.
     arguments : list of str
         Of the command line, without the benchmark's name.
 
     Returns
     -------
     int
-        Exit status; a user's mistake ends in one line.
+        Exit status; a user's mistake ends in one line. A part that fails leaves its error in the result, and the
+        others run.
     """
     tyro = require("tyro", "bench")
+    require("rich", "bench")
     options: Options = tyro.cli(Options, prog=f"python -m benchmarks {name}", args=arguments)
+    # A time limit deserves the same goodbye as a user.
+    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _run(name, parts, options)
+        failed = _run(name, _chosen(parts, options.only), options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"stopped{_what_is_left(options.out)}", file=sys.stderr)
         return 130
-    return 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 1 if failed else 0
 
 
-def _run(name: str, parts: Mapping[str, Part], options: Options) -> None:
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _chosen(parts: Mapping[str, Part], only: tuple[str, ...]) -> dict[str, Part]:
+    for name in only:
+        if name not in parts:
+            raise ValueError(f"--only: expected some of {', '.join(map(repr, parts))}, got {name!r}")
+    return {name: part for name, part in parts.items() if not only or name in only}
+
+
+def _run(name: str, parts: Mapping[str, Part], options: Options) -> list[str]:
+    """Return the names of the parts that failed."""
     if options.out is not None:
-        _check_out(options.out, name, options.quick)
-    results: dict[str, Any] = {}
+        _check_out(options.out, name, options)
+    # Before anything runs: a GPU may not answer any more afterwards.
+    head = {"benchmark": name, "quick": options.quick, **environment.describe()}
+    results: dict[str, Result] = {}
     for title, part in parts.items():
-        results[title] = part(options.quick)
-        if options.out is not None:  # what is done survives an interruption
-            written = {"benchmark": name, "quick": options.quick, **environment.describe(), "parts": _finite(results)}
-            _aside(options.out).write_text(json.dumps(written, indent=1, allow_nan=False) + os.linesep)
+        for result in _so_far(title, part, options.quick):
+            results[title] = result
+            if options.out is not None:  # what is done survives an interruption
+                write_json(_aside(options.out), {**head, "parts": _finite(results)}, ".new")
         show(title, results[title]["rows"])
         if "note" in results[title]:
             print(results[title]["note"])
-    if options.out is not None:
+    failed = [title for title, result in results.items() if "error" in result]
+    if options.out is not None and failed and options.out.exists():
+        print(f"{options.out} is as it was, since parts failed; the new result is in {_aside(options.out)}")
+    elif options.out is not None:
         _aside(options.out).replace(options.out)
         print(f"wrote {options.out}")
+    return failed
+
+
+def _so_far(title: str, part: Part, quick: bool) -> Iterator[Result]:
+    """Yield what there is of a part whenever there is more of it, with its error at last if it fails."""
+    result: Result = {"name": title, "rows": []}
+    try:
+        made = part(quick)
+        if isinstance(made, dict):
+            result = made
+            yield result
+            return
+        seen = 0
+        for result in made:
+            for row in result["rows"][seen:]:
+                print(f"{title}: {_line(row)}", flush=True)
+            seen = len(result["rows"])
+            yield result
+    except Exception as error:
+        if not isinstance(error, MissingExtra):
+            traceback.print_exc()
+        said = str(error) if isinstance(error, MissingExtra) else in_a_line(error)
+        print(f"error: {title}: {said}", file=sys.stderr, flush=True)
+        yield {**result, "error": said}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {_cell(value)}" for key, value in row.items() if value is not None)
 
 
 def _aside(out: Path) -> Path:
@@ -90,7 +148,7 @@ def _what_is_left(out: Path | None) -> str:
     return f"; the parts that were done are in {_aside(out)}"
 
 
-def _check_out(out: Path, name: str, quick: bool) -> None:
+def _check_out(out: Path, name: str, options: Options) -> None:
     """Raise a ValueError or OSError if the file cannot be written, or would replace what is no older result."""
     if not out.parent.is_dir():
         raise ValueError(f"--out: the folder {out.parent} does not exist")
@@ -102,8 +160,10 @@ def _check_out(out: Path, name: str, quick: bool) -> None:
             same = False
         if not same:
             raise ValueError(f"--out: {out} exists and is no result of this benchmark; name another file")
-        if quick and not found.get("quick"):
+        if options.quick and not found.get("quick"):
             raise ValueError(f"--out: {out} holds a full result, which a look with --quick must not replace")
+        if options.only and set(found["parts"]) - set(options.only):
+            raise ValueError(f"--out: {out} holds other parts too, which --only must not replace; name another file")
     _aside(out).touch()
 
 

@@ -89,3 +89,8 @@ def _captured(call: Callable[[], object], count: int = 10) -> tuple[Callable[[],
         torch.cuda.synchronize()
         return call, 1
     return graph.replay, count
+
+
+def in_a_line(error: Exception) -> str:
+    """Return kind and first line of an error."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

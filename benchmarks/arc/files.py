@@ -21,22 +21,30 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, aside: str = ".partial") -> None:
     """Write a JSON file so that a reader finds the old one or the new one, never a part.
+
+    Parameters
+    ----------
+    path : Path
+    value : Any
+        Of JSON, every number finite.
+    aside : str
+        Suffix of the file that is written first, in the place of the path's own.
 
     Raises
     ------
     OSError
         If the disk is full, say; the old file is untouched and the new one's beginning removed.
     """
-    aside = path.with_suffix(".partial")
+    new = path.with_suffix(aside)
     try:
-        with naming(path), aside.open("w") as file:
+        with naming(path), new.open("w") as file:
             json.dump(value, file, indent=1, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
-        aside.unlink(missing_ok=True)
+    except BaseException:  # an interrupt too
+        new.unlink(missing_ok=True)
         raise
-    aside.replace(path)
+    new.replace(path)

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     }
     status = command.main("spectrum", parts, arguments)
     options = require("tyro", "bench").cli(command.Options, args=arguments) if status == 0 else None
-    if options is not None and options.out is not None:
+    if options is not None and options.out is not None and panels:
         figure1.figure(panels, options.out.with_suffix(".png"))
         print(f"wrote {options.out.with_suffix('.png')}")
     return status
