@@ -103,7 +103,7 @@ def main() -> int:
             }
             try:
                 with blocks(name, sizes):
-                    row |= replayed(calls, 7, "cuda")
+                    row |= {key: timed.row() for key, timed in replayed(calls, 7, "cuda").items()}
             except Exception as error:  # blocks that do not fit are a result here
                 row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
             rows.append(row)

@@ -5,7 +5,7 @@ Everything here runs on a CPU too, small, which is how it is tested; a result it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.arc.model import Attention, SwiGLU, rms_norm, rotary_table
-from benchmarks.kernels.roofline import STREAMS, TOKENS, WIDTHS
+from benchmarks.kernels.roofline import STREAMS, TOKENS, WIDTHS, copies, fastest_copy
 from benchmarks.kernels.systems import UnrolledSinkhorn
-from benchmarks.timing import replayed
+from benchmarks.timing import check_device, in_a_line, ratio, replayed
 from jpmhc import kernels, layers
 from jpmhc.kernels.crossing import Writing
 
@@ -31,7 +31,7 @@ TRM_WIDTH, TRM_STREAMS, TRM_HEADS, TRM_INNER, TRM_BLOCKS, TRM_POSITIONS = 512, 4
 Boundary = Callable[..., tuple[Tensor, ...]]
 
 
-def layer(quick: bool) -> dict[str, Any]:
+def layer(quick: bool) -> Iterator[dict[str, Any]]:
     """Time what stands between two branches, forward and backward: write, projection, 20 sweeps, gates and read.
 
     Parameters
@@ -39,26 +39,35 @@ def layer(quick: bool) -> dict[str, Any]:
     quick : bool
         The smallest width alone, fewer rounds.
 
-    Returns
-    -------
+    Yields
+    ------
     dict
-        JSON-able: ``rows``, each with name, streams, width, ms, ratio (to ours) and target, or ``error``; no rows
-        without a GPU.
+        JSON-able, again after every size: ``rows``, each with name, streams, width, ms, captured (see
+        `benchmarks.timing.replayed`), ratio (to ours, between times that were taken alike) and target, or ``error``; no
+        rows without a GPU.
     """
     return _layers("GPU layer", ("jpmhc", "Liger"), WIDTHS["cuda"][:1] if quick else WIDTHS["cuda"], quick)
 
 
-def compiled(quick: bool) -> dict[str, Any]:
+def compiled(quick: bool) -> Iterator[dict[str, Any]]:
     """Do as `layer` beside compiled code of the reference, some minutes of compiling for each size."""
     return _layers("GPU compiled", ("jpmhc", _REFERENCE), COMPILED_WIDTHS[:1] if quick else COMPILED_WIDTHS, quick)
 
 
-def _layers(name: str, contenders: tuple[str, ...], widths: tuple[int, ...], quick: bool) -> dict[str, Any]:
+def _layers(name: str, contenders: tuple[str, ...], widths: tuple[int, ...], quick: bool) -> Iterator[dict[str, Any]]:
     if not torch.cuda.is_available():
-        return {"name": name, "note": _NO_GPU, "rows": []}
+        yield {"name": name, "note": _NO_GPU, "rows": []}
+        return
     tokens, rounds = TOKENS["cuda"], 3 if quick else 9
-    rows = [row for n in STREAMS for d in widths for row in layer_rows("cuda", tokens, n, d, rounds, contenders)]
-    return {"name": name, "tokens": tokens, "dtype": "bfloat16", "sweeps": SWEEPS, "rows": rows}
+    rows: list[dict[str, Any]] = []
+    for n in STREAMS:
+        for width in widths:
+            check_device("cuda")
+            try:
+                rows += layer_rows("cuda", tokens, n, width, rounds, contenders)
+            except Exception as error:  # of what all contenders are given
+                rows.append({"name": "all", "streams": n, "width": width, "error": in_a_line(error)})
+            yield {"name": name, "tokens": tokens, "dtype": "bfloat16", "sweeps": SWEEPS, "rows": rows}
 
 
 def step(quick: bool) -> dict[str, Any]:
@@ -67,8 +76,9 @@ def step(quick: bool) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON-able: ``rows`` with name, ms, ratio (to the plain residual's), target, and floor: the ratio if the streams
-        cost what moving their bytes costs at the measured speed of copying; no rows without a GPU.
+        JSON-able: ``rows`` with name, ms, captured, ratio (to the plain residual's), target, and floor: the ratio if
+        the streams cost what moving their bytes costs at the measured speed of copying; or ``error``. Ratios are of
+        times that were taken alike. No rows without a GPU.
     """
     if not torch.cuda.is_available():
         return {"name": "GPU step", "note": _NO_GPU, "rows": []}
@@ -83,11 +93,12 @@ def layer_rows(
 ) -> list[dict[str, Any]]:
     """Time contenders for one size, ours among them."""
     torch.manual_seed(0)
+    draw = _generator(device)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    x = torch.randn(tokens, n, width, device=device, dtype=dtype).requires_grad_()
-    y = torch.randn(tokens, width, device=device, dtype=dtype).requires_grad_()
-    matrix = torch.rand(tokens, n, n, device=device).div_(n).requires_grad_()
-    post = torch.rand(tokens, n, device=device).requires_grad_()
+    x = torch.randn(tokens, n, width, generator=draw, device=device, dtype=dtype).requires_grad_()
+    y = torch.randn(tokens, width, generator=draw, device=device, dtype=dtype).requires_grad_()
+    matrix = torch.rand(tokens, n, n, generator=draw, device=device).div_(n).requires_grad_()
+    post = torch.rand(tokens, n, generator=draw, device=device).requires_grad_()
     made = {
         "jpmhc": partial(_ours, n, width, device),
         "Liger": partial(_liger, n, width, device),
@@ -97,24 +108,31 @@ def layer_rows(
     for name, make in ((name, made[name]) for name in contenders):
         rows.append({"name": name, "streams": n, "width": width, "target": TARGETS.get(name)})
         try:
-            with kernels.backend("reference" if "reference" in name else "auto"):
-                call = _pass(make(), x, matrix, post, y)
-                call()
+            calls[name] = _pass(make(), draw, "reference" if "reference" in name else "auto", x, matrix, post, y)
         except Exception as error:  # a peer's fault is a result here, whatever it raises
-            rows[-1]["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-            continue
-        calls[name] = call
+            rows[-1]["error"] = in_a_line(error)
     times = replayed(calls, rounds, device)
     for row in rows:
-        if row["name"] in times:
-            row |= {"ms": times[row["name"]], "ratio": times[row["name"]] / times["jpmhc"]}
+        timed = times.get(row["name"])
+        if timed is not None:
+            row |= {**timed.row(), "ratio": ratio(timed, times.get("jpmhc"))}
     return rows
 
 
-def _pass(boundary: Boundary, *given: Tensor) -> Callable[[], Any]:
-    results = boundary(*given)
-    cotangents = [torch.randn_like(result) for result in results]
-    return lambda: torch.autograd.grad(boundary(*given), given, cotangents, allow_unused=True)
+def _generator(device: str) -> torch.Generator:
+    # Not torch's own, which a failed capture of a graph leaves waiting for its end.
+    return torch.Generator(device).manual_seed(0)
+
+
+def _pass(boundary: Boundary, draw: torch.Generator, backend: str, *given: Tensor) -> Callable[[], Any]:
+    def call() -> Any:
+        with kernels.backend(backend):
+            return torch.autograd.grad(boundary(*given), given, cotangents, allow_unused=True)
+
+    with kernels.backend(backend):
+        results = boundary(*given)
+    cotangents = [torch.randn(r.shape, generator=draw, device=r.device, dtype=r.dtype) for r in results]
+    return call
 
 
 def _connection(n: int, width: int, device: str, mixer: type[layers.Sinkhorn]) -> layers.HyperConnection:
@@ -195,35 +213,43 @@ def step_rows(device: str, batch: int, positions: int, width: int, rounds: int) 
     """Time the net of two blocks with four streams beside the same with one."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     n, depth = TRM_STREAMS, 2 * TRM_BLOCKS
-    plain = _Plain(_branches(width, positions)).to(device, dtype)
-    branches = [branch.to(device, dtype) for branch in _branches(width, positions)]
-    connections = [layers.HyperConnection(width, b, streams=n, layer_index=i) for i, b in enumerate(branches)]
-    stack = layers.HyperStack(connections, post_norm="rms").to(device)
-    x = torch.randn(batch, positions, width, device=device, dtype=dtype)
-    calls = {}
-    for name, net, given in (("plain residual", plain, x), ("jpmhc, 4 streams", stack, layers.expand_streams(x, n))):
-        leaf = given.clone().requires_grad_()
-        calls[name] = _training_pass(net, leaf)
-    source = torch.zeros(batch * positions * n * width, device=device, dtype=dtype)
-    target = torch.empty_like(source)
-    times = replayed({**calls, "copy": lambda: target.copy_(source)}, rounds, device)
-    # Per sublayer (2n + 2) + (4n + 3) passes over d numbers a token, where the plain residual and norm have 4 + 4.
-    passes = depth * (6 * n + 5 - 8)
-    floor = passes * times["copy"] / (2 * n)
-    base = times["plain residual"]
-    return [
-        {"name": "plain residual", "ms": base, "ratio": 1.0, "floor": 1.0, "target": None},
-        {
-            "name": "jpmhc, 4 streams",
-            "ms": times["jpmhc, 4 streams"],
-            "ratio": times["jpmhc, 4 streams"] / base,
-            "floor": 1 + floor / base,
-            "target": TRM_TARGET,
-        },
+    draw = _generator(device)
+    x = torch.randn(batch, positions, width, generator=draw, device=device, dtype=dtype)
+
+    def plain() -> Callable[[], Any]:
+        return _training_pass(_Plain(_branches(width, positions)).to(device, dtype), x, draw)
+
+    def streams() -> Callable[[], Any]:
+        branches = [branch.to(device, dtype) for branch in _branches(width, positions)]
+        connections = [layers.HyperConnection(width, b, streams=n, layer_index=i) for i, b in enumerate(branches)]
+        stack = layers.HyperStack(connections, post_norm="rms").to(device)
+        return _training_pass(stack, layers.expand_streams(x, n), draw)
+
+    rows: list[dict[str, Any]] = [
+        {"name": "plain residual", "target": None},
+        {"name": "jpmhc, 4 streams", "target": TRM_TARGET},
     ]
+    calls: dict[str, Callable[[], Any]] = {}
+    for row, make in zip(rows, (plain, streams), strict=True):
+        try:
+            calls[row["name"]] = make()
+        except Exception as error:  # the other one's time is worth having
+            row["error"] = in_a_line(error)
+    size = 2 * n * x.numel() * x.itemsize
+    times = replayed({**calls, **copies(device, size)}, rounds, device)
+    base, copy = times.get("plain residual"), fastest_copy(times)
+    # Per sublayer (2n + 2) + (4n + 3) passes over d numbers a token, where the plain residual and norm have 4 + 4.
+    share, passes = ratio(copy, base), depth * (6 * n + 5 - 8)
+    floors = 1.0, None if share is None else 1 + passes * share / (2 * n)
+    for row, floor in zip(rows, floors, strict=True):
+        if row["name"] in times:
+            timed = times[row["name"]]
+            row |= {**timed.row(), "ratio": ratio(timed, base), "floor": floor}
+    return rows
 
 
-def _training_pass(net: nn.Module, leaf: Tensor) -> Callable[[], Any]:
+def _training_pass(net: nn.Module, given: Tensor, draw: torch.Generator) -> Callable[[], Any]:
+    leaf = given.clone().requires_grad_()
     wanted = [leaf, *(p for p in net.parameters() if p.requires_grad)]
-    cotangent = torch.randn_like(leaf)
+    cotangent = torch.randn(leaf.shape, generator=draw, device=leaf.device, dtype=leaf.dtype)
     return lambda: torch.autograd.grad(net(leaf), wanted, cotangent, allow_unused=True)

@@ -4,27 +4,83 @@ import pytest
 import torch
 
 from benchmarks.kernels import gpu
+from benchmarks.timing import Timed
+from tests.benchmarks.fake_cuda import Device
 
 
 def test_without_a_gpu_nothing_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for part in (gpu.layer, gpu.compiled, gpu.step):
-        result = part(quick=True)
+    for result in (*gpu.layer(quick=True), *gpu.compiled(quick=True), gpu.step(quick=True)):
         assert result["rows"] == []
         assert "no GPU" in result["note"]
 
 
+def broken(*_, **__):
+    raise RuntimeError("no driver\nand why")
+
+
 def test_ours_is_timed_and_faults_of_peers_are_results(monkeypatch):
     monkeypatch.setattr(gpu, "_compiled", gpu._ours)
-
-    def broken(*_):
-        raise RuntimeError("no driver")
-
     monkeypatch.setattr(gpu, "_liger", broken)
     rows = {row["name"]: row for row in gpu.layer_rows("cpu", 32, 4, 16, 2, ("jpmhc", "Liger", gpu._REFERENCE))}
     assert rows["jpmhc"]["ratio"] == 1
     assert rows["torch.compile of the reference"]["ms"] > 0
     assert rows["Liger"]["error"] == "RuntimeError: no driver"
+
+
+def test_peers_are_timed_where_ours_fails(monkeypatch):
+    monkeypatch.setattr(gpu, "_liger", gpu._ours)
+    monkeypatch.setattr(gpu, "_ours", broken)
+    ours, liger = gpu.layer_rows("cpu", 32, 4, 16, 2, ("jpmhc", "Liger"))
+    assert ours["error"] == "RuntimeError: no driver"
+    assert liger["ms"] > 0
+    assert liger["ratio"] is None
+
+
+def test_there_is_no_ratio_between_a_graph_and_launches(monkeypatch):
+    monkeypatch.setattr(gpu, "_liger", gpu._ours)
+    times = {"jpmhc": Timed(2.0, True), "Liger": Timed(3.0, False, "OutOfMemoryError: full")}
+    monkeypatch.setattr(gpu, "replayed", lambda *_: times)
+    ours, liger = gpu.layer_rows("cpu", 8, 4, 16, 2, ("jpmhc", "Liger"))
+    assert (ours["captured"], ours["ratio"]) == (True, 1)
+    assert (liger["captured"], liger["not_captured"], liger["ratio"]) == (False, "OutOfMemoryError: full", None)
+
+
+def test_the_reference_runs_under_its_backend_whenever_it_is_called(monkeypatch):
+    seen = []
+
+    def looking(n, width, device):
+        def boundary(*given):
+            choice = gpu.kernels.choice("cayley_forward", torch.zeros(1000, 4, 4), 1.0)
+            seen.append(choice.reason == "asked for")
+            return ours(*given)
+
+        ours = kept(n, width, device)
+        return boundary
+
+    kept = gpu._ours
+    monkeypatch.setattr(gpu, "_compiled", looking)
+    gpu.layer_rows("cpu", 8, 4, 16, 2, (gpu._REFERENCE,))
+    assert len(seen) > 2
+    assert all(seen)
+
+
+def test_there_is_a_result_after_every_size_and_sizes_that_fail_are_rows(monkeypatch):
+    Device(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def rows(device, tokens, n, width, rounds, contenders):
+        if n == 4 and width > 512:
+            raise torch.OutOfMemoryError("out of memory")
+        return [{"name": "jpmhc", "streams": n, "width": width}]
+
+    monkeypatch.setattr(gpu, "layer_rows", rows)
+    results = [len(result["rows"]) for result in gpu.compiled(quick=False)]
+    assert results == [1, 2, 3, 4]
+    *_, last = gpu.compiled(quick=False)
+    errors = [row for row in last["rows"] if "error" in row]
+    assert [(row["streams"], row["width"]) for row in errors] == [(4, 4096)]
+    assert errors[0]["error"] == "OutOfMemoryError: out of memory"
 
 
 def test_the_compiled_reference_computes_what_ours_computes(monkeypatch):
@@ -41,6 +97,25 @@ def test_a_step_costs_at_least_its_bytes_in_the_floor(monkeypatch):
     assert plain["ratio"] == plain["floor"] == 1
     assert streams["floor"] > 1
     assert streams["ratio"] == pytest.approx(streams["ms"] / plain["ms"])
+
+
+def test_a_step_without_streams_is_timed_where_that_with_them_fails(monkeypatch):
+    monkeypatch.setattr(gpu, "TRM_HEADS", 2)
+    monkeypatch.setattr(gpu.layers, "HyperStack", broken)
+    plain, streams = gpu.step_rows("cpu", 2, 5, 16, 2)
+    assert plain["ms"] > 0
+    assert streams["error"] == "RuntimeError: no driver"
+    monkeypatch.setattr(gpu, "_Plain", broken)
+    plain, streams = gpu.step_rows("cpu", 2, 5, 16, 2)
+    assert plain["error"] == streams["error"] == "RuntimeError: no driver"
+
+
+def test_a_step_has_no_ratio_to_one_that_was_timed_otherwise(monkeypatch):
+    monkeypatch.setattr(gpu, "TRM_HEADS", 2)
+    monkeypatch.setattr(gpu, "replayed", lambda calls, *_: {n: Timed(2.0, n != "plain residual") for n in calls})
+    _, streams = gpu.step_rows("cpu", 2, 5, 16, 2)
+    assert streams["captured"] is True
+    assert streams["ratio"] is streams["floor"] is None
 
 
 def test_one_stream_is_the_plain_residual(monkeypatch):
