@@ -1,25 +1,36 @@
 """Which blocks the boundary's kernels are fastest with on a GPU; winners belong into ``blocks_to_*`` of their file.
 
 ``python -m benchmarks.kernels.blocks [--seconds 230] [--widths 4096 512] [--out blocks.json]`` prints a line for every
-candidate as soon as it is timed, so that a run that is cut off has said what it knew.
+candidate as soon as it is timed and writes the file anew, so that a run that is cut off has said what it knew.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.timing import replayed
+from benchmarks import environment
+from benchmarks.arc.files import write_json
+from benchmarks.timing import check_device, in_a_line, replayed
 from jpmhc.kernels.boundary import Boundary, Pullback
 
 TOKENS = 16384
+PASSES = ("forward", "backward")
+# The pass that a function's blocks are for; None are all functions, as they are.
+CHANGES = {
+    None: PASSES,
+    "blocks_to_write": ("forward",),
+    "blocks_to_pull": ("backward",),
+    "blocks_to_sum": ("backward",),
+    "blocks_to_close": ("backward",),
+}
 # Of every function that chooses blocks, candidates for n = 4 and 8: tokens, width, warps, stages.
 CANDIDATES: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {
     "blocks_to_write": {
@@ -45,10 +56,10 @@ def material(tokens: int, n: int, d: int, device: str, dtype: torch.dtype) -> tu
     """Random arguments of both passes, with the numbers of a Sinkhorn mixer."""
     from jpmhc.kernels.cuda import boundary as bodies
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return (scale * torch.randn(shape, generator=generator)).to(device, dtype)
+        return (scale * torch.randn(shape, generator=generator, device=device)).to(dtype)
 
     x, y = normal(tokens, n, d, dtype=dtype), normal(tokens, d, dtype=dtype)
     weight = normal(n * n + 2 * n, n * d, scale=(n * d) ** -0.5)
@@ -74,42 +85,58 @@ def blocks(name: str | None, sizes: tuple[int, ...]) -> Iterator[None]:
             setattr(bodies, name, before)
 
 
-def main() -> int:
-    """Time what the code chooses, then every candidate, until the time is up."""
+def order(widths: Sequence[int]) -> Iterator[tuple[int, int, str | None, tuple[int, ...]]]:
+    """Yield n, width, function and blocks in the order in which they are timed: first what the code chooses."""
+    shapes = [(n, d) for d in widths for n in (8, 4)]
+    yield from ((n, d, None, ()) for n, d in shapes)
+    for n, d in shapes:
+        yield from ((n, d, name, sizes) for name, of in CANDIDATES.items() for sizes in of[n])
+
+
+def measure(widths: Sequence[int], seconds: float, device: str) -> Iterator[dict[str, Any]]:
+    """Time what the code chooses, then every candidate, until the time is up; yield a row for each."""
+    from jpmhc.kernels.cuda import boundary as bodies
+
+    begin = time.perf_counter()
+    made = cache(lambda n, d: material(TOKENS, n, d, device, torch.bfloat16))
+    for n, d, name, sizes in order(widths):
+        if time.perf_counter() - begin > seconds:
+            return
+        check_device(device)
+        row: dict[str, Any] = {"n": n, "d": d, "function": name, "blocks": sizes}
+        try:
+            with blocks(name, sizes):  # the material too, should what the code chooses not fit
+                given, back = made(n, d)
+                calls = {
+                    "forward": partial(bodies.boundary_forward, given),
+                    "backward": partial(bodies.boundary_backward, back),
+                }
+                times = replayed({which: calls[which] for which in CHANGES[name]}, 7, device)
+        except Exception as error:
+            row["error"] = in_a_line(error)
+        else:  # blocks that do not fit are a result here
+            for which, timed in times.items():
+                row |= {which if key == "ms" else f"{which}_{key}": value for key, value in timed.row().items()}
+        yield row
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print and write every row as it comes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=230.0)
     parser.add_argument("--widths", type=int, nargs="*", default=[4096, 512])
-    parser.add_argument("--out", default="blocks.json")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("blocks.json"))
+    options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("no GPU here: nothing was measured")
         return 1
-    from jpmhc.kernels.cuda import boundary as bodies
-
-    begin, rows = time.perf_counter(), []
-    chosen: list[tuple[str | None, tuple[int, ...]]] = [(None, ())]
-    shapes = [(n, d) for d in options.widths for n in (8, 4)]
-    work = [(shape, chosen) for shape in shapes]
-    work += [((n, d), [(name, sizes) for name, of in CANDIDATES.items() for sizes in of[n]]) for n, d in shapes]
-    for (n, d), candidates in work:
-        given, back = material(TOKENS, n, d, "cuda", torch.bfloat16)
-        for name, sizes in candidates:
-            if time.perf_counter() - begin > options.seconds:
-                break
-            row: dict[str, Any] = {"n": n, "d": d, "function": name, "blocks": sizes}
-            calls = {
-                "forward": partial(bodies.boundary_forward, given),
-                "backward": partial(bodies.boundary_backward, back),
-            }
-            try:
-                with blocks(name, sizes):
-                    row |= {key: timed.row() for key, timed in replayed(calls, 7, "cuda").items()}
-            except Exception as error:  # blocks that do not fit are a result here
-                row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-            rows.append(row)
-            print(row, flush=True)
-    with open(options.out, "w", encoding="utf-8") as file:
-        json.dump({"gpu": torch.cuda.get_device_name(), "tokens": TOKENS, "rows": rows}, file, indent=1)
+    head = {**environment.describe(), "gpu": torch.cuda.get_device_name(), "tokens": TOKENS}
+    rows: list[dict[str, Any]] = []
+    write_json(options.out, {**head, "rows": rows})  # a folder that is not there is found out before
+    for row in measure(options.widths, options.seconds, "cuda"):
+        print(row, flush=True)
+        rows.append(row)
+        write_json(options.out, {**head, "rows": rows})
     return 0
 
 
