@@ -6,8 +6,9 @@ STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 SEEDS ?= 1
 DEMO ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+OUT ?= runs/gpu
 
-.PHONY: demo test test-all lint docs install peers clean help
+.PHONY: demo test test-all gpu lint docs install peers clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +34,10 @@ test: $(PEERS) ## run the tests
 test-all: export OMP_NUM_THREADS = 1
 test-all: $(PEERS) ## run the tests, slow ones included
 	$(BIN)/python -m pytest -n 2 -m ''
+
+# A machine that is lent may have no network: its own Python will do.
+gpu: ## test and time a GPU in at most 13 minutes, logs and results in OUT (STEPS="layer blocks" for some)
+	PYTHON="$(or $(wildcard $(BIN)/python),$(PYTHON))" benchmarks/gpu.sh $(OUT) $(STEPS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
