@@ -92,7 +92,7 @@ def layer_rows(
     device: str, tokens: int, n: int, width: int, rounds: int, contenders: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """Time contenders for one size, ours among them."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # parameters are drawn on the CPU
     draw = _generator(device)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     x = torch.randn(tokens, n, width, generator=draw, device=device, dtype=dtype).requires_grad_()
@@ -120,7 +120,7 @@ def layer_rows(
 
 
 def _generator(device: str) -> torch.Generator:
-    # Not torch's own, which a failed capture of a graph leaves waiting for its end.
+    # Not the device's default, which a failed capture of a graph leaves waiting for its end.
     return torch.Generator(device).manual_seed(0)
 
 
@@ -164,7 +164,11 @@ def _liger(n: int, width: int, device: str) -> Boundary:
     from liger_kernel.transformers import functional
 
     rows = n * n + 2 * n
-    phi = (0.02 * torch.randn(n * width, rows, device=device)).to(torch.float16).requires_grad_()
+    phi = (
+        (0.02 * torch.randn(n * width, rows, generator=_generator(device), device=device))
+        .to(torch.float16)
+        .requires_grad_()
+    )
     bias = torch.zeros(rows, device=device, requires_grad=True)
     alphas = [torch.ones((), device=device, requires_grad=True) for _ in range(3)]
 

@@ -1,5 +1,8 @@
 """The GPU part in miniature on a CPU: what it compares computes the same, and it says what it cannot run."""
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -63,6 +66,36 @@ def test_the_reference_runs_under_its_backend_whenever_it_is_called(monkeypatch)
     gpu.layer_rows("cpu", 8, 4, 16, 2, (gpu._REFERENCE,))
     assert len(seen) > 2
     assert all(seen)
+
+
+@pytest.mark.parametrize("module", ["gpu", "roofline"])
+def test_a_device_whose_own_generator_waits_for_a_capture_still_draws(module, monkeypatch):
+    """A failed capture leaves it so: whatever draws on the device names a generator."""
+
+    def named(function):
+        def draw(*args, **options):
+            assert not options.get("device") or options.get("generator") is not None
+            return function(*args, **options)
+
+        return draw
+
+    from benchmarks.kernels import roofline
+
+    for name in ("randn", "rand"):
+        monkeypatch.setattr(torch, name, named(getattr(torch, name)))
+    for name in ("randn_like", "rand_like"):
+        monkeypatch.setattr(torch, name, broken)
+    if module == "gpu":
+        liger = ModuleType("liger_kernel.transformers")
+        liger.functional = None
+        monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
+        monkeypatch.setitem(sys.modules, "liger_kernel.transformers", liger)
+        monkeypatch.setattr(gpu, "TRM_HEADS", 2)
+        gpu._liger(4, 16, "cpu")
+        rows = [*gpu.layer_rows("cpu", 8, 4, 16, 1, ("jpmhc",)), *gpu.step_rows("cpu", 2, 5, 16, 1)]
+        assert all(row["ms"] > 0 for row in rows)
+    else:
+        roofline._pullback(roofline._boundary("cpu", 3, 4, 8))
 
 
 def test_there_is_a_result_after_every_size_and_sizes_that_fail_are_rows(monkeypatch):
