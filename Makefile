@@ -35,7 +35,7 @@ test-all: export OMP_NUM_THREADS = 1
 test-all: $(PEERS) ## run the tests, slow ones included
 	$(BIN)/python -m pytest -n 2 -m ''
 
-# A machine that is lent may have no network: its own Python will do.
+# Where no environment can be made, for want of a network, the Python of the machine will do.
 gpu: ## test and time a GPU in at most 13 minutes, logs and results in OUT (STEPS="layer blocks" for some)
 	PYTHON="$(or $(wildcard $(BIN)/python),$(PYTHON))" benchmarks/gpu.sh $(OUT) $(STEPS)
 
