@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ from jpmhc.kernels.precision import full_precision
 from jpmhc.manifolds.arguments import POINT, check_dtype, check_shape, check_values
 from jpmhc.manifolds.base import Manifold
 from jpmhc.manifolds.peer import geoopt
+
+_PLACE = "_manifold_keeper"  # among a module's attributes
 
 
 class Parameter(geoopt.ManifoldParameter):
@@ -42,9 +45,10 @@ class Parameter(geoopt.ManifoldParameter):
     ``load_state_dict``, whose values are checked; copies, files and ``.to()`` keep values and dtype as they are, and an
     optimiser checks them when it takes the parameter in. Where torch replaces a module's parameter by a plain one
     (``load_state_dict(assign=True)``, ``to_empty`` from the meta device, an assignment) the module it is registered in
-    puts the manifold back; delete the attribute first to drop it on purpose. FSDP2 replaces parameters without
-    telling the module, FSDP1 flattens them into another: leave them out with `unsharded_parameters`. `lost_parameters`
-    finds those that were not, and the optimisers of :mod:`jpmhc.optim` refuse what stands in their place.
+    puts the manifold back; delete the attribute first to drop it on purpose. To see conversions, importing this wraps
+    ``torch.nn.Module._apply``, which other modules pass through. FSDP2 replaces parameters without telling the module,
+    FSDP1 flattens them into another: leave them out with `unsharded_parameters`. `lost_parameters` finds those that
+    were not, and the optimisers of :mod:`jpmhc.optim` refuse what stands in their place.
     """
 
     manifold: geoopt.Manifold
@@ -111,10 +115,10 @@ def lost_parameters(module: nn.Module) -> list[str]:
     """Names of parameters that were given a manifold when registered and now are plain tensors or shards."""
     lost = []
     for prefix, child in module.named_modules():
-        keeper = vars(child).get("_apply")
-        if isinstance(keeper, _Keeper):
+        keeper = _keeper_of(child)
+        if keeper is not None:
             lost += [
-                f"{prefix}.{name}".lstrip(".") for name in keeper.manifolds if keeper.replacement(name) is not None
+                f"{prefix}.{name}".lstrip(".") for name in keeper.manifolds if _replacement(child, name) is not None
             ]
     return lost
 
@@ -124,59 +128,89 @@ def replacements() -> dict[int, str]:
 
     An optimiser sees the parameters of a model and not the model, and asks here.
     """
+    keepers = list(_KEEPERS)
     return {
-        id(replacement): f"{type(keeper.module).__name__}.{name}"
-        for keeper in list(_KEEPERS)
+        id(replacement): f"{type(module).__name__}.{name}"
+        for keeper in keepers
+        if (module := keeper.module()) is not None
         for name in keeper.manifolds
-        if (replacement := keeper.replacement(name)) is not None
+        if (replacement := _replacement(module, name)) is not None
     }
 
 
+def _replacement(module: nn.Module, name: str) -> Tensor | None:
+    """Return the parameter that moves in place of a point: a plain one, a shard, or one that swallowed it."""
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        # FSDP1 deletes what it flattens and leaves a view of the flat parameter.
+        view = vars(module).get(name)
+        whole = view._base if isinstance(view, Tensor) else None
+        return whole if getattr(whole, "_is_flat_param", False) else None
+    if isinstance(parameter, geoopt.ManifoldParameter) and parameter.manifold.check_point(parameter):
+        return None
+    return parameter
+
+
 class _Keeper:
-    """Stands in for ``module._apply``, which ``to_empty`` and ``to`` call and which may replace parameters."""
+    """The manifolds of a module's points, by name; it lies among the module's attributes and is copied with them.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.manifolds: dict[str, geoopt.Manifold] = {}
+    It holds the module weakly: a module is freed with its last name, without waiting for the collector.
+    """
+
+    def __init__(self, module: nn.Module | None, manifolds: dict[str, geoopt.Manifold]) -> None:
+        self._watch(module, manifolds)
+
+    def _watch(self, module: nn.Module | None, manifolds: dict[str, geoopt.Manifold]) -> None:
+        self._module = None if module is None else weakref.ref(module)
+        self.manifolds = manifolds
         _KEEPERS.add(self)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
-        self.__dict__.update(state)
-        _KEEPERS.add(self)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module(), "manifolds": self.manifolds}
 
-    def replacement(self, name: str) -> Tensor | None:
-        """Return the parameter that moves in place of a point: a plain one, a shard, or one that swallowed it."""
-        parameter = self.module._parameters.get(name)
-        if parameter is None:
-            # FSDP1 deletes what it flattens and leaves a view of the flat parameter.
-            view = vars(self.module).get(name)
-            whole = view._base if isinstance(view, Tensor) else None
-            return whole if getattr(whole, "_is_flat_param", False) else None
-        if isinstance(parameter, geoopt.ManifoldParameter) and parameter.manifold.check_point(parameter):
-            return None
-        return parameter
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._watch(**state)
 
-    def __call__(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        type(self.module)._apply(self.module, function, recurse)
-        for name, manifold in self.manifolds.items():
-            plain = self.module._parameters.get(name)
-            if plain is not None and not isinstance(plain, geoopt.ManifoldParameter):
-                kept = _made(plain.data, manifold, plain.requires_grad, Parameter)
-                kept.grad = plain.grad
-                self.module._parameters[name] = kept
-        return self.module
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Keeper:
+        # A module that copies itself in its own way may not be known as copied yet, and would be copied without end.
+        return _Keeper(memo.get(id(self.module())), copy.deepcopy(self.manifolds, memo))
+
+    def module(self) -> nn.Module | None:
+        """Return the module, while there is one."""
+        return None if self._module is None else self._module()
+
+    def __call__(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Convert a module as read from a file of an earlier version, whose ``_apply`` this is."""
+        module = self.module()
+        if module is None or vars(module).get("_apply") is not self:
+            raise RuntimeError(
+                "a shallow copy of a module that an earlier version saved cannot be converted: make it anew"
+            )
+        _keeper_of(module)
+        return module._apply(fn, recurse)
+
+
+def _keeper_of(module: nn.Module) -> _Keeper | None:
+    """Return what watches over this module, if anything does."""
+    attributes = vars(module)
+    if isinstance(attributes.get("_apply"), _Keeper):
+        attributes[_PLACE] = attributes.pop("_apply")
+    keeper: _Keeper | None = attributes.get(_PLACE)
+    if keeper is not None and keeper.module() is not module:
+        # A shallow copy has all attributes of another module, and from here on a life of its own.
+        keeper = attributes[_PLACE] = _Keeper(module, dict(keeper.manifolds))
+    return keeper
 
 
 def _on_registration(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
     """Keep the manifold of a parameter that is replaced by a plain one; watch over modules that hold one."""
-    keeper = vars(module).get("_apply")
+    keeper = _keeper_of(module)
     if isinstance(parameter, Parameter):
-        if not isinstance(keeper, _Keeper):
-            keeper = _Keeper(module)
-            vars(module)["_apply"] = keeper
+        if keeper is None:
+            keeper = vars(module)[_PLACE] = _Keeper(module, {})
             module.register_load_state_dict_post_hook(_check_loaded)
         keeper.manifolds[name] = parameter.manifold
-    elif isinstance(keeper, _Keeper) and parameter is not None and name in keeper.manifolds:
+    elif keeper is not None and parameter is not None and name in keeper.manifolds:
         if isinstance(parameter, geoopt.ManifoldParameter):
             del keeper.manifolds[name]
         elif name in module._parameters:
@@ -184,6 +218,27 @@ def _on_registration(module: nn.Module, name: str, parameter: nn.Parameter | Non
         elif not _is_piece(parameter):
             del keeper.manifolds[name]  # it was deleted on purpose
     return None
+
+
+_torch_apply = nn.Module._apply
+
+
+@functools.wraps(_torch_apply)
+def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    # Only a method of the class is told which module is converted: an attribute of the module would be one of its
+    # shallow copies too, and convert the other. Torch has no hook for conversions; all of them end here.
+    keeper = _keeper_of(self) if _PLACE in vars(self) else None
+    if keeper is None:
+        return _torch_apply(self, fn, recurse)
+
+    _torch_apply(self, fn, recurse)
+    for name, manifold in keeper.manifolds.items():
+        plain = self._parameters.get(name)
+        if plain is not None and not isinstance(plain, geoopt.ManifoldParameter):
+            kept = _made(plain.data, manifold, plain.requires_grad, Parameter)
+            kept.grad = plain.grad
+            self._parameters[name] = kept
+    return self
 
 
 def _is_piece(parameter: Tensor) -> bool:
@@ -227,4 +282,5 @@ def _made(data: Tensor, manifold: geoopt.Manifold, requires_grad: bool, cls: typ
 
 
 _KEEPERS: weakref.WeakSet[_Keeper] = weakref.WeakSet()
+nn.Module._apply = _apply  # type: ignore[method-assign]
 register_module_parameter_registration_hook(_on_registration)  # type: ignore[arg-type]  # it may return a tensor
