@@ -231,14 +231,22 @@ def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
     if keeper is None:
         return _torch_apply(self, fn, recurse)
 
-    _torch_apply(self, fn, recurse)
-    for name, manifold in keeper.manifolds.items():
-        plain = self._parameters.get(name)
-        if plain is not None and not isinstance(plain, geoopt.ManifoldParameter):
-            kept = _made(plain.data, manifold, plain.requires_grad, Parameter)
-            kept.grad = plain.grad
-            self._parameters[name] = kept
-    return self
+    def plain(tensor: Tensor) -> Tensor:
+        # Where nothing is to be converted fn returns the point itself, of which torch can make no other parameter.
+        result = fn(tensor)
+        return result.detach() if isinstance(result, geoopt.ManifoldTensor) else result
+
+    try:
+        return _torch_apply(self, plain, recurse)
+    finally:
+        for name, manifold in keeper.manifolds.items():
+            parameter = self._parameters.get(name)
+            # A shard is no plain parameter, and no point either.
+            if type(parameter) is nn.Parameter:
+                # In place: optimisers hold the parameter that torch converted by swapping tensors.
+                restored: Any = parameter
+                restored.__class__ = Parameter
+                restored.manifold = manifold
 
 
 def _is_piece(parameter: Tensor) -> bool:
