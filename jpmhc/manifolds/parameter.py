@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -128,12 +129,13 @@ def replacements() -> dict[int, str]:
 
     An optimiser sees the parameters of a model and not the model, and asks here.
     """
-    keepers = list(_KEEPERS)
+    with _LOCK:
+        keepers = list(_KEEPERS)
     return {
         id(replacement): f"{type(module).__name__}.{name}"
         for keeper in keepers
         if (module := keeper.module()) is not None
-        for name in keeper.manifolds
+        for name in list(keeper.manifolds)
         if (replacement := _replacement(module, name)) is not None
     }
 
@@ -163,7 +165,8 @@ class _Keeper:
     def _watch(self, module: nn.Module | None, manifolds: dict[str, geoopt.Manifold]) -> None:
         self._module = None if module is None else weakref.ref(module)
         self.manifolds = manifolds
-        _KEEPERS.add(self)
+        with _LOCK:
+            _KEEPERS.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"module": self.module(), "manifolds": self.manifolds}
@@ -289,6 +292,8 @@ def _made(data: Tensor, manifold: geoopt.Manifold, requires_grad: bool, cls: typ
     return instance
 
 
+# The collector may free a module, or make one, while a thread holds the lock.
+_LOCK = threading.RLock()
 _KEEPERS: weakref.WeakSet[_Keeper] = weakref.WeakSet()
 nn.Module._apply = _apply  # type: ignore[method-assign]
 register_module_parameter_registration_hook(_on_registration)  # type: ignore[arg-type]  # it may return a tensor

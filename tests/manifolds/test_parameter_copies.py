@@ -1,8 +1,10 @@
-"""What watches over a module's points: it acts on that module alone and keeps nothing alive."""
+"""What watches over a module's points: it acts on that module alone, keeps nothing alive and bears threads."""
 
 import copy
 import gc
 import pickle
+import sys
+import threading
 import weakref
 
 import pytest
@@ -42,6 +44,14 @@ def without_collector():
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture
+def many_switches():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize("shallow", [with_parameters_of_its_own, replica])
@@ -151,3 +161,53 @@ def test_a_shallow_copy_of_a_module_from_an_earlier_file_never_converts_the_othe
     with pytest.raises(RuntimeError, match="shallow copy"):
         twin.half()
     assert module.weight.dtype == torch.float64
+
+
+def test_threads_make_modules_while_others_make_optimisers(many_switches):
+    kept = [Holder() for _ in range(2000)]
+    errors = []
+
+    def work(optimise):
+        for _ in range(40):
+            holder = Holder()
+            try:
+                if optimise:
+                    optim.RiemannianAdam(holder.parameters())
+            except RuntimeError as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(index % 2 == 1,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(kept) == 2000
+
+
+class Keepers(weakref.WeakSet):
+    """Goes on only after it has let something happen, as a switch of threads or a collection may."""
+
+    def __init__(self, happen):
+        super().__init__()
+        self.happen = happen
+
+    def __iter__(self):
+        for index, keeper in enumerate(super().__iter__()):
+            if index == 0:
+                self.happen()
+            yield keeper
+
+
+def test_a_thread_that_makes_a_module_waits_while_all_are_looked_through(monkeypatch):
+    def happen():
+        thread.start()
+        thread.join(0.1)
+
+    made = []
+    thread = threading.Thread(target=lambda: made.append(Holder()))
+    monkeypatch.setattr(inside, "_KEEPERS", Keepers(happen))
+    kept = [Holder() for _ in range(3)]
+    inside.replacements()
+    thread.join()
+    assert len(kept + made) == 4
