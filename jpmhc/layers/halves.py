@@ -21,7 +21,7 @@ from jpmhc.layers.parts import pull_rows, read_rows, write_fractions
 class Halves(Coefficients):
     """The part of a :class:`~jpmhc.layers.HyperConnection` that crosses streams, with a branch of anybody's between."""
 
-    # Coefficients of the last eager forward; no part of a copy or a pickle.
+    # Coefficients of the last eager forward, for statistics alone; no part of a copy or a pickle.
     last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def enter(self, x: Tensor, before: Writing | None = None) -> tuple[Tensor, Tensor, Callable[[Tensor], Writing]]:
@@ -45,6 +45,16 @@ class Halves(Coefficients):
         writing : Callable
             ``writing(y)`` is what this layer has to write for a result y of the branch.
         """
+        u, x, _, writing = self._entered(x, before)
+        return u, x, writing
+
+    def _entered(
+        self, x: Tensor, before: Writing | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Writing]]:
+        """Cross the boundary as :meth:`enter`, and return the read weights (..., n) beside the streams.
+
+        ``last`` is no substitute for them: it belongs to whichever thread ran the layer last.
+        """
         dtype, given = self._coefficient_dtype(x), x
         # Autocast would take the projection and the charts to half precision.
         with full_precision(x.device):
@@ -63,7 +73,7 @@ class Halves(Coefficients):
             self._ran(given, pre, pre, post, matrix)
         else:
             self._remember(pre, post, matrix)
-        return u, x, partial(Writing, matrix if self.mixer.mixes else None, post)
+        return u, x, pre, partial(Writing, matrix if self.mixer.mixes else None, post)
 
     def carry(self, x: Tensor, pre: Tensor) -> tuple[Any, Callable[[Tensor], Tensor], Tensor]:
         """Read with weights that were made before, and hand on the ones that this layer makes.

@@ -129,21 +129,21 @@ class HyperStack(nn.Module):
                 x = x if eps is None else _normed(x, eps)
                 continue
             layer._check_streams(x)  # type: ignore[operator]
-            u, x, writing = layer.enter(x, before)  # type: ignore[operator]
-            with self._keeping(layer, u, x):
+            u, x, pre, writing = layer._entered(x, before)  # type: ignore[operator]
+            with self._keeping(u, x, pre):
                 y, rest = split_first_tensor(layer.branch(u, *args, **options))  # type: ignore[operator]
             rests.append(rest)
             check_result(y, x)
             before = writing(y, eps)
         return with_rests(x if before is None else cross(x, before).streams, rests)
 
-    def _keeping(self, layer: nn.Module, u: Tensor, x: Tensor) -> AbstractContextManager[None]:
-        last: tuple[Tensor, Tensor, Tensor] | None = layer.last  # type: ignore[assignment]
-        if not self.recompute_reads or last is None or not torch.is_grad_enabled() or u.is_inference():
+    def _keeping(self, u: Tensor, x: Tensor, pre: Tensor) -> AbstractContextManager[None]:
+        # First of all, as a trace may not even ask whether a tensor was made in inference mode.
+        if not self.recompute_reads or torch.compiler.is_compiling() or transform_depth():
             return nullcontext()
-        if torch.compiler.is_compiling() or transform_depth():
+        if not torch.is_grad_enabled() or u.is_inference():
             return nullcontext()
-        return reads_recomputed(u, x, last[0])
+        return reads_recomputed(u, x, pre.detach())
 
     def extra_repr(self) -> str:
         """Show the norm, and whether reads are recomputed."""

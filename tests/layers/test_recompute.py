@@ -1,5 +1,7 @@
 """Reads that are recomputed give the same gradients and are not kept."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -88,10 +90,13 @@ def test_bfloat16_and_autocast():
         torch.testing.assert_close(a, b)
 
 
-def test_compiled_it_is_left_to_the_compiler():
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_compiled_it_is_left_to_the_compiler(ran_before):
     torch._dynamo.reset()
     _, kept, recomputed = stacks(Gated)
     x = torch.randn(2, 5, 4, 8, dtype=torch.float64).requires_grad_()
+    if ran_before:
+        recomputed(x)
     compiled = torch.compile(recomputed, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(gradients(compiled, [x], x)[:2], gradients(kept, [x], x)[:2])
 
@@ -164,3 +169,33 @@ def test_forward_mode_and_transforms():
     for found in (by_duals(recomputed), torch.func.jvp(recomputed, (x,), (tangent,))[1]):
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(torch.func.vmap(recomputed)(x), torch.stack([kept(part) for part in x]))
+
+
+class Overtaken(layers.HyperConnection):
+    """Once, when it has left its coefficients for statistics, something else happens before it goes on."""
+
+    meanwhile = None
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "last" and self.meanwhile is not None:
+            happen, self.meanwhile = self.meanwhile, None
+            happen()
+
+
+@pytest.mark.parametrize("options", [{}, {"gate": "sigmoid", "norm": "layer"}], ids=str)
+def test_a_forward_in_another_thread_does_not_change_what_is_read_again(options):
+    torch.manual_seed(0)
+    made = nn.ModuleList(Overtaken(8, Gated(8), layer_index=i, **options) for i in range(3)).double()
+    for parameter in layers.mixing_parameters(made):
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    x, other = torch.randn(2, 2, 5, 4, 8, dtype=torch.float64)
+    x.requires_grad_()
+    exact = gradients(layers.HyperStack(made), [*made.parameters()], x)
+    recomputed = layers.HyperStack(made, recompute_reads=True)
+    with ThreadPoolExecutor(1) as pool:
+        for layer in made:
+            layer.meanwhile = lambda: pool.submit(recomputed, other).result()
+            found = gradients(recomputed, [*made.parameters()], x)
+            assert layer.meanwhile is None
+            torch.testing.assert_close(found, exact, rtol=1e-11, atol=1e-11)
