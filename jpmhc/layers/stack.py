@@ -27,7 +27,8 @@ class HyperStack(nn.Module):
     ----------
     connections : iterable of HyperConnection
         Layers of the same number of streams and width. A layer that reads several times, cuts the streams into
-        fractions, has hooks or a ``forward`` of its own runs by itself between two passes.
+        fractions, has hooks or a ``forward`` of its own runs by itself between two passes, as does a wrapper that is
+        put in a layer's place later, in ``stack.connections``.
     post_norm : str or None
         ``"rms"``: every stream is divided by its root mean square after every layer, without gain, as the Tiny
         Recursive Model does.
@@ -165,6 +166,9 @@ def connected(connections: Iterable[HyperConnection]) -> nn.ModuleList:
 
 
 def _stands_alone(layer: nn.Module) -> bool:
+    # Checkpointing and torch.compile put wrappers in the place of layers, whose calls must stay calls of the wrapper.
+    if not isinstance(layer, HyperConnection):
+        return True
     own_methods = any(
         getattr(type(layer), name) is not getattr(HyperConnection, name) or name in vars(layer)
         for name in ("forward", "read", "enter")
@@ -175,8 +179,7 @@ def _stands_alone(layer: nn.Module) -> bool:
         *layer._backward_hooks.values(),
         *layer._backward_pre_hooks.values(),
     ]
-    parts: bool = layer.reads > 1 or layer.fractions > 1  # type: ignore[operator, assignment]
-    return own_methods or bool(hooks) or parts
+    return own_methods or bool(hooks) or layer.reads > 1 or layer.fractions > 1
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:

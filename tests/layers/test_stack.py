@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
 from jpmhc import layers
@@ -85,6 +86,31 @@ def test_layers_of_different_kinds_and_with_hooks_stand_side_by_side():
     x = streams()
     torch.testing.assert_close(layers.HyperStack(made)(x), one_by_one(made, x))
     assert calls == ["hook", "hook"]
+
+
+class Around(nn.Module):
+    """A wrapper that shows nothing of what it wraps."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+@pytest.mark.parametrize("wrap", [Around, checkpoint_wrapper, lambda m: torch.compile(m, backend="eager")])
+def test_layers_that_are_wrapped_in_the_stack_stand_alone(wrap):
+    torch._dynamo.reset()
+    made, x = connections(4), streams()
+    exact = one_by_one(made, x, norm=True)
+    wanted = [x, *made.parameters()]
+    expected = torch.autograd.grad(exact.sin().sum(), wanted)
+    stack = layers.HyperStack(made, post_norm="rms")
+    stack.connections[1] = wrap(stack.connections[1])
+    found = stack(x)
+    torch.testing.assert_close(found, exact)
+    torch.testing.assert_close(torch.autograd.grad(found.sin().sum(), wanted), expected)
 
 
 def test_a_compiled_stack_an_exported_one_and_a_recomputed_one_agree():
