@@ -16,8 +16,8 @@ class Batch:
     """k parameters of equal shape, dtype and device on one manifold, seen as one tensor of shape (k, *shape).
 
     Every parameter keeps a state of its own, as ``torch.optim`` and checkpoints expect, but what it keeps is a view of
-    one stacked tensor, which the update works on in place. A state that somebody replaced (loading a checkpoint does)
-    is noticed at the next use and stacked anew.
+    one stacked tensor, which the update works on in place. A state that somebody replaced (loading a checkpoint does),
+    through ``.data`` too, is noticed at the next use and stacked anew.
 
     Parameters
     ----------
@@ -30,6 +30,7 @@ class Batch:
         self.parameters: list[Tensor] = []
         self.states: list[dict[str, Any]] = []
         self._stacked: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
+        self._places: dict[str, list[int]] = {}
         self._written: tuple[Tensor, tuple[Tensor, ...]] | None = None
         self._place: tuple[torch.dtype, torch.device] | None = None
 
@@ -52,8 +53,10 @@ class Batch:
 
     def gradients(self) -> Tensor:
         """Return their gradients, zero where there is none, shape (k, *shape)."""
-        # Always a copy: geoopt's Lorentz flips a sign of the gradient it is given, in place.
-        return torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
+        # Always a copy: geoopt's Lorentz flips a sign of the gradient it is given, in place. Reading ``grad`` makes up
+        # a third of this for hundreds of small parameters, so each is read once.
+        found = [(p, p.grad) for p in self.parameters]
+        return torch.stack([torch.zeros_like(p) if gradient is None else gradient for p, gradient in found])
 
     def write(self, points: Tensor) -> None:
         """Copy points of shape (k, *shape) into the parameters."""
@@ -85,14 +88,29 @@ class Batch:
         Tensor, shape (k, ...)
         """
         found = [state.get(name) for state in self.states]
-        if name in self._stacked:
-            stacked, views = self._stacked[name]
-            if all(map(is_, found, views)):
-                return stacked
+        if self._shows(name, found):
+            return self._stacked[name][0]
         pieces = zip(found, start().unbind(), strict=True)
         stacked = torch.stack([s if f is None else f.to(s) for f, s in pieces])
         views = stacked.unbind()
         for state, view in zip(self.states, views, strict=True):
             state[name] = view
         self._stacked[name] = stacked, views
+        self._places.pop(name, None)
         return stacked
+
+    def _shows(self, name: str, found: list[Tensor | None]) -> bool:
+        """Whether what the parameters keep under a name still are the views of the stacked tensor."""
+        if name not in self._stacked:
+            return False
+        stacked, views = self._stacked[name]
+        if not all(map(is_, found, views)):
+            return False
+        # Traces and fake tensors have no place in memory.
+        if torch.compiler.is_compiling() or type(stacked) is not Tensor:
+            return True
+        if name not in self._places:
+            # Of new views: those that were handed out may have been given other numbers already.
+            self._places[name] = [view.data_ptr() for view in stacked.unbind()]
+        # Setting ``.data`` leaves a view the object that it was, with numbers that are elsewhere.
+        return list(map(Tensor.data_ptr, views)) == self._places[name]
