@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -46,8 +47,8 @@ class RiemannianConjugateGradient(ClosureOptimizer):
     Notes
     -----
     The derivative of the loss along a trial step is taken with the exact velocity of the retraction, which is
-    differentiated for it, so no property of the transport is needed. State: ``direction`` per parameter; ``n_iter``,
-    ``func_evals`` and ``length`` on the first.
+    differentiated for it, so no property of the transport is needed. State: ``direction`` per parameter. In the group
+    beside the options: ``n_iter``, ``func_evals``, and the ``length`` and ``slope`` of the last search.
 
     Examples
     --------
@@ -64,6 +65,8 @@ class RiemannianConjugateGradient(ClosureOptimizer):
     >>> bool(abs(closure() + 5**0.5) < 1e-12)
     True
     """
+
+    _start: ClassVar[dict[str, Any]] = {**ClosureOptimizer._start, "length": None, "slope": None}
 
     def __init__(
         self,
@@ -96,46 +99,49 @@ class RiemannianConjugateGradient(ClosureOptimizer):
             )
 
     @torch.no_grad()
-    def step(self, closure: Closure) -> float:  # type: ignore[override]
+    def step(self, closure: Closure | None) -> float:  # type: ignore[override]
         """Iterate until the gradient vanishes, ``max_iter`` is reached or no step decreases the loss.
 
         Parameters
         ----------
         closure : Callable
-            Clears the gradients, computes the loss and its gradients, and returns the loss.
+            Clears the gradients, computes the loss and its gradients, and returns the loss. None is taken where all
+            gradients are zero, and moves nothing: ``torch.distributed.checkpoint`` has the state made so.
 
         Returns
         -------
         float
-            The loss before the step.
+            The loss before the step; NaN without a closure.
 
         Raises
         ------
         ValueError
             If the loss or a gradient is not finite where the step begins.
         TypeError
-            If the closure does not return one number, a gradient is sparse, or a parameter has lost its manifold.
+            If the closure does not return one number or is missing, a gradient is sparse, or a parameter has lost its
+            manifold.
         """
-        group, counters, blocks = self.param_groups[0], self._counters, self._blocks()
+        group, blocks = self._begin(closure)
         x = blocks.point()
+        memory = [
+            batch.state("direction", partial(torch.zeros_like, p)) for batch, p in zip(blocks.batches, x, strict=True)
+        ]
+        if closure is None:
+            return math.nan
         first_loss, egrad = self._evaluate(closure, blocks)
         self._check_start(first_loss, egrad, blocks)
         loss, gradient = first_loss, blocks.gradient(x, egrad)
-        memory = [
-            batch.state("direction", partial(torch.zeros_like, g))
-            for batch, g in zip(blocks.batches, gradient, strict=True)
-        ]
         direction = [d.clone() for d in memory]
         for _ in range(group["max_iter"]):
             norm = blocks.norm(x, gradient)
             if norm <= group["tolerance_grad"]:
                 break
             if not blocks.inner(x, gradient, direction) < 0:
-                direction, counters["length"] = scale(-1.0, gradient), None
+                direction, group["length"] = scale(-1.0, gradient), None
             trial = self._search(closure, blocks, x, loss, egrad, direction)
-            if trial is None and counters.get("length") is not None:
+            if trial is None and group["length"] is not None:
                 # A stale direction may have misled the search; the gradient cannot.
-                direction, counters["length"] = scale(-1.0, gradient), None
+                direction, group["length"] = scale(-1.0, gradient), None
                 trial = self._search(closure, blocks, x, loss, egrad, direction)
             if trial is None:
                 blocks.write(x)
@@ -146,7 +152,7 @@ class RiemannianConjugateGradient(ClosureOptimizer):
             gradient = blocks.gradient(x, egrad)
             beta = _hager_zhang(blocks, x, gradient, old_gradient, direction, norm)
             direction = combine(-1.0, gradient, beta, direction)
-            counters["n_iter"] += 1
+            group["n_iter"] += 1
         for kept, latest in zip(memory, direction, strict=True):
             kept.copy_(latest)
         return first_loss
@@ -154,7 +160,7 @@ class RiemannianConjugateGradient(ClosureOptimizer):
     def _search(
         self, closure: Closure, blocks: Blocks, x: Vector, loss: float, egrad: Vector, direction: Vector
     ) -> Trial[tuple[Vector, Vector]] | None:
-        group, counters = self.param_groups[0], self._counters
+        group = self.param_groups[0]
 
         def evaluate(length: float) -> Trial[tuple[Vector, Vector]]:
             end, slope_of = blocks.curve(x, direction, length)
@@ -166,8 +172,8 @@ class RiemannianConjugateGradient(ClosureOptimizer):
         if not slope < 0:
             return None
         guess = 1 / blocks.norm(x, direction)
-        if counters.get("length") is not None:
-            guess = counters["length"] * counters["slope"] / slope
+        if group["length"] is not None:
+            guess = group["length"] * group["slope"] / slope
         trial = wolfe(
             evaluate,
             Trial(0.0, loss, slope, (x, egrad)),
@@ -179,7 +185,7 @@ class RiemannianConjugateGradient(ClosureOptimizer):
         )
         if trial is not None:
             blocks.write(trial.payload[0])
-            counters["length"], counters["slope"] = trial.length, slope
+            group["length"], group["slope"] = trial.length, slope
         return trial
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class RiemannianTrustRegion(ClosureOptimizer):
     -----
     The Riemannian Hessian is the manifold's ``ehess2rhess``. A manifold without one (geoopt's) gets the projected
     derivative of its gradient, which is the Hessian under an embedded metric and at critical points; elsewhere the
-    region keeps the iteration safe. State, on the first parameter: ``n_iter``, ``func_evals``, ``radius``.
+    region keeps the iteration safe. In the group beside the options: ``n_iter``, ``func_evals``, ``radius``.
 
     Examples
     --------
@@ -74,6 +74,8 @@ class RiemannianTrustRegion(ClosureOptimizer):
     >>> bool(abs(closure() + 5**0.5) < 1e-12)
     True
     """
+
+    _start: ClassVar[dict[str, Any]] = {**ClosureOptimizer._start, "radius": None}
 
     def __init__(
         self,
@@ -112,29 +114,33 @@ class RiemannianTrustRegion(ClosureOptimizer):
         check_range("accept", group["accept"], 0.0, 0.25, open_high=True)
 
     @torch.no_grad()
-    def step(self, closure: Closure) -> float:  # type: ignore[override]
+    def step(self, closure: Closure | None) -> float:  # type: ignore[override]
         """Iterate until the gradient vanishes, ``max_iter`` is reached or steps drown in round-off.
 
         Parameters
         ----------
         closure : Callable
-            Clears the gradients, computes the loss and its gradients, and returns the loss.
+            Clears the gradients, computes the loss and its gradients, and returns the loss. None is taken where all
+            gradients are zero, and moves nothing: ``torch.distributed.checkpoint`` has the state made so.
 
         Returns
         -------
         float
-            The loss before the step.
+            The loss before the step; NaN without a closure.
 
         Raises
         ------
         ValueError
             If the loss or a gradient is not finite where the step begins.
         TypeError
-            If the closure does not return one number, a gradient is sparse, or a parameter has lost its manifold.
+            If the closure does not return one number or is missing, a gradient is sparse, or a parameter has lost its
+            manifold.
         """
-        group, counters, blocks = self.param_groups[0], self._counters, self._blocks()
+        group, blocks = self._begin(closure)
+        if closure is None:
+            return math.nan
         largest = group["max_radius"] or math.sqrt(blocks.size)
-        radius = counters.setdefault("radius", largest / 8)
+        radius = largest / 8 if group["radius"] is None else group["radius"]
         x = blocks.point()
         first_loss, egrad, products = self._model(closure, blocks)
         self._check_start(first_loss, egrad, blocks)
@@ -158,7 +164,7 @@ class RiemannianTrustRegion(ClosureOptimizer):
             y = blocks.retract(x, model.step)
             blocks.write(y)
             new_loss, new_egrad, new_products = self._model(closure, blocks)
-            counters["n_iter"] += 1
+            group["n_iter"] += 1
             # Near the optimum both decreases are round-off of the loss; this takes their ratio to one there.
             # A loss whose terms cancel has more of it than its size tells: the noise of rounding the point, for one, or
             # what it had before they cancelled. The last is too large to stop by: losses may fall by many orders.
@@ -187,11 +193,11 @@ class RiemannianTrustRegion(ClosureOptimizer):
                 blocks.write(x)
                 # Writing the parameters has ended the old products' graph.
                 loss, egrad, products = self._model(closure, blocks)
-        counters["radius"] = radius
+        group["radius"] = radius
         return first_loss
 
     def _model(self, closure: Closure, blocks: Blocks) -> tuple[float, Vector, Products]:
         if self.hessian is not None:
             return *self._evaluate(closure, blocks), from_user(self.hessian, blocks, self.param_groups[0]["params"])
-        self._counters["func_evals"] += 1
+        self.param_groups[0]["func_evals"] += 1
         return differentiate(closure, blocks)
