@@ -178,3 +178,10 @@ class Halves(Coefficients):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "last": None}
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuse ``torch.jit.script``, which calls this of every module that it comes upon, in words."""
+        raise TypeError(
+            f"torch.jit.script: expected modules in the part of Python that it compiles, got {type(self).__name__}; "
+            "take torch.jit.trace, torch.export or torch.compile"
+        )

@@ -188,3 +188,10 @@ def test_every_form_of_a_layer_goes_through_the_transformations(options):
     assert write(u[0] if "reads" in options else u).dtype == torch.bfloat16
     for shape in ((0,), (2, 0), ()):
         assert hc(torch.randn(*shape, 4, 8)).shape == (*shape, 4, 8)
+
+
+@pytest.mark.parametrize("wrap", [lambda hc: hc, nn.Sequential, lambda hc: layers.HyperStack([hc])])
+def test_scripting_is_refused_in_words(wrap):
+    hc = layers.HyperConnection(8, nn.Linear(8, 8))
+    with pytest.raises(TypeError, match=r"torch.jit.script: expected .*, got HyperConnection; take torch\.jit\.trace"):
+        torch.jit.script(wrap(hc))
