@@ -119,11 +119,19 @@ def test_a_matrix_does_not_depend_on_its_neighbours(body):
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("body", BODIES, ids="-".join)
-def test_large_skew_matrices_stay_rotations(body):
-    raw = normal((20, 4, 4), torch.float32, scale=1e3)
+LARGE = [(torch.float32, 10.0**power) for power in range(2, 7)] + [(torch.float64, 1e4), (torch.float64, 1e8)]
+
+
+@pytest.mark.parametrize("body", [*BODIES, ("reference", "cpu")], ids="-".join)
+@pytest.mark.parametrize("n", [4, 5, 8, 16])
+@pytest.mark.parametrize(("dtype", "scale"), LARGE, ids=str)
+def test_large_skew_matrices_stay_rotations(dtype, scale, n, body):
+    raw, eps = normal((20, n, n), dtype, scale=scale), torch.finfo(dtype).eps
     q = run(body, "cayley_forward", raw, 1.0).double()
-    torch.testing.assert_close(q.mT @ q, torch.eye(4).double().expand(20, 4, 4), rtol=0, atol=1e-6)
+    torch.testing.assert_close(q.mT @ q, torch.eye(n).double().expand(20, n, n), rtol=0, atol=8 * eps)
+    # A skew matrix of odd size is singular, so that rounding its entries alone costs this much.
+    wanted = truth("cayley_forward", (raw, 1.0))
+    torch.testing.assert_close(q, wanted, rtol=0, atol=2 * eps * (100 + scale))
 
 
 @pytest.mark.parametrize("body", BODIES, ids="-".join)

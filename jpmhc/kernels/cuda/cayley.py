@@ -63,16 +63,27 @@ def _forward(
         q = q * (2.0 / denominator) - identity
         q = _polished(q, identity, i, j, N)
     else:
-        # The symmetric part of I - B is I: elimination without exchanges never breaks down, and loses what large
-        # entries of B cost it (a hundredth at 1e3); three polishes make the result orthogonal again.
         left = identity - b
         q = identity + b
+        # The symmetric part of I - B is I, so elimination without exchanges never breaks down; but it squares large
+        # entries of B, and nothing is left in float32 from 1e3 on. With row pivots it loses what the condition costs.
+        # Rows are not moved before the end: `order` says which pivot a row has been, -1 one that is free.
+        order = tl.zeros([BLOCK, N2, 1], tl.int32) + tl.where(i < N, -1, N2)
         for k in range(N):
-            pivot = row(column(left, j, k), i, k)
-            pivot_left, pivot_q = row(left, i, k) / pivot, row(q, i, k) / pivot
             factor = column(left, j, k)
-            left = tl.where(i == k, pivot_left, left - factor * pivot_left)
-            q = tl.where(i == k, pivot_q, q - factor * pivot_q)
+            free = order < 0
+            size = tl.where(free, tl.abs(factor), -1.0)
+            largest = tl.max(size, axis=1, keep_dims=True)
+            # Where nothing is largest, with NaN, no row is chosen, and zero by zero makes the matrix NaN.
+            first = tl.min(tl.where(free & (size == largest), i, N2), axis=1, keep_dims=True)
+            chosen = i == first
+            pivot = row(factor, i, first)
+            pivot_left, pivot_q = row(left, i, first) / pivot, row(q, i, first) / pivot
+            left = tl.where(chosen, pivot_left, left - factor * pivot_left)
+            q = tl.where(chosen, pivot_q, q - factor * pivot_q)
+            order = tl.where(chosen, k, order)
+        places_of_rows = tl.trans(tl.where(order == j, 1.0, 0.0).to(x.dtype), 0, 2, 1)
+        q = product(places_of_rows, q, i, j, N)
         for _ in range(3):
             q = _polished(q, identity, i, j, N)
     tl.store(result + offsets, q, mask=inside)
