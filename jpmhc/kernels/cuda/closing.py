@@ -61,7 +61,8 @@ def _close(
         s = weights * (1.0 - weights) * s
     else:
         scaled = tanh(numbers)
-    s = tl.where(there, s, 0.0)
+    # Zeros in both: what is not finite among the other raw numbers would be NaN times zero.
+    s, scaled = tl.where(there, s, 0.0), tl.where(there, scaled, 0.0)
     block = tl.program_id(0)
     tl.store(bias_sums + block * N + tl.arange(0, M2), tl.sum(s, axis=0), mask=tl.arange(0, M2) < N)
     tl.store(scale_sums + block, tl.sum(s * scaled))
