@@ -42,7 +42,8 @@ def cross(
             loaded = tl.load(x + place, mask=mask, other=0.0)
             fresh = _written(loaded, y, mixers, posts, t, inside, start, matrix, PRECISION, N2, D, BD)
             squares += by_lane(fresh * fresh)
-        factors = 1.0 / tl.sqrt(tl.sum(squares, axis=2) / D + post_eps)
+        # Without an epsilon the zeros that fill up have no finite factor, and products with the group would be NaN.
+        factors = tl.where(there, 1.0 / tl.sqrt(tl.sum(squares, axis=2) / D + post_eps), 0.0)
         tl.store(post_rms + token * N + stream, factors, mask=there)
     if bias is not None and weight is None:
         given = numbers_at(bias, token, stream, there, N)
@@ -58,6 +59,7 @@ def cross(
             if post_rms is not None:
                 wide *= factors[:, :, None]
             value = wide.to(out.dtype.element_ty)
+            wide = value.to(tl.float32)  # read as it is stored, which backward and the next boundary see
         if rms is not None:
             squares += by_lane(wide * wide)
         if bias is not None and weight is None:
