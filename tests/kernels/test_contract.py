@@ -162,6 +162,23 @@ def test_a_quaternion_that_is_not_finite_is_no_rotation(body, wrong):
     assert slope[others].isfinite().all()
 
 
+@pytest.mark.parametrize("body", [*BODIES, ("reference", "cpu")], ids="-".join)
+@pytest.mark.parametrize("others", [0.0, 1e-39, 1.0])
+def test_one_component_that_is_not_a_number_is_not_lost(others, body):
+    pair = torch.full((40, 2, 4), others)
+    pair[8:] = 1.0  # whole quaternions beside them
+    for k in range(8):
+        pair[k] = normal((2, 4), torch.float32, k)
+        pair[k, k // 4] = others
+        pair[k, k // 4, k % 4] = torch.nan
+    q = run(body, "quaternion_forward", pair)
+    slope = run(body, "quaternion_adjoint", pair, normal((40, 4, 4), torch.float32))
+    assert q[:8].isnan().all()
+    assert all(slope[k, k // 4].isnan().all() for k in range(8))
+    assert q[8:].isfinite().all()
+    assert slope[8:].isfinite().all()
+
+
 @pytest.mark.parametrize("body", BODIES, ids="-".join)
 @pytest.mark.parametrize("n", [5, 8])
 @pytest.mark.parametrize("scale", [1.0, 30.0])

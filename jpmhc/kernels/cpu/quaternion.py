@@ -72,7 +72,9 @@ def _normalise(pair, inverse, scale, factor):  # type: ignore[no-untyped-def]
         for t in range(LANES):
             a, b, c, d = abs(pair[4 * s, t]), abs(pair[4 * s + 1, t]), abs(pair[4 * s + 2, t]), abs(pair[4 * s + 3, t])
             largest = max(max(a, b), max(c, d))
-            scale[t] = -one if largest <= tiny else one / largest  # negative marks a quaternion of zeros
+            # Not by the largest, which may pass over what is not a number. Negative marks a quaternion of zeros.
+            none = (a <= tiny) & (b <= tiny) & (c <= tiny) & (d <= tiny)
+            scale[t] = -one if none else one / largest
         for t in range(LANES):
             total = zero
             for k in range(4):

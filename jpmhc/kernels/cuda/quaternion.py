@@ -46,7 +46,8 @@ def _launch(kernel, *tensors: Tensor) -> None:
 def _unit(a, b, c, d, tiny: tl.constexpr):
     """Return the unit quaternion and the inverse of the length, zero where there is none."""
     largest = tl.maximum(tl.maximum(tl.abs(a), tl.abs(b)), tl.maximum(tl.abs(c), tl.abs(d)))
-    usable = largest > tiny
+    # Not by the largest, which passes over what is not a number.
+    usable = ~((tl.abs(a) <= tiny) & (tl.abs(b) <= tiny) & (tl.abs(c) <= tiny) & (tl.abs(d) <= tiny))
     scale = 1.0 / tl.where(usable, largest, 1.0)
     a, b, c, d = a * scale, b * scale, c * scale, d * scale
     total = tl.where(usable, a * a + b * b + c * c + d * d, 1.0)
