@@ -51,9 +51,33 @@ def _refuses(given: Boundary | Pullback) -> str | None:
     n = given.x.shape[1]
     if not 1 <= n <= LARGEST:
         return f"no body for n = {n}, only from 1 to {LARGEST}"
-    if n > 8 and given.x.dtype != torch.bfloat16 and _shared(given.x.device) < _WIDE:
-        return f"no body for n = {n} and {given.x.dtype} streams with less than {_WIDE >> 10} KiB of shared memory"
+    device, dtype = given.x.device, given.x.dtype
+    unable = _unable(device)
+    if unable is not None:
+        return unable
+    shared = _shared(device)
+    if n > 8 and dtype != torch.bfloat16 and shared < _WIDE:
+        return f"no body for n = {n} and {dtype} streams with less than {_WIDE >> 10} KiB of shared memory"
+    rows = 0 if given.weight is None else len(given.weight)
+    needed = _needed(n, rows, _precision(given.x), shared) if isinstance(given, Pullback) else 0
+    if max(needed, _LEAST) > shared:
+        return f"no body for {rows} raw numbers with {shared >> 10} KiB of shared memory"
     return unfit(given)
+
+
+def _needed(n: int, rows: int, precision: str, shared: int) -> int:
+    """Bound the bytes of shared memory that `backward.pull`, which takes the most, takes with one stage.
+
+    It holds the gradients of all raw numbers of a block, however many, beside streams and a part of the projection; the
+    factors are those of what was compiled for 8.9 and 9.0, with up to 1,000 of them.
+    """
+    parts = parts_of(rows, n, 16)
+    plan = blocks_to_pull(n, parts.numbers, precision, shared)
+    row = _padded(n) * plan.width
+    held = plan.tokens * (parts.numbers if rows else 0)
+    if precision == "halves":
+        return 2 * held + 16 * plan.tokens * row
+    return 8 * (held + (plan.tokens + parts.first) * row)
 
 
 @body((torch.float32,), lambda *args: _refuses(Boundary(*args)), streams=_HALF)
@@ -180,11 +204,16 @@ def blocks_to_close(n: int, d: int) -> Blocks:
 def blocks_to_pull(n: int, numbers: int, precision: str, shared: int) -> Blocks:
     """Return the blocks of the gradients of streams, for a projection to so many numbers."""
     if precision != "halves" or n > 8:
+        if n <= 4:
+            return Blocks(32, 16, 4)
         ample = shared >= _AMPLE
-        return Blocks(32, 16, 4) if n <= 4 else Blocks(32 if n <= 8 and ample else 16, 16 if n <= 8 or ample else 8, 8)
+        # Products of halves are 16 long at least.
+        width = 16 if n <= 8 or ample or precision == "halves" else 8
+        return Blocks(32 if n <= 8 and ample else 16, width, 8)
     tokens, width = 64 if n <= 4 or shared >= _AMPLE else 32, 16
     rows = _padded(n) * width * 2
-    stages = _stages(shared, tokens * (2 * rows + 4 * width) + numbers * rows, tokens * (rows + 128 * _padded(n)))
+    beside = tokens * (rows + 128 * _padded(n) + 2 * numbers)
+    stages = _stages(shared, tokens * (2 * rows + 4 * width) + numbers * rows, beside)
     return Blocks(tokens, width, 4 if n <= 4 else 8, stages)
 
 
@@ -213,6 +242,19 @@ def _stages(shared: int, chunk: int, beside: int, most: int = 3) -> int:
 # Bytes of shared memory of a Hopper multiprocessor, as much as the larger blocks need, and as much as the gradients of
 # more than eight streams in three products do.
 _HOPPER, _AMPLE, _WIDE = 227 * 1024, 200 * 1024, 140 * 1024
+# What the smallest devices of compute capability 8 have, for which the smaller blocks are made.
+_LEAST = 99 * 1024
+
+
+@cache
+def _unable(device: torch.device) -> str | None:
+    """Tell why a device has not the products that the kernels are made of, or None."""
+    if interpreted() or device.type != "cuda":
+        return None
+    if torch.version.hip is not None:
+        return "no body for devices of AMD, which do not make products of float32 by three of tf32"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"no body for compute capability {major}.{minor}, only from 8.0"
 
 
 @cache
