@@ -16,7 +16,8 @@ ROUNDED = {"enable_fp_fusion": False}
 def launch(kernel, matrices, *options) -> Tensor:
     """Run ``kernel(*matrices, result, tokens, *options, N, M, padded N, padded M, BLOCK)`` and return the result.
 
-    Fractions among the options are constants of the kernel: as arguments they would arrive in float32.
+    Fractions among the options are constants of the kernel, or those that vary from call to call, which it would be
+    compiled for one by one, arguments marked ``tl.float64``: without the mark they would arrive in float32.
     """
     n, m = matrices[0].shape[-2:]
     matrices = [matrix.contiguous() for matrix in matrices]

@@ -14,13 +14,13 @@ from jpmhc.kernels.shapes import small_square
 @body(DTYPES, small_square)
 def cayley_forward(raw: Tensor, step: float) -> Tensor:
     """Run `_forward` over all tokens."""
-    return launch(_forward, [raw], step)
+    return launch(_forward, [raw], float(step))
 
 
 @body(DTYPES, small_square)
 def cayley_adjoint(rotation: Tensor, cotangent: Tensor, step: float) -> Tensor:
     """Run `_adjoint` over all tokens."""
-    return launch(_adjoint, [rotation, cotangent], step)
+    return launch(_adjoint, [rotation, cotangent], float(step))
 
 
 @triton.jit
@@ -41,12 +41,12 @@ def _polished(q, identity, i, j, N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens"])
 def _forward(
-    raw, result, tokens, step: tl.constexpr,
+    raw, result, tokens, step: tl.float64,
     N: tl.constexpr, M: tl.constexpr, N2: tl.constexpr, M2: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     offsets, inside, i, j = places(tokens, N, M, N2, M2, BLOCK)
     x = tl.load(raw + offsets, mask=inside, other=0.0)
-    b = (x - tl.trans(x, 0, 2, 1)) * (step * 0.5)
+    b = ((x - tl.trans(x, 0, 2, 1)) * (step * 0.5)).to(x.dtype)
     identity = tl.where(i == j, 1.0, 0.0).to(x.dtype)
     if N <= 4:
         # With the dual D of b and its Pfaffian: (I - B)^-1 = ((1 + s) I + B + B^2 + pf D) / (1 + s + pf^2).
@@ -91,7 +91,7 @@ def _forward(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _adjoint(
-    rotation, cotangent, result, tokens, step: tl.constexpr,
+    rotation, cotangent, result, tokens, step: tl.float64,
     N: tl.constexpr, M: tl.constexpr, N2: tl.constexpr, M2: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``H - H^T`` with ``H = step E G E / 4`` and ``E = Q^T + I``."""
@@ -99,5 +99,5 @@ def _adjoint(
     q = tl.load(rotation + offsets, mask=inside, other=0.0)
     g = tl.load(cotangent + offsets, mask=inside, other=0.0)
     e = tl.trans(q, 0, 2, 1) + tl.where(i == j, 1.0, 0.0)
-    h = product(product(e, g, i, j, N), e, i, j, N) * (step * 0.25)
+    h = (product(product(e, g, i, j, N), e, i, j, N) * (step * 0.25)).to(q.dtype)
     tl.store(result + offsets, h - tl.trans(h, 0, 2, 1), mask=inside)

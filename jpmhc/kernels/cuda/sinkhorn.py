@@ -25,7 +25,7 @@ def _uniform(
 def sinkhorn_forward(logits: Tensor, _rows: None, _columns: None, tol: float, max_steps: int) -> Tensor:
     """Run `_forward` over all tokens."""
     finfo = torch.finfo(logits.dtype)
-    return launch(_forward, [logits], max_steps, tol, finfo.eps, finfo.tiny**0.5, FIRST_SWEEPS)
+    return launch(_forward, [logits], max_steps, float(tol), finfo.eps, finfo.tiny**0.5, FIRST_SWEEPS)
 
 
 @body(DTYPES, _uniform)
@@ -107,8 +107,8 @@ def _sweeps(
 
 @triton.jit(do_not_specialize=["tokens", "max_steps"])
 def _forward(
-    logits, result, tokens, max_steps,
-    tol: tl.constexpr, ridge: tl.constexpr, far_from_underflow: tl.constexpr, FIRST: tl.constexpr,
+    logits, result, tokens, max_steps, tol: tl.float64,
+    ridge: tl.constexpr, far_from_underflow: tl.constexpr, FIRST: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, N2: tl.constexpr, M2: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sweep and step as the reference does, on the exponents, until the last matrix of the block is finished."""

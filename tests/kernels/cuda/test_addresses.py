@@ -1,4 +1,4 @@
-"""Addresses are 64-bit: a tensor may have more than 2^31 numbers. Compiled once a model, not once a batch."""
+"""Addresses are 64-bit: a tensor may have more than 2^31 numbers. Compiled once a model, not once a batch or step."""
 
 import pytest
 import torch
@@ -50,3 +50,10 @@ def test_no_kernel_is_compiled_again_for_another_number_of_tokens():
         counts = {p.name for p in kernel.params if p.name in ("tokens", "length", "iterations", "max_steps")}
         assert counts == {p.name for p in kernel.params if p.do_not_specialize}
         assert "tokens" in counts
+
+
+@pytest.mark.skipif(interpreted(), reason="of the compiler")
+def test_no_kernel_is_compiled_again_for_another_step_or_tolerance():
+    for kernel, name in ((cayley._forward, "step"), (cayley._adjoint, "step"), (sinkhorn._forward, "tol")):
+        (number,) = (p for p in kernel.params if p.name == name)
+        assert (number.is_constexpr, number.annotation_type) == (False, "fp64")

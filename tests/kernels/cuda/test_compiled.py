@@ -75,3 +75,11 @@ def test_maps(operation, n, dtype):
     with machine() as ran:
         assert_agrees(("triton", "cpu"), operation, CALLS[operation]((70 if n < 7 else 9, n, n), dtype))
     assert ran
+
+
+@pytest.mark.parametrize("step", [1 / 3, -0.7, 0, 2])
+def test_a_step_arrives_whole(step):
+    raw = torch.randn(5, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with machine():
+        assert_agrees(("triton", "cpu"), "cayley_forward", (raw, step))
+        assert_agrees(("triton", "cpu"), "cayley_adjoint", (raw, raw.mT.contiguous(), step))

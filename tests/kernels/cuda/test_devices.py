@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jpmhc.kernels.bodies import interpreted
-from jpmhc.kernels.boundary import Boundary, Pullback
+from jpmhc.kernels.boundary import Pullback
 from jpmhc.kernels.primitive import choice
 
 bodies = pytest.importorskip("jpmhc.kernels.cuda.boundary")

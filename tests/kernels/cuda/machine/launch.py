@@ -98,7 +98,7 @@ def execute(ptx: str, shared: int, given: list, grid: tuple[int, ...], late: boo
     ptx : str
     shared : int
         Bytes of shared memory of a program.
-    given : list of torch.Tensor or int
+    given : list of torch.Tensor, int or float
         Arguments; the kernel writes to the tensors.
     grid : tuple of int
     late : bool
@@ -111,9 +111,14 @@ def execute(ptx: str, shared: int, given: list, grid: tuple[int, ...], late: boo
     """
     kernel = Kernel(ptx)
     tensors = Tensors([value for value in given if isinstance(value, torch.Tensor)])
-    arguments = [tensors.address(value) if isinstance(value, torch.Tensor) else value for value in given]
+    arguments = [tensors.address(value) if isinstance(value, torch.Tensor) else _bits(value) for value in given]
     arguments += [0] * (len(kernel.parameters) - len(arguments))  # scratch memory that none of ours has
     with np.errstate(all="ignore"):
         for z, y, x in product(*(range(size) for size in (*grid, 1, 1)[2::-1])):
             Block(kernel, tensors, arguments, (x, y, z), shared, late).run()
     tensors.give_back()
+
+
+def _bits(value: float) -> int:
+    """Return an integer, or the bits of a fraction, all of which are in float64."""
+    return value if isinstance(value, int) else int(np.float64(value).view(np.int64))
