@@ -115,8 +115,8 @@ def test_traced_derivative_is_that_of_the_definition_or_raises(name, transform):
     traced = torch.compile(apply(function), fullgraph=True, backend="aot_eager")
     try:
         result = traced(ARGUMENT)
-    except torch._dynamo.exc.TorchRuntimeError:
-        if transform != "jvp of jvp":  # torch 2.13 fails to trace even a product with a constant there
+    except (torch._dynamo.exc.TorchRuntimeError, torch._dynamo.exc.Unsupported):
+        if transform != "jvp of jvp":  # torch 2.13 and 2.14 fail to trace even a product with a constant there
             raise
     else:
         torch.testing.assert_close(result, apply(definition)(ARGUMENT), rtol=1e-10, atol=1e-11)
