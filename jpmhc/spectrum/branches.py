@@ -217,9 +217,11 @@ class Branch:
         width = 1 - start
         # Nodes crowd at the lower end, where log lambda may be singular.
         tau = start.unsqueeze(-1) + width.unsqueeze(-1) * nodes**2
-        radii = 0.5 * (energy.log().unsqueeze(-1) - self._real_s(tau - 1).log())
+        # Safe where no eigenvalue counts: a zero behind `where` has a derivative that is none.
+        alpha, strength = torch.where(start > 0, alpha, 1), torch.where(width > 0, beta.square() * energy, 1)
+        radii = -0.5 * self._real_s(tau - 1).log()
         inner = torch.where(start > 0, start * alpha.abs().log(), 0)
-        outer = width * (beta.abs().log() + (2 * nodes * weights * radii).sum(-1))
+        outer = width * (0.5 * strength.log() + (2 * nodes * weights * radii).sum(-1))
         return inner + torch.where(width > 0, outer, 0)
 
     def _share_below(self, alpha: Tensor, beta: Tensor, energy: Tensor) -> Tensor:
@@ -349,9 +351,10 @@ class Hidden(Branch):
         outside = a >= b * self.active
         b_safe = torch.where(outside, 1, b)
         shift = 1 - self.active
-        start = 0.5 * (shift + (shift * shift + 4 * a / b_safe).sqrt())
+        square = shift * shift + 4 * a / b_safe
+        start = 0.5 * (shift + torch.where(square > 0, torch.where(square > 0, square, 1).sqrt(), 0))
         start = torch.where(outside, 1, start.clamp(min=kernel, max=1))
-        log_a = torch.where(a > 0, torch.where(a > 0, a, 1).log(), -math.inf)
+        log_a = torch.where(a > 0, torch.where(a > 0, a, 1).log(), torch.where(start > 0, -math.inf, 0))
         inner = torch.where(start > 0, start * log_a, 0)
         one = torch.ones_like(start)
         logs = _x_log_x(one) - _x_log_x(start) + _x_log_x(one - shift) - _x_log_x(start - shift) - 2 * (1 - start)

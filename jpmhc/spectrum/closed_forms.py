@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,20 +19,46 @@ def mean_log(model: Model) -> Tensor:
 
     Notes
     -----
-    A layer's is ``E log |det M + lambda (det(M + q p^T) - det M)| / n`` over the eigenvalues lambda of its branch, by
-    the matrix determinant lemma; no inverse, so that M may be singular.
+    A layer's is ``E log |alpha + beta lambda| / n`` over the eigenvalues lambda of its branch, by the matrix determinant
+    lemma, with ``alpha = det M`` and ``beta = p^T adj(M) q``. Where M has an inverse alpha leaves the logarithm, so that
+    no determinant under- or overflows; where its smallest singular value is round-off of the largest alpha is zero, and
+    beta the determinant of M bordered by p and q, which needs no inverse.
     """
     M, n = model.mixers, model.streams
     if model.read is None or model.write is None:
         return _noisy_log_det(M, model.energy).sum()
-    moved = M + model.write.unsqueeze(-1) * model.read.unsqueeze(-2)
-    alpha = torch.linalg.det(M)
-    beta = torch.linalg.det(moved) - alpha
-    # Round-off of a determinant is in proportion to the product of its rows' lengths.
-    floors = [1e-14 * matrix.detach().norm(dim=-1).prod(-1) for matrix in (M, moved)]
-    alpha = torch.where(alpha.abs() > floors[0], alpha, 0)
-    beta = torch.where(beta.abs() > floors[0] + floors[1], beta, 0)
-    return model.branch.mean_log(alpha, beta, model.energy).sum() / n
+    singular = _is_singular(M)
+    regular = torch.where(singular[:, None, None], torch.eye(n, dtype=M.dtype), M)
+    through = (model.read * torch.linalg.solve(regular, model.write)).sum(-1)
+    outside = torch.linalg.slogdet(regular)[1]
+    alpha, beta = torch.ones_like(through), through
+    if singular.any():
+        bordered, lost = _bordered_log_det(M, model.read, model.write)
+        outside = torch.where(singular, bordered, outside)
+        alpha = torch.where(singular, 0.0, alpha)
+        beta = torch.where(singular, torch.where(lost, 0.0, 1.0), beta)
+    return (outside + model.branch.mean_log(alpha, beta, model.energy)).sum() / n
+
+
+def _is_singular(A: Tensor) -> Tensor:
+    """Whether the smallest singular value is no more than round-off of the largest."""
+    values = torch.linalg.svdvals(A.detach())
+    return values[..., -1] <= A.shape[-1] * torch.finfo(A.dtype).eps * values[..., 0]
+
+
+def _bordered_log_det(M: Tensor, read: Tensor, write: Tensor) -> tuple[Tensor, Tensor]:
+    """``log |p^T adj(M) q|`` (L,), 0 where that is zero; and whether it is."""
+    n = M.shape[-1]
+    # In units of each, so that one of them cannot hide the others.
+    sizes = [torch.linalg.matrix_norm(M.detach(), 2), read.detach().norm(dim=-1), write.detach().norm(dim=-1)]
+    size, reads, writes = (torch.where(value > 0, value, 1) for value in sizes)
+    rows = torch.cat([M / size[:, None, None], (read / reads[:, None]).unsqueeze(-2)], -2)
+    column = torch.nn.functional.pad(write / writes[:, None], (0, 1)).unsqueeze(-1)
+    bordered = torch.cat([rows, column], -1)
+    lost = _is_singular(bordered)
+    safe = torch.where(lost[:, None, None], torch.eye(n + 1, dtype=M.dtype), bordered)
+    value = torch.linalg.slogdet(safe)[1] + (n - 1) * size.log() + reads.log() + writes.log()
+    return torch.where(lost, 0.0, value), lost
 
 
 def _noisy_log_det(M: Tensor, energy: Tensor) -> Tensor:
@@ -131,8 +158,21 @@ def isometry_gap(
     >>> print(f"{spectrum.isometry_gap(rotations, **gates):.2f} {spectrum.isometry_gap(averaging, **gates):.2f}")
     0.13 7.01
     """
-    model = make_model(mixers, read, write, energy, branch)
-    return second_and_fourth_moment(model)[0].log() - 2 * mean_log(model)
+    model = _in_units(make_model(mixers, read, write, energy, branch))
+    return gap(second_and_fourth_moment(model)[0], mean_log(model))
+
+
+def gap(second: Tensor, mean_log: Tensor) -> Tensor:
+    """``log E[s^2] - 2 E[log s]`` from the two; infinite where both are logarithms of zero."""
+    return torch.where(second > 0, torch.where(second > 0, second, 1).log() - 2 * mean_log, math.inf)
+
+
+def _in_units(model: Model) -> Model:
+    """Return the model with every layer divided by its size, which changes no gap and keeps the second moment finite."""
+    size = (model.mixers.detach().square().sum((-2, -1)) / model.streams + model.load.detach()).sqrt()
+    # A power of two, which rounds nothing: small singular values of a mixer would not survive it.
+    size = torch.where(size > 0, size, 1).log2().round().exp2()
+    return replace(model, mixers=model.mixers / size[:, None, None], energy=model.energy / size.square())
 
 
 def scalar_condition(load: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.host import methods_on_host
+from jpmhc.spectrum.closed_forms import gap
 from jpmhc.spectrum.pyplot import pyplot
 from jpmhc.spectrum.ticks import name_ticks
 
@@ -77,8 +78,8 @@ class Law(abc.ABC):
 
     @property
     def isometry_gap(self) -> Tensor:
-        """``log E[s^2] - 2 E[log s] >= 0``, zero only when all singular values are equal."""
-        return self.moment(2).log() - 2 * self.mean_log
+        """``log E[s^2] - 2 E[log s] >= 0``, zero only when all singular values are equal; infinite if s = 0 has mass."""
+        return gap(self.moment(2), self.mean_log)
 
     def mass_below(self, threshold: float) -> Tensor:
         """Share of the singular values at most ``threshold``: directions in which signal or gradient is lost."""
