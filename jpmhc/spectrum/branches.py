@@ -340,8 +340,15 @@ class Hidden(Branch):
 
     def potential(self, s: Tensor, t: Tensor, gx: Tensor, energy: Tensor) -> Tensor:
         """See `Branch.potential`."""
-        f = self._f(s, t, gx, energy)
-        return 2 * f - self.active * torch.log1p(f / self.active)
+        here = (t * gx).detach()
+        ratio = s * t / torch.where(energy > 0, energy, 1)
+        # s t / v = f (1 + f / active), a Newton's step that carries the derivative.
+        move = (ratio - here * (1 + here / self.active)) / (1 + 2 * here / self.active)
+        f = here + torch.where(energy > 0, move, 0)
+        # Where a kernel leaves nothing else f goes to -active, and the sum would be round-off.
+        near = ((1 + here / self.active).abs() < 0.5) & (energy > 0)
+        rest = torch.where(near, ratio / torch.where(near, f, 1), 1)
+        return 2 * f - self.active * torch.where(near, rest.log(), torch.log1p(torch.where(near, 0, f) / self.active))
 
     def mean_log(self, alpha: Tensor, beta: Tensor, energy: Tensor) -> Tensor:
         """See `Branch.mean_log`."""

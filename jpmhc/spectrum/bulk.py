@@ -27,6 +27,8 @@ _RISE = 0.01
 # A distribution function that changes by more as the angle halves is read nearer to the axis, by 5, up to 3 times.
 # So is one with that much mass within the angle, over pi.
 _SMEARED, _CROWDED, _FINER = 5e-4, 0.02, 3
+# By how much more than its error a distribution function may seem to fall.
+_FALL = 1e-3
 
 
 class Bulk:
@@ -137,9 +139,18 @@ class Bulk:
 
     def _sorted(self, x: Tensor, far: SelfEnergies, near: SelfEnergies) -> Grid:
         """Order by place, and leave out what did not converge: it is NaN when asked for."""
-        cdf = self._evaluate(x, far, near, attached=False).cdf
+        axis = self._evaluate(x, far, near, attached=False)
+        cdf = axis.cdf
         index = (~cdf.isnan()).nonzero()[:, 0]
         index = index[x[index].argsort()]
+        while len(index) > 2:
+            # A distribution function does not fall: what lies above both neighbours to the right is wrong, and would
+            # lift all of them.
+            most = cdf[index] - axis.cdf_error[index] - _FALL
+            above = (most[:-2] > cdf[index[1:-1]]) & (most[:-2] > cdf[index[2:]])
+            if not above.any():
+                break
+            index = index[~torch.nn.functional.pad(above, (0, 2))]
         return Grid(x[index], cdf[index].cummax(0).values, far[index], near[index])
 
     @cached_property
@@ -177,6 +188,13 @@ class Bulk:
             index = lost.nonzero()[:, 0]
             both = self._solve_both(x[index], far[index], near[index], patient=True)
             far, near = far.replaced(index, both[0]), near.replaced(index, both[1])
+            lost = ~((far.residual <= TOLERANCE) & (near.residual <= TOLERANCE))
+        if lost.any():
+            # Where round-off is as large as the tolerance, a place that the grid has may be solved once and not again.
+            grid = self._raw_grid
+            place = torch.searchsorted(grid.x, x.contiguous()).clamp_max(len(grid.x) - 1)
+            index = (lost & (grid.x[place] == x)).nonzero()[:, 0]
+            far, near = (old.replaced(index, new[place[index]]) for old, new in ((far, grid.far), (near, grid.near)))
         return far, near
 
     def _solve_both(

@@ -19,10 +19,10 @@ def mean_log(model: Model) -> Tensor:
 
     Notes
     -----
-    A layer's is ``E log |alpha + beta lambda| / n`` over the eigenvalues lambda of its branch, by the matrix determinant
-    lemma, with ``alpha = det M`` and ``beta = p^T adj(M) q``. Where M has an inverse alpha leaves the logarithm, so that
-    no determinant under- or overflows; where its smallest singular value is round-off of the largest alpha is zero, and
-    beta the determinant of M bordered by p and q, which needs no inverse.
+    A layer's is ``E log |alpha + beta lambda| / n`` over the eigenvalues lambda of its branch, by the matrix
+    determinant lemma, with ``alpha = det M`` and ``beta = p^T adj(M) q``. Where M has an inverse alpha leaves the
+    logarithm, so that no determinant under- or overflows; where its smallest singular value is round-off of the largest
+    alpha is zero, and beta the determinant of M bordered by p and q, which needs no inverse.
     """
     M, n = model.mixers, model.streams
     if model.read is None or model.write is None:
@@ -168,7 +168,7 @@ def gap(second: Tensor, mean_log: Tensor) -> Tensor:
 
 
 def _in_units(model: Model) -> Model:
-    """Return the model with every layer divided by its size, which changes no gap and keeps the second moment finite."""
+    """Return the model with every layer divided by its size, which changes no gap and keeps the moment finite."""
     size = (model.mixers.detach().square().sum((-2, -1)) / model.streams + model.load.detach()).sqrt()
     # A power of two, which rounds nothing: small singular values of a mixer would not survive it.
     size = torch.where(size > 0, size, 1).log2().round().exp2()

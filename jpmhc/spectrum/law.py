@@ -78,7 +78,7 @@ class Law(abc.ABC):
 
     @property
     def isometry_gap(self) -> Tensor:
-        """``log E[s^2] - 2 E[log s] >= 0``, zero only when all singular values are equal; infinite if s = 0 has mass."""
+        """``log E[s^2] - 2 E[log s] >= 0``, zero only if all singular values are equal; infinite if s = 0 has mass."""
         return gap(self.moment(2), self.mean_log)
 
     def mass_below(self, threshold: float) -> Tensor:

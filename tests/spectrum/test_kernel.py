@@ -1,5 +1,9 @@
 """Directions that a product takes to zero, and laws that have some."""
 
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -85,3 +89,83 @@ def test_rank_of_a_branch_follows_from_its_s_transform(active, rank):
     given = spectrum.Branch(lambda f: active / ((active + f) * (1 + f)))
     assert given.rank == pytest.approx(rank)
     assert spectrum.Hidden(active).rank == pytest.approx(rank)
+
+
+@pytest.mark.parametrize("rank", [0.37, 0.3712, 1 / 3 - 1e-3, 0.0123, 0.98765])
+def test_a_branch_of_any_rank_is_counted(rank):
+    branch = spectrum.Hidden(rank)
+    # Its own kernel, and what it leaves of the two streams of four that a projector takes to zero.
+    assert kernel_share(chain(torch.zeros(1, 1, 1).double(), branch)) == pytest.approx(1 - rank, abs=1e-9)
+    assert kernel_share(chain(projectors(1, 2), branch)) == pytest.approx((2 - rank) / 4, abs=1e-9)
+
+
+@pytest.mark.parametrize("rank", [0.19, 0.1987, 0.1999, 0.2003, 0.21])
+def test_a_share_may_bend_between_two_ranks(rank):
+    # Five branches of a stream that is left out in the end write to one that was taken to zero before.
+    ends = [torch.diag(torch.tensor(kept)).double() for kept in ([1.0, 0.0], [0.0, 1.0])]
+    M = torch.stack([ends[0], *[torch.eye(2).double()] * 3, ends[1]])
+    read, write = (torch.eye(2).double()[[column] * 5] for column in (0, 1))
+    found = Chain(M, read, write, torch.ones(5).double(), spectrum.Hidden(rank))
+    assert kernel_share(found) == pytest.approx(1 - min(5 * rank, 1) / 2, abs=1e-9)
+
+
+def marchenko_pastur(active, s):
+    """Distribution function of the squares of a product of Gaussian matrices around a mask, from its cubic equation.
+
+    ``z f S(f) = 1 + f`` with ``S = active / ((active + f) (1 + f))``.
+    """
+    x = torch.linspace(1e-6, float(s) ** 2, 20001, dtype=torch.float64)
+    middle = (x[1:] + x[:-1]) / 2
+    heights = []
+    for z in middle.tolist():
+        # (1 + f)^2 (active + f) = active z f; the density of the squares is -Im (1 + f) / (pi z).
+        roots = np.roots([1, 2 + active, 1 + 2 * active - active * z, active])
+        heights.append(np.abs(roots.imag).max() / (math.pi * z))
+    return 1 - active + float(torch.tensor(heights).double() @ x.diff())
+
+
+def test_a_thin_branch_alone_is_the_law_of_its_cubic_equation():
+    law = spectrum.predict(torch.zeros(1, 1, 1), [1.0], [1.0], 1.0, spectrum.Hidden(0.37))
+    assert law.atoms[0].tolist() == [0.0]
+    assert law.atoms[1].tolist() == pytest.approx([0.63], abs=1e-12)
+    s = torch.tensor([0.0, 1e-6, 0.01, 0.6, 1.0, 2.0], dtype=torch.float64)
+    expected = [0.63] * 3 + [marchenko_pastur(0.37, place) for place in s[3:]]
+    assert law.cdf(s).tolist() == pytest.approx(expected, abs=2e-4)
+    assert float(law.quantile(0.6)) == 0
+    assert law.floor == 0
+
+
+def test_projectors_and_thin_branches_have_a_mass_at_zero():
+    frames = torch.linalg.qr(torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0)).double())[0]
+    read, write = gates("random", 2, 3)
+    law = spectrum.predict(frames @ frames.mT, read, write, 1.0, spectrum.Hidden(0.37))
+    draw = spectrum.simulate(frames @ frames.mT, read, write, 1.0, spectrum.Hidden(0.37), width=100)
+    # (1 - 0.37) / 3, of which a width of 100 has just as much.
+    assert float(law.cdf(0.0)) == pytest.approx(0.21, abs=1e-4)
+    assert float(draw.cdf(1e-9)) == pytest.approx(0.21)
+    s = torch.tensor([0.1, 0.6, 1.0, 2.0], dtype=torch.float64)
+    assert torch.allclose(law.cdf(s), draw.cdf(s), atol=0.02)
+
+
+def test_a_thin_branch_carries_derivatives():
+    energy = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    law = spectrum.predict(torch.zeros(1, 1, 1), [1.0], [1.0], energy, spectrum.Hidden(0.37))
+    for s in (0.8, 1.5):
+        (slope,) = torch.autograd.grad(law.cdf(s), energy, retain_graph=True)
+        # The law of sqrt(v) X: cdf(s / sqrt v).
+        assert float(slope) == pytest.approx(-s / 2 * float(law.density(s).detach()), rel=1e-3)
+
+
+def test_a_place_above_its_right_neighbours_is_left_out_and_lifts_none(monkeypatch):
+    bulk = spectrum.predict(torch.ones(1, 1, 1), [1.0], [1.0], 0.3)._bulk
+    x = torch.tensor([0.5, 0.8, 1.0, 1.2, 1.4], dtype=torch.float64)
+    far, near = bulk.solve(x)
+    right = bulk._evaluate(x, far, near, attached=False)
+    for wrong, kept in ((0, [1, 2, 3, 4]), (2, [0, 1, 3, 4]), (4, [0, 1, 2, 3, 4])):
+        cdf = right.cdf.clone()
+        cdf[wrong] = 0.99 if wrong < 4 else cdf[4]
+        with monkeypatch.context() as patch:
+            patch.setattr(bulk, "_evaluate", lambda *a, cdf=cdf, **k: replace(right, cdf=cdf))
+            grid = bulk._sorted(x, far, near)
+        assert torch.equal(grid.x, x[kept])
+        assert torch.equal(grid.cdf, right.cdf[kept])
