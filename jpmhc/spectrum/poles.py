@@ -20,6 +20,8 @@ _FARTHEST = 2e-4
 _ONE_PLACE = _FARTHEST / 10
 # Less is none, and a mass is known to that.
 _LEAST = 1e-3
+# Where it is known best, to that.
+_EQUAL = 1e-6
 
 
 def merged(places: Tensor) -> Tensor:
@@ -63,7 +65,19 @@ def pole_masses(chain: Chain, places: Tensor, start: SelfEnergies) -> Tensor:
 
 
 def whole(chain: Chain, mass: Tensor) -> Tensor:
-    """Round masses to what they come in: units of a stream, or of what the rank of a branch leaves of one."""
-    unit = chain.mixers.shape[-1] * Fraction(chain.branch.rank).limit_denominator(64).denominator
-    rounded = (mass * unit).round() / unit
-    return torch.where((mass - rounded).abs() < _LEAST, rounded, mass)
+    """Round masses to what they come in: streams, whole or less or more what the ranks of some branches are of one.
+
+    Where that rank is a fraction with a small denominator these are few, and the nearest is meant; else there is one
+    nearby whatever the mass, and only one that it equals is.
+    """
+    m, L, rank = chain.mixers.shape[-1], len(chain.mixers), chain.branch.rank
+    fraction = Fraction(rank).limit_denominator(64)
+    if abs(rank - fraction) < 1e-9:
+        unit = m * fraction.denominator
+        rounded, close = (mass * unit).round() / unit, _LEAST
+    else:
+        parts = rank * torch.arange(-2 * L, 2 * L + 1, dtype=torch.float64)
+        near = ((m * mass.unsqueeze(-1) - parts).round() + parts) / m
+        rounded = near.gather(-1, (near - mass.unsqueeze(-1)).abs().argmin(-1, keepdim=True))[..., 0]
+        close = _EQUAL
+    return torch.where((mass - rounded).abs() < close, rounded, mass)

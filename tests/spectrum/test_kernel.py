@@ -169,3 +169,14 @@ def test_a_place_above_its_right_neighbours_is_left_out_and_lifts_none(monkeypat
             grid = bulk._sorted(x, far, near)
         assert torch.equal(grid.x, x[kept])
         assert torch.equal(grid.cdf, right.cdf[kept])
+
+
+@pytest.mark.parametrize(
+    ("active", "layers", "mass"),
+    # 1 - 2 rank of each layer: what its branch neither reads nor writes.
+    [(0.37, 1, 0.26), (0.371, 1, 0.258), (0.25, 1, 0.5), (0.123, 2, 0.508), (0.0711, 5, 0.289)],
+)
+def test_masses_beside_thin_branches_are_exact(active, layers, mass):
+    law = spectrum.predict(torch.ones(layers, 1, 1), [1.0], [1.0], 1.0, spectrum.Hidden(active))
+    assert law.atoms[0].tolist() == [1.0]
+    assert law.atoms[1].tolist() == pytest.approx([mass], abs=1e-12)
