@@ -16,6 +16,7 @@ from jpmhc.spectrum.bulk import TOLERANCE, Bulk
 from jpmhc.spectrum.closed_forms import mean_log, second_and_fourth_moment
 from jpmhc.spectrum.law import Law
 from jpmhc.spectrum.model import Model, make_model
+from jpmhc.spectrum.moments import bulk_moment, exact_power
 from jpmhc.spectrum.scalar import ScalarLaw
 from jpmhc.spectrum.split import split
 
@@ -270,21 +271,24 @@ class PredictedLaw(Law):
         return value.reshape(q.shape)
 
     def moment(self, k: float) -> Tensor:
-        """``E[s^k]``: closed forms for k = 0, 2, 4, else over 128 quantiles; infinite if too much is near 0."""
+        """``E[s^k]``: closed forms for k = 0, 2, 4, else over quantiles of every band; infinite if too much is near 0.
+
+        Below the lowest of them a law that reaches down to zero is a power of s. A moment that is about to diverge and
+        whose power is only known as the solve shows it comes with a warning.
+        """
         k = float(k)
         if not math.isfinite(k):
             raise ValueError(f"k: expected a finite number, got {k}")
         if k in (0.0, 2.0, 4.0):
             return (torch.ones((), dtype=torch.float64), *self._low_moments)[int(k) // 2]
         # The power is known to some digits, and next to it the quadrature would not converge.
-        if k < 0 and k + self._power_at_zero < 0.01:
+        if k < 0 and k + exact_power(self._power_at_zero)[0] < 0.01:
             return torch.tensor(math.inf, dtype=torch.float64)
         places, masses = self.atoms
         total = (masses * places.pow(k)).sum()
         if self._bulk is not None:
-            nodes, weights = _edge_quadrature(128)
-            values = self._bulk.quantile(self._bulk.mass * nodes)
-            total = total + self._share * self._bulk.mass * (weights * values.pow(k)).sum()
+            power, exact = exact_power(self._power_at_zero) if k < 0 else (math.inf, True)
+            total = total + self._share * self._bulk.mass * bulk_moment(self._bulk, k, power, exact)
         return total
 
 
@@ -293,13 +297,6 @@ def _places(s: Tensor | float) -> Tensor:
     if s.isnan().any():
         raise ValueError("s: expected numbers, got NaN")
     return s
-
-
-def _edge_quadrature(count: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on (0, 1) that crowd at both ends, where quantile functions bend."""
-    angle = math.pi * (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    weights = angle.sin()
-    return (1 - angle.cos()) / 2, weights / weights.sum()
 
 
 @on_host
