@@ -185,8 +185,8 @@ def branch_budget(
         Wanted ratio of the largest and smallest singular value, at least 1.
     mixer : str or Mixer, optional
         Whose stack of layers at its start is asked for, in some ten laws. Without one it is the scalar law, which
-        spreads the branches over all directions: mixers that rotate the streams come close to it, all others have a
-        smaller budget.
+        spreads the branches over all directions: mixers that rotate the streams come close to it, others have a smaller
+        budget, and rotations as branches, in few layers, a larger one.
     streams, depth, gate, branch
         As for :func:`design`.
 
@@ -194,7 +194,7 @@ def branch_budget(
     -------
     float
         ``c = (1 / n) sum_l v_l |read_l|^2 |write_l|^2``, to one percent for a mixer; 0 where the mixers alone have a
-        larger condition number.
+        larger condition number. It is the smallest: rotations that outweigh the skip reach that number once more.
 
     Examples
     --------
@@ -207,13 +207,27 @@ def branch_budget(
     if mixer is None:
         return scalar
     chain = initial_chain(mixer, streams, depth, gate)
-    low, high = 1e-3 * scalar, scalar
+    # A layer without an inverse ends all budgets, and behind it condition numbers may fall again.
+    end = _load_without_inverse(chain)
+    low, high = 1e-3 * min(scalar, end), min(scalar, end)
     if high == 0 or _law(chain, low, branch).condition > condition:
         return 0.0
+    while high < min(end, 1e3 * scalar) and _law(chain, high, branch).condition <= condition:
+        low, high = high, min(2 * high, end)
     while high > 1.01 * low:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if _law(chain, middle, branch).condition <= condition else (low, middle)
     return low
+
+
+def _load_without_inverse(chain: dict[str, Tensor]) -> float:
+    """Smallest load, spread evenly over the layers, at which one of them loses its inverse; infinite if none does."""
+    M, read, write = chain["mixers"], chain["read"], chain["write"]
+    depth, streams = read.shape
+    seen = (read * torch.linalg.solve_ex(M, write)[0]).sum(-1).square()
+    gain = read.square().sum(-1) * write.square().sum(-1)
+    loads = gain * depth / (streams * seen)
+    return float(loads[loads.isfinite()].amin()) if loads.isfinite().any() else math.inf
 
 
 def _scalar_budget(condition: float) -> float:

@@ -97,7 +97,7 @@ class PredictedLaw(Law):
 
     @cached_property
     def scalar_load(self) -> Tensor:
-        """``c``: the branches' energy per direction over the depth. The scalar law of that c bounds from below."""
+        """``c``: the branches' energy per direction over the depth. It decides the scalar law beside this one."""
         return self.model.scalar_load
 
     @property
@@ -232,8 +232,8 @@ class PredictedLaw(Law):
     def edges(self) -> tuple[float, float]:
         """Smallest and largest singular value; 0 if the law reaches down to its floor.
 
-        To about the regularisation, or where more than 1e-8 of the law is no longer beyond. That a density reaches zero
-        is decided exactly, by whether a layer lacks an inverse.
+        To three times the regularisation, and less exactly next to zero, or where more than 1e-8 of the law is no
+        longer beyond. That a density reaches zero is decided exactly, by whether a layer lacks an inverse.
         """
         ends = self.atoms[0].detach().tolist()
         if self._bulk is not None and self._bulk.mass > 1e-9:

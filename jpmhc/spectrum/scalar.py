@@ -21,8 +21,8 @@ class ScalarLaw(Law):
     """Law of the singular values of infinitely many layers that spread a total load over all directions alike.
 
     One number decides it: ``c = (1 / n) sum_l v_l |read_l|^2 |write_l|^2``, what the branches add to the square of a
-    singular value over the depth. Mixers that rotate the streams come close to it; with others, with gates that
-    favour a stream and in few layers the spectrum is wider: it bounds the condition number from below.
+    singular value over the depth. Mixers that rotate the streams come close to it. With others, and with gates that
+    favour a stream, the spectrum is wider; in few layers it may be wider (Gaussian branches) or narrower (rotations).
 
     Parameters
     ----------

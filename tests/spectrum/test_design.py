@@ -40,6 +40,17 @@ def test_budget_of_a_mixer_is_below_the_scalar_one():
     assert spectrum.branch_budget(1.5, "sinkhorn", 4, 8) == 0
 
 
+@pytest.mark.parametrize("condition", [1.5, 10.0, 100.0])
+def test_budget_of_rotations_in_one_layer_exceeds_the_scalar_one(condition):
+    # 1 + sqrt(c) U: from 1 - sqrt c to 1 + sqrt c, and the other way round beyond c = 1.
+    expected = ((condition - 1) / (condition + 1)) ** 2
+    found = spectrum.branch_budget(condition, "identity", 1, 1, branch="haar")
+    # A percent of its own, and what the edges of the laws are known to.
+    assert found == pytest.approx(expected, rel=0.02)
+    if condition == 10.0:
+        assert found > spectrum.branch_budget(condition)
+
+
 @pytest.mark.parametrize(("streams", "depth", "threshold"), [(4, 48, 0.5), (2, 1, 0.9), (16, 200, 0.1)])
 def test_diagonal_bias_keeps_just_that_much(streams, depth, threshold):
     b = spectrum.diagonal_bias(streams, depth, threshold)
