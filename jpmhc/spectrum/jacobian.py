@@ -43,7 +43,8 @@ class Jacobian:
 
     Notes
     -----
-    fn is evaluated three times: twice to see that it is no lottery, once for the graph that serves every product. That
+    fn is evaluated three times: twice to see that it is no lottery, once for the graph that serves every product. Where
+    one product is exactly zero, five more evaluations see whether fn is constant nearby or lacks a derivative. That
     none of B samples acts on another is seen in 2 + log2(B) products, whose vectors change sign with some samples. A
     module is called with detached parameters and copies of its buffers, so it is left as it is, gradients and running
     statistics included. Attention runs in plain operations: fused kernels have no second derivative.
@@ -89,6 +90,8 @@ class Jacobian:
             pull = torch.func.vjp(self._evaluate, self._x)[1]
         self._pull: Product = lambda u: pull(u)[0]
         self._push: Product | None = None
+        if not self.transposed_times(self.probes(1, self.outputs, seed=1)).any():
+            self._check_derivative()
         if self.samples > 1:
             self._check_samples()
 
@@ -261,6 +264,28 @@ class Jacobian:
             )
             raise ValueError(f"fn: it is random, so it has no Jacobian; {remedy}")
         return first
+
+    def _check_derivative(self) -> None:
+        """Refuse a function that depends on x while its derivative is zero; at steps and kinks it may be."""
+        eps = torch.finfo(self._x.dtype).eps
+        far = eps ** (1 / 3)
+        direction = self.probes(1, self.inputs, seed=4)[0].reshape(self._x.shape) * self.inputs**0.5
+        direction = direction * self._x.abs().max().clamp_min(1)
+        with self._conditions():
+            here = self._evaluate(self._x).to(wide(self.device))
+            ahead, half, behind, near = (
+                (self._evaluate(self._x + (step * direction).to(self._x.dtype)).to(here) - here) / step
+                for step in (far, far / 2, -far, min(far, 64 * eps))
+            )
+        moved = ahead.norm()
+        # Alike on both sides and in proportion to the distance: neither a kink nor a step nor of second order. Steps
+        # that are many within that distance are told from a slope next to x.
+        alike = all((ahead - other).norm() < 0.4 * moved for other in (half, behind)) and near.norm() > 0.5 * moved
+        if alike and far * moved > 10 * eps * here.norm():
+            raise ValueError(
+                "fn: its result depends on x but carries no derivative, so its Jacobian would be zero; it may run "
+                "under torch.no_grad or torch.inference_mode, or detach x"
+            )
 
     def _check_samples(self) -> None:
         u = self.probes(1, self.outputs, seed=1)

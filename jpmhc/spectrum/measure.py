@@ -90,8 +90,8 @@ def measure(
     TypeError
         If fn does not map one real tensor to one real tensor.
     ValueError
-        For a random or non-finite function, samples that act on one another, a Jacobian too large for the exact method
-        (its size is named), and options out of range.
+        For a random or non-finite function, one that depends on x without a derivative, samples that act on one
+        another, a Jacobian too large for the exact method (its size is named), and options out of range.
     RuntimeError
         If forward and reverse derivatives of fn disagree (Lanczos needs both), beyond the round-off of these dtypes.
 

@@ -216,3 +216,51 @@ def test_frozen_randomness_seeds_no_device_but_that_of_the_point(monkeypatch):
     monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeded.append(seed))
     spectrum.measure(nn.Dropout(0.5), torch.ones(4), randomness="freeze")
     assert not seeded
+
+
+class Silent(nn.Module):
+    """Runs without derivatives, in a way of one's own."""
+
+    def __init__(self, context):
+        super().__init__()
+        self.layer, self.context = nn.Linear(4, 4), context
+
+    def forward(self, x):
+        with self.context():
+            return self.layer(x)
+
+
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_function_that_loses_its_derivative_is_refused(method, dtype):
+    torch.manual_seed(0)
+    message = "fn: its result depends on x but carries no derivative"
+    model = nn.Sequential(nn.Linear(4, 4), Silent(torch.no_grad)).to(dtype)
+    for fn, options in (
+        (model, {}),
+        (model, {"start": "1", "stop": "1"}),
+        (lambda x: 2 * x.detach() + 1, {}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            spectrum.measure(fn, torch.ones(4, dtype=dtype), method, **options)
+    with pytest.raises(ValueError, match=message):
+        spectrum.measure(model, torch.ones(3, 4, dtype=dtype), method, batch_dims=1)
+
+
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.5, -2.0, 1e4])
+def test_derivatives_that_are_zero_are_no_lost_ones(method, place):
+    x = torch.full((5,), place)
+    for fn in (
+        torch.round,
+        torch.sign,
+        lambda x: torch.ones(3),
+        lambda x: 0 * x,
+        lambda x: torch.relu(-x.abs()),
+        lambda x: (x - place) ** 2,
+        lambda x: (x - place) ** 3,
+        lambda x: torch.relu(x - place),
+        lambda x: (x > place).float(),
+    ):
+        law = spectrum.measure(fn, x, method)
+        assert law.edges in ((0, 0), (pytest.approx(0, abs=1.0), pytest.approx(1, abs=1e-6)))
