@@ -24,8 +24,9 @@ _ACTIVATIONS: dict[str, Activation] = {
     "tanh": torch.tanh,
     "linear": torch.clone,
 }
-# Nodes on either side of zero, and where the normal density has fallen below 1e-18.
-_NODES, _FAR = 128, 9.0
+# Where the normal density has fallen below 1e-18, and panels between there and zero, each half as long as the next one:
+# at a large variance all that an activation has of slope lies next to zero.
+_FAR, _PANELS, _NODES = 9.0, 50, 20
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def propagate(
     Raises
     ------
     ValueError
-        As :func:`~jpmhc.spectrum.predict`; for an unknown activation, a variance that is negative or not finite, and a
-        start that is not symmetric positive semidefinite of that size.
+        As :func:`~jpmhc.spectrum.predict`; for an unknown activation, a variance that is negative or not finite, a
+        start that is not symmetric positive semidefinite of that size, and a read whose streams cancel before a norm.
 
     Notes
     -----
@@ -98,8 +99,9 @@ def propagate(
     for the Gram matrix of the streams instead of one variance for all. Its equation (58) adds the energy to the
     variance that the next layer sees; that is left out, as the activations of a random network do not have it.
 
-    Expectations are Gauss quadratures on either side of zero, so that the kink of a ReLU costs nothing; Gauss-Hermite
-    nodes, which the paper takes, agree where phi is smooth. O(L n^3), differentiable in all tensors.
+    Expectations are Gauss quadratures on panels that shrink towards zero from either side, so that the kink of a ReLU
+    costs nothing and variances up to 1e20 leave a saturating phi its slope; Gauss-Hermite nodes, which the paper takes,
+    agree where phi is smooth. O(L n^3), differentiable in all tensors.
 
     Examples
     --------
@@ -123,6 +125,8 @@ def propagate(
     grams, variances, energies = [gram], [], []
     for l in range(model.layers):
         square = _read(model, l, gram)
+        if norm:
+            _check_read(model, l, square, gram)
         unit = 1 / square if norm else torch.ones_like(square)
         variance = first[l] * square * unit
         slope, output, level = _expectations(phi, variance)
@@ -216,6 +220,18 @@ def _read(model: Model, l: int, gram: Tensor) -> Tensor:
     return gram.trace() / model.streams if model.read is None else model.read[l] @ gram @ model.read[l]
 
 
+def _check_read(model: Model, l: int, square: Tensor, gram: Tensor) -> None:
+    """Refuse a norm of what is nothing but round-off of the streams."""
+    size = 1.0 if model.read is None else float(model.read[l].detach().square().sum())
+    # Of a sum of n^2 products, each of which is rounded.
+    noise = model.streams * torch.finfo(gram.dtype).eps * size * float(gram.detach().trace())
+    if not float(square.detach()) > noise:
+        raise ValueError(
+            f"read: expected something to divide by its root mean square with norm=True; in layer {l} the streams that "
+            f"are read cancel, E[u^2] = {float(square.detach()):.2g}"
+        )
+
+
 def _added(model: Model, l: int, square: Tensor, level: Tensor, mean: Tensor) -> Tensor:
     """Return what an output of that mean square and level adds to the Gram matrix of streams of those means."""
     if model.write is None:
@@ -240,6 +256,8 @@ def _expectations(phi: Activation, variance: Tensor) -> tuple[Tensor, Tensor, Te
 def _normal_quadrature() -> tuple[Tensor, Tensor]:
     """Nodes and weights of expectations over a standard normal variable, apart on either side of zero."""
     nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(_NODES))
-    half = _FAR * (nodes + 1) / 2
-    weight = _FAR * weights / 2 * torch.exp(-half.square() / 2) / math.sqrt(2 * math.pi)
+    ends = torch.cat([torch.zeros(1), torch.arange(1 - _PANELS, 1).double().exp2()]).double() * _FAR
+    lengths = ends.diff().unsqueeze(-1)
+    half = (ends[:-1].unsqueeze(-1) + lengths * (nodes + 1) / 2).flatten()
+    weight = (lengths * weights / 2).flatten() * torch.exp(-half.square() / 2) / math.sqrt(2 * math.pi)
     return torch.cat([-half.flip(0), half]), torch.cat([weight.flip(0), weight])

@@ -100,6 +100,30 @@ def test_moments_of_a_relu_are_exact():
     assert float(twice.gram[2]) == pytest.approx(2.5 + 3.75 + 2 * levels[0] * levels[1], rel=1e-12)
 
 
+@pytest.mark.parametrize("variance", [1.0, 1e2, 1e4, 1e6, 1e8, 1e16])
+def test_a_saturating_activation_keeps_its_slope_at_any_variance(variance):
+    # E q sech^4(sqrt(q) Z) over the pre-activation, whose scale the slope has.
+    y = np.linspace(-30, 30, 200001)
+    density = np.exp(-(y**2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
+    expected = variance * np.trapezoid(np.cosh(y) ** -4 * density, y)
+    found = spectrum.propagate(torch.zeros(1, 1, 1), [1.0], [1.0], activation="tanh", weight_variance=variance)
+    assert float(found.energy) == pytest.approx(expected, rel=1e-9)
+    if variance > 1e3:
+        assert float(found.energy) == pytest.approx(4 / 3 * (variance / (2 * math.pi)) ** 0.5, rel=1e-3)
+    linear = spectrum.propagate(torch.zeros(1, 1, 1), [1.0], [1.0], activation="linear", weight_variance=variance)
+    assert float(linear.gram[1]) == pytest.approx(variance, rel=1e-12)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_norm_of_streams_that_cancel_is_refused(layer):
+    read = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+    read[layer] = torch.tensor([1.0, -1.0])
+    given = {"mixers": torch.eye(2).expand(2, 2, 2), "read": read, "write": torch.ones(2)}
+    with pytest.raises(ValueError, match=f"read: expected something to divide by .* in layer {layer} the streams"):
+        spectrum.propagate(**given, norm=True)
+    assert float(spectrum.propagate(**given).variance[layer]) == pytest.approx(0, abs=1e-12)
+
+
 def test_energies_carry_derivatives():
     M, read, write = setting()
     variance = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
