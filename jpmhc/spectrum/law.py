@@ -146,4 +146,12 @@ class Law(abc.ABC):
         return ax
 
 
+def as_places(s: Tensor | float) -> Tensor:
+    """Return places in float64; NaN is none."""
+    s = torch.as_tensor(s, dtype=torch.float64)
+    if s.isnan().any():
+        raise ValueError("s: expected numbers, got NaN")
+    return s
+
+
 methods_on_host(Law)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from jpmhc.spectrum.law import Law
+from jpmhc.spectrum.law import Law, as_places
 from jpmhc.spectrum.pyplot import pyplot
 
 # Relative residual at which a node of a quadrature is a singular value, and its weight all that there is of it.
@@ -41,8 +41,8 @@ class MeasuredLaw(Law):
     converged : bool
         Whether the extremes are as exact as was asked for.
     precision : float
-        Round-off of the numbers relative to the largest singular value; float64's unless given. What lies below that,
-        :attr:`floor`, is noise.
+        Round-off of a product relative to the largest singular value; float64's unless given. What lies below
+        :attr:`floor`, that times the larger side of the Jacobian, is noise.
     residual : Tensor, shape (P, B, k), optional
         How far from a singular value each of ``values`` is at most; zero unless given.
     """
@@ -70,8 +70,11 @@ class MeasuredLaw(Law):
         self.extremes_error = (errors[0].double().cpu(), errors[1].double().cpu())
         self.residual = torch.zeros_like(self.values) if residual is None else residual.double().cpu()
         used = self.weights.flatten() > 0
-        order = self.values.flatten()[used].argsort()
-        self._sorted = self.values.flatten()[used][order]
+        # Of each sample's own largest: another one may be smaller altogether.
+        noise = self._round_off * self.extremes[1].unsqueeze(-1)
+        self._counted = torch.where(self.values <= noise, 0, self.values)
+        order = self._counted.flatten()[used].argsort()
+        self._sorted = self._counted.flatten()[used][order]
         shares = self.weights.flatten()[used][order] / self.weights.sum()
         self._below = shares.cumsum(0)
         self._shares = shares
@@ -107,7 +110,7 @@ class MeasuredLaw(Law):
             The error is NaN with a single probe of the Lanczos method.
         """
         # A weight of zero belongs to no singular value, whatever fn makes of it.
-        terms = torch.where(self.weights > 0, fn(self.values) * self.weights, 0)
+        terms = torch.where(self.weights > 0, fn(self._counted) * self.weights, 0)
         per_probe = terms.sum(-1).mean(-1)
         mean, count = per_probe.mean(-1), per_probe.shape[-1]
         if self.method == "exact":
@@ -118,18 +121,25 @@ class MeasuredLaw(Law):
     def stieltjes(self, w: Tensor | complex) -> Tensor:
         """``E[w / (w^2 - s^2)]`` at complex ``w`` off the real axis."""
         w = torch.as_tensor(w, dtype=torch.complex128)
+        if not (w.isfinite().all() and (w.imag != 0).all()):
+            raise ValueError("w: expected finite complex numbers off the real axis; on it there is density(s)")
         point = w.reshape(-1, 1)
         return (self._shares * point / (point.square() - self._sorted.square())).sum(-1).reshape(w.shape)
 
     def density(self, s: Tensor | float) -> Tensor:
         """Density with respect to ``ds``, smoothed by a Gaussian of :attr:`bandwidth` and reflected at zero."""
-        s = torch.as_tensor(s, dtype=torch.float64)
+        s = as_places(s)
         point = s.reshape(-1, 1)
         kernel = self._kernel(point - self._sorted) + self._kernel(point + self._sorted)
         return torch.where(point[:, 0] >= 0, (self._shares * kernel).sum(-1), 0.0).reshape(s.shape)
 
     def density_error(self, s: Tensor | float) -> Tensor:
-        """Return the standard error over the probes of :meth:`density`; zero for the exact method."""
+        """Return the standard error over the probes of :meth:`density`; zero for the exact method.
+
+        It is the scatter of the probes at one :attr:`bandwidth`, that of all of them together. What another draw would
+        make of the bandwidth is not in it, nor what the smoothing hides, nor that few steps lump together what lies
+        below the upper end of a wide spectrum; :meth:`cdf_error` bounds the last.
+        """
         s = torch.as_tensor(s, dtype=torch.float64)
         point = s.reshape(-1, 1, 1, 1)
         return self.expectation(lambda v: self._kernel(point - v) + self._kernel(point + v))[1].reshape(s.shape)
@@ -154,7 +164,7 @@ class MeasuredLaw(Law):
 
     def cdf(self, s: Tensor | float) -> Tensor:
         """Share of the singular values at most ``s``."""
-        s = torch.as_tensor(s, dtype=torch.float64)
+        s = as_places(s)
         index = torch.searchsorted(self._sorted, s.contiguous(), right=True)
         return torch.cat([torch.zeros(1, dtype=torch.float64), self._below])[index]
 
@@ -193,12 +203,15 @@ class MeasuredLaw(Law):
 
     def quantile(self, q: Tensor | float) -> Tensor:
         """Smallest singular value with at least a share ``q`` at or below it, for ``q`` in [0, 1]."""
+        narrow = isinstance(q, Tensor) and q.is_floating_point() and q.dtype != torch.float64
+        # A level of another dtype is rounded to it: 0.1 in float32 is more than a tenth.
+        rounding = 0.5 * torch.finfo(q.dtype).eps if narrow else 0.0  # type: ignore[union-attr]
         q = torch.as_tensor(q, dtype=torch.float64)
-        if q.numel() and not (q.min() >= 0 and q.max() <= 1):
-            raise ValueError(f"q: expected numbers in [0, 1], got {q.min():g} to {q.max():g}")
+        if not ((q >= 0) & (q <= 1)).all():
+            raise ValueError(f"q: expected numbers in [0, 1], got {q.reshape(-1).tolist()[:8]}")
         # The last sum is one but for round-off.
-        index = torch.searchsorted(self._below, (q - 1e-12).contiguous()).clamp(max=len(self._sorted) - 1)
-        return self._sorted[index]
+        index = torch.searchsorted(self._below, (q - (1e-12 + rounding * q)).contiguous())
+        return self._sorted[index.clamp(max=len(self._sorted) - 1)]
 
     def moment(self, k: float) -> Tensor:
         """``E[s^k]``."""
@@ -229,8 +242,23 @@ class MeasuredLaw(Law):
 
     @property
     def floor(self) -> float:
-        """Place below which singular values are round-off of the Jacobian's products."""
-        return self.precision * self.edges[1]
+        """Place up to which singular values are round-off of the Jacobian's products, and count as zero.
+
+        ``max(outputs, inputs)`` times the precision, of the largest. In quantiles, the distribution function, moments
+        and ``mean_log`` they are zero, and the condition number is infinite with one of them; ``singular_values`` and
+        ``edges`` have them as they were computed.
+        """
+        return self._round_off * self.edges[1]
+
+    @property
+    def _round_off(self) -> float:
+        return max(self.shape) * self.precision
+
+    @property
+    def condition(self) -> float:
+        """Condition number: largest over smallest singular value; infinite where the smallest is zero or round-off."""
+        smallest, largest = self.extremes
+        return math.inf if (smallest <= self._round_off * largest).any() else super().condition
 
     def __str__(self) -> str:
         samples = f"{self.values.shape[1]} x " if self.values.shape[1] > 1 else ""

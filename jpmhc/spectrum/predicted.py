@@ -14,7 +14,7 @@ from jpmhc.host import on_host
 from jpmhc.spectrum.branches import Branch
 from jpmhc.spectrum.bulk import TOLERANCE, Bulk
 from jpmhc.spectrum.closed_forms import mean_log, second_and_fourth_moment
-from jpmhc.spectrum.law import Law
+from jpmhc.spectrum.law import Law, as_places
 from jpmhc.spectrum.model import Model, make_model
 from jpmhc.spectrum.moments import bulk_moment, exact_power
 from jpmhc.spectrum.scalar import ScalarLaw
@@ -167,7 +167,7 @@ class PredictedLaw(Law):
 
     def density(self, s: Tensor | float) -> Tensor:
         """Density with respect to ``ds`` of the part without atoms; zero for negative s and below the floor."""
-        s = _places(s)
+        s = as_places(s)
         flat = s.reshape(-1)
         value = torch.zeros_like(flat)
         index = ((flat > self._lowest) & flat.isfinite()).nonzero()[:, 0]
@@ -177,7 +177,7 @@ class PredictedLaw(Law):
 
     def cdf(self, s: Tensor | float) -> Tensor:
         """Probability of a singular value at most ``s``, atoms included; at 0 the mass of all that counts as zero."""
-        s = _places(s)
+        s = as_places(s)
         flat = s.reshape(-1)
         value = self._atoms_below(flat)
         if self._bulk is not None:
@@ -290,13 +290,6 @@ class PredictedLaw(Law):
             power, exact = exact_power(self._power_at_zero) if k < 0 else (math.inf, True)
             total = total + self._share * self._bulk.mass * bulk_moment(self._bulk, k, power, exact)
         return total
-
-
-def _places(s: Tensor | float) -> Tensor:
-    s = torch.as_tensor(s, dtype=torch.float64)
-    if s.isnan().any():
-        raise ValueError("s: expected numbers, got NaN")
-    return s
 
 
 @on_host

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jpmhc.spectrum.branches import Branch
 from jpmhc.spectrum.closed_forms import scalar_condition
-from jpmhc.spectrum.law import Law
+from jpmhc.spectrum.law import Law, as_places
 
 # Halvings of an interval: to the last digit.
 _HALVINGS = 60
@@ -107,14 +107,14 @@ class ScalarLaw(Law):
 
     def density(self, s: Tensor | float) -> Tensor:
         """Density with respect to ``ds``."""
-        s = _checked(s)
+        s = as_places(s)
         inside = s > 0
         safe = torch.where(inside, s, 1)
         return torch.where(inside, 2 * self._of_logarithm(2 * safe.log()) / safe, 0.0)
 
     def cdf(self, s: Tensor | float) -> Tensor:
         """Probability of a singular value at most ``s``."""
-        s = _checked(s)
+        s = as_places(s)
         x = 2 * torch.where(s > 0, s, 1).log()
         x = x.clamp(-self._largest, self._largest)
         c, w = self.load, self._seen(x)
@@ -171,10 +171,3 @@ class ScalarLaw(Law):
         """Smallest and largest singular value; their product is 1."""
         largest = math.exp(self._largest / 2)
         return 1 / largest, largest
-
-
-def _checked(s: Tensor | float) -> Tensor:
-    s = torch.as_tensor(s, dtype=torch.float64)
-    if s.isnan().any():
-        raise ValueError("s: expected numbers, got NaN")
-    return s

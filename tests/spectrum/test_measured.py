@@ -125,3 +125,48 @@ def test_a_quadrature_that_found_every_value_is_sure():
     # What is left is the scatter of the probes, which is none over a whole basis of them.
     assert torch.allclose(found.cdf(s), torch.tensor([0, 1 / 3, 2 / 3, 1]).double(), atol=1e-9)
     assert float(found.cdf_error(s).max()) < 0.05
+
+
+@pytest.mark.parametrize("method", ["exact", "lanczos"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_jacobian_without_full_rank_has_zeros_whatever_round_off_makes_of_them(method, dtype):
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.linalg.qr(torch.randn(2, 30, 10, generator=generator, dtype=torch.float64))[0]
+    values = torch.linspace(1, 2, 10, dtype=torch.float64)
+    matrix = ((left * values) @ right.T).to(dtype)
+    # As many probes as directions: no scatter.
+    found = measure(lambda x: matrix @ x, torch.zeros(30, dtype=dtype), method, probes=30, steps=30)
+    assert found.condition == math.inf
+    assert float(found.mean_log) == -math.inf
+    assert float(found.isometry_gap) == math.inf
+    assert float(found.moment(-1)) == math.inf
+    assert float(found.mass_below(0)) == pytest.approx(2 / 3, abs=1e-5)
+    assert float(found.quantile(0.5)) == 0
+    assert float(found.moment(2)) == pytest.approx(float(values.square().sum()) / 30, rel=1e-5)
+    assert found.floor == pytest.approx(60 * torch.finfo(dtype).eps, rel=1e-5)
+
+
+def test_samples_of_different_sizes_have_zeros_of_their_own():
+    scales = torch.tensor([[1.0, 2.0], [1e-20, 2e-20]], dtype=torch.float64)
+    found = measure(lambda x: scales * x, torch.zeros(2, 2, dtype=torch.float64), batch_dims=1)
+    assert found.condition == pytest.approx(2e20)
+    assert float(found.mass_below(0)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_levels_mean_the_same_in_every_dtype(dtype):
+    found = law([float(value) for value in range(1, 11)])
+    levels = torch.arange(11, dtype=torch.float64) / 10
+    assert found.quantile(levels.to(dtype)).tolist() == [1.0, *range(1, 11)]
+
+
+def test_questions_without_an_answer_are_refused():
+    found = law([1.0, 2.0])
+    for w in (1.0, 2.0, complex("nan"), torch.tensor([1j, 3.0])):
+        with pytest.raises(ValueError, match="w: expected finite complex numbers off the real axis"):
+            found.stieltjes(w)
+    for question in (found.cdf, found.density, found.mass_below):
+        with pytest.raises(ValueError, match="s: expected numbers, got NaN"):
+            question(math.nan)
+    with pytest.raises(ValueError, match=r"q: expected numbers in \[0, 1\], got \[0.5, nan\]"):
+        found.quantile(torch.tensor([0.5, math.nan]))
