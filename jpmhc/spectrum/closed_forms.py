@@ -183,4 +183,4 @@ def scalar_condition(load: float) -> float:
         return 1.0
     r = math.sqrt(load * load + 2 * load)
     # (r + c) / (r - c) = (r + c)^2 / (2 c), without cancellation at large c.
-    return math.exp(r) * (r + load) ** 2 / (2 * load)
+    return math.exp(r) * (r + load) ** 2 / (2 * load) if r < 700 else math.inf

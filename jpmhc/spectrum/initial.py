@@ -8,6 +8,7 @@ from torch import Tensor
 from jpmhc.host import on_host
 from jpmhc.layers import HyperConnection, Mixer
 from jpmhc.layers.arguments import check_number, check_size
+from jpmhc.spectrum.arguments import as_seed
 
 
 @on_host
@@ -53,6 +54,7 @@ def initial_chain(
     {'mixers': (24, 4, 4), 'read': (24, 4), 'write': (24, 4)}
     """
     check_size("depth", depth)
+    seed = as_seed(seed)
     check_number("spread", spread, least=0.0)
     generator = torch.Generator().manual_seed(seed)
     found = []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from jpmhc.spectrum.arguments import as_seed
 from jpmhc.spectrum.observation import Observation, energy, observe
 from jpmhc.spectrum.report import LayerReport, Report
 from jpmhc.spectrum.section import arguments
@@ -49,7 +50,7 @@ def inspect(
     ------
     ValueError
         If the model has no hyper-connection, none ran, one ran where it cannot be watched (compiled), a layer got no
-        token, or the loss is no real scalar.
+        token, one has numbers that are not finite, or the loss is no real scalar.
 
     Notes
     -----
@@ -74,10 +75,12 @@ def inspect(
         raise TypeError(f"model: expected a module, got {type(model).__name__}")
     if isinstance(energy_probes, bool) or not isinstance(energy_probes, int) or energy_probes < 0:
         raise ValueError(f"energy_probes: expected an integer of at least 0, got {energy_probes!r}")
-    args, kwargs = pytree.tree_map(_differentiable, arguments(batch))
-    buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
+    seed = as_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    with torch.enable_grad():
+    # Whatever the caller's mode is.
+    with torch.inference_mode(False), torch.enable_grad():
+        args, kwargs = pytree.tree_map(_differentiable, arguments(batch))
+        buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
         with observe(model) as seen:
             output = torch.func.functional_call(model, buffers, args, kwargs)
         empty = next((o.name for o in seen if not (o.x.numel() and o.matrix.numel())), None)
@@ -86,6 +89,7 @@ def inspect(
         scalar = _scalar(output, loss, generator)
         gradients, of_parameters = _gradients(scalar, seen)
         energies = [energy(o, energy_probes, generator) if energy_probes else None for o in seen]
+        _check_finite(seen, energies, scalar)
     with torch.no_grad():
         return _report(seen, energies, gradients, of_parameters, float(scalar))
 
@@ -93,7 +97,22 @@ def inspect(
 def _differentiable(value: Any) -> Any:
     # A leaf of its own: streams that come in as data would have no gradient, and the caller's tensor must not get one.
     real = isinstance(value, Tensor) and value.is_floating_point()
-    return value.detach().requires_grad_() if real else value
+    if not real:
+        # Of inference mode a tensor cannot be kept for the way back.
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+    return (value.clone() if value.is_inference() else value.detach()).requires_grad_()
+
+
+def _check_finite(seen: list[Observation], energies: list[float | None], scalar: Tensor) -> None:
+    """Refuse NaN and infinity at the first layer that has some: singular values do not exist from there on."""
+    for o, of_branch in zip(seen, energies, strict=True):
+        for what, values in (("gets streams", (o.x,)), ("has mixers", (o.matrix,)), ("has gates", (o.pre, o.post))):
+            if not all(value.isfinite().all() for value in values):
+                raise ValueError(f"model: layer {o.name!r} {what} that are NaN or infinite")
+        if of_branch is not None and not math.isfinite(of_branch):
+            raise ValueError(f"model: the branch of layer {o.name!r} has a Jacobian that is NaN or infinite")
+    if not scalar.isfinite():
+        raise ValueError(f"model: its output or loss is NaN or infinite, behind layer {seen[-1].name!r}")
 
 
 def _scalar(output: Any, loss: Callable[[Any], Tensor] | None, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from jpmhc.layers.arguments import check_size
+
 Product = Callable[[Tensor], Tensor]
 
 RANDOMNESS = ("refuse", "freeze")
@@ -65,6 +67,7 @@ class Jacobian:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x: expected a real floating-point tensor, got {got}")
+        check_size("batch_dims", batch_dims, least=0)
         if not 0 <= batch_dims <= x.ndim:
             raise ValueError(f"batch_dims: expected 0 to {x.ndim} for x of shape {tuple(x.shape)}, got {batch_dims}")
         if randomness not in RANDOMNESS:

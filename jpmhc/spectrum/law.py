@@ -148,10 +148,25 @@ class Law(abc.ABC):
 
 def as_places(s: Tensor | float) -> Tensor:
     """Return places in float64; NaN is none."""
-    s = torch.as_tensor(s, dtype=torch.float64)
+    s = _numbers("s", s)
     if s.isnan().any():
         raise ValueError("s: expected numbers, got NaN")
     return s
+
+
+def as_levels(q: Tensor | float) -> Tensor:
+    """Return levels in float64, which must lie in [0, 1]."""
+    q = _numbers("q", q)
+    if not ((q >= 0) & (q <= 1)).all():
+        raise ValueError(f"q: expected numbers in [0, 1], got {q.reshape(-1).tolist()[:8]}")
+    return q
+
+
+def _numbers(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected a tensor or numbers, got {type(value).__name__}") from error
 
 
 methods_on_host(Law)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from jpmhc.layers import HyperConnection
+from jpmhc.spectrum.arguments import as_number, as_seed
 from jpmhc.spectrum.golub_kahan import Bidiagonal, Bidiagonalisation, Product
 from jpmhc.spectrum.jacobian import Jacobian, wide
 from jpmhc.spectrum.measured import MeasuredLaw
@@ -126,8 +127,10 @@ def measure(
     if method not in _METHODS:
         raise ValueError(f"method: expected one of {_METHODS}, got {method!r}")
     for name, value in (("probes", probes), ("steps", steps), ("max_steps", max_steps), ("chunk", chunk)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+    seed = as_seed(seed)
+    tol, memory_gib = as_number("tol", tol), as_number("memory_gib", memory_gib)
     if not tol > 0 or not memory_gib > 0:
         raise ValueError(f"tol, memory_gib: expected positive numbers, got {tol} and {memory_gib}")
     if (start is None) != (stop is None):

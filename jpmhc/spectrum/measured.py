@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from jpmhc.spectrum.law import Law, as_places
+from jpmhc.spectrum.arguments import as_number
+from jpmhc.spectrum.law import Law, as_levels, as_places
 from jpmhc.spectrum.pyplot import pyplot
 
 # Relative residual at which a node of a quadrature is a singular value, and its weight all that there is of it.
@@ -206,16 +207,14 @@ class MeasuredLaw(Law):
         narrow = isinstance(q, Tensor) and q.is_floating_point() and q.dtype != torch.float64
         # A level of another dtype is rounded to it: 0.1 in float32 is more than a tenth.
         rounding = 0.5 * torch.finfo(q.dtype).eps if narrow else 0.0  # type: ignore[union-attr]
-        q = torch.as_tensor(q, dtype=torch.float64)
-        if not ((q >= 0) & (q <= 1)).all():
-            raise ValueError(f"q: expected numbers in [0, 1], got {q.reshape(-1).tolist()[:8]}")
+        q = as_levels(q)
         # The last sum is one but for round-off.
         index = torch.searchsorted(self._below, (q - (1e-12 + rounding * q)).contiguous())
         return self._sorted[index.clamp(max=len(self._sorted) - 1)]
 
     def moment(self, k: float) -> Tensor:
         """``E[s^k]``."""
-        return (self._shares * self._sorted**k).sum()
+        return (self._shares * self._sorted ** as_number("k", k)).sum()
 
     def moment_error(self, k: float) -> Tensor:
         """Return the standard error of ``E[s^k]`` over the probes; zero for the exact method."""

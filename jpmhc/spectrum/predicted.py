@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from jpmhc.host import on_host
+from jpmhc.spectrum.arguments import as_number
 from jpmhc.spectrum.branches import Branch
 from jpmhc.spectrum.bulk import TOLERANCE, Bulk
 from jpmhc.spectrum.closed_forms import mean_log, second_and_fourth_moment
-from jpmhc.spectrum.law import Law, as_places
+from jpmhc.spectrum.law import Law, as_levels, as_places
 from jpmhc.spectrum.model import Model, make_model
 from jpmhc.spectrum.moments import bulk_moment, exact_power
 from jpmhc.spectrum.scalar import ScalarLaw
@@ -64,6 +65,7 @@ class PredictedLaw(Law):
     """
 
     def __init__(self, model: Model, regularisation: float = 5e-4) -> None:
+        regularisation = as_number("regularisation", regularisation)
         if not 0 < regularisation <= 0.1:
             raise ValueError(f"regularisation: expected a number in (0, 0.1], got {regularisation}")
         self.model = model
@@ -242,10 +244,8 @@ class PredictedLaw(Law):
 
     def quantile(self, q: Tensor | float) -> Tensor:
         """Smallest ``s`` with ``cdf(s) >= q``, for ``q`` in [0, 1]; 0 below the floor, NaN where nothing converges."""
-        q = torch.as_tensor(q, dtype=torch.float64)
+        q = as_levels(q)
         flat = q.reshape(-1)
-        if not ((flat >= 0) & (flat <= 1)).all():
-            raise ValueError(f"q: expected numbers in [0, 1], got {flat.tolist()[:8]}")
         places, masses = self.atoms
         value = torch.full_like(flat, math.nan)
         below = torch.zeros_like(flat)
@@ -276,7 +276,7 @@ class PredictedLaw(Law):
         Below the lowest of them a law that reaches down to zero is a power of s. A moment that is about to diverge and
         whose power is only known as the solve shows it comes with a warning.
         """
-        k = float(k)
+        k = as_number("k", k)
         if not math.isfinite(k):
             raise ValueError(f"k: expected a finite number, got {k}")
         if k in (0.0, 2.0, 4.0):

@@ -8,9 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from jpmhc.spectrum.arguments import as_number
 from jpmhc.spectrum.branches import Branch
 from jpmhc.spectrum.closed_forms import scalar_condition
-from jpmhc.spectrum.law import Law, as_places
+from jpmhc.spectrum.law import Law, as_levels, as_places
 
 # Halvings of an interval: to the last digit.
 _HALVINGS = 60
@@ -32,7 +33,7 @@ class ScalarLaw(Law):
     Raises
     ------
     ValueError
-        If the load is not a finite number > 0.
+        If the load is not a finite number > 0, or so large that the condition number is none.
 
     Notes
     -----
@@ -51,9 +52,11 @@ class ScalarLaw(Law):
     """
 
     def __init__(self, load: float) -> None:
-        load = float(load)
+        load = as_number("load", load)
         if not (math.isfinite(load) and load > 0):
             raise ValueError(f"load: expected a finite number > 0 (at 0 all singular values are 1), got {load:g}")
+        if not math.isfinite(scalar_condition(load)):
+            raise ValueError(f"load: expected one whose condition number float64 holds, up to some 690, got {load:g}")
         self.load = load
 
     def __repr__(self) -> str:
@@ -128,9 +131,7 @@ class ScalarLaw(Law):
 
     def quantile(self, q: Tensor | float) -> Tensor:
         """Smallest ``s`` with ``cdf(s) >= q``, for ``q`` in [0, 1]."""
-        q = torch.as_tensor(q, dtype=torch.float64)
-        if not ((q >= 0) & (q <= 1)).all():
-            raise ValueError(f"q: expected numbers in [0, 1], got {q.reshape(-1).tolist()[:8]}")
+        q = as_levels(q)
         low, high = torch.full_like(q, -self._largest), torch.full_like(q, self._largest)
         for _ in range(_HALVINGS):
             x = (low + high) / 2
@@ -140,7 +141,7 @@ class ScalarLaw(Law):
 
     def moment(self, k: float) -> Tensor:
         """``E[s^k] = E[s^-k]``: closed for even k, otherwise a quadrature to round-off."""
-        k = float(k)
+        k = as_number("k", k)
         if not math.isfinite(k):
             raise ValueError(f"k: expected a finite number, got {k}")
         half, c = abs(k) / 2, self.load

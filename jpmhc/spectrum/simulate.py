@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.host import on_host
+from jpmhc.spectrum.arguments import as_seed
 from jpmhc.spectrum.branches import Branch, Gaussian, Haar, Hidden
 from jpmhc.spectrum.measured import MeasuredLaw
 from jpmhc.spectrum.model import make_model
@@ -75,6 +76,7 @@ def simulate(
         raise ValueError(
             f"branch: expected gaussian, haar, relu or isotropic, which can be drawn; got {model.branch!r}"
         )
+    seed = as_seed(seed)
     for name, value in (("width", width), ("draws", draws)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
