@@ -107,8 +107,8 @@ def measure(
     Jacobian, M with reverse mode where that is not to be had), 8 N M bytes, O(N^2 M) for the singular values: seconds
     at N = 512, minutes at 4096. Lanczos: two products a step for all probes at once, and at most
     ``probes * steps + max_steps`` pairs of vectors in memory. Products run in the function's dtype and the rest in
-    float64: singular values below the round-off of that dtype, or of autocast's, times the largest, ``law.floor``, are
-    noise. What fn does in lower precision by itself is not known to it.
+    float64: singular values below four times the round-off of that dtype, or of autocast's, of the largest,
+    ``law.floor``, are noise. What fn does in lower precision by itself is not known to it.
 
     The function's mode (``eval``, ``train``) is not touched. A module keeps its gradients, buffers and running
     statistics; a plain function that closes over a module in training mode may update them.
