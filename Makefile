@@ -36,7 +36,7 @@ test-all: $(PEERS) ## run the tests, slow ones included
 	$(BIN)/python -m pytest -n 2 -m ''
 
 # Where no environment can be made, for want of a network, the Python of the machine will do.
-gpu: ## test and time a GPU in at most 13 minutes, logs and results in OUT (STEPS="layer blocks" for some)
+gpu: ## test and time a GPU in some 14 minutes at most, logs and results in OUT (STEPS="layer blocks" for some)
 	PYTHON="$(or $(wildcard $(BIN)/python),$(PYTHON))" benchmarks/gpu.sh $(OUT) $(STEPS)
 
 lint: $(STAMP) ## ruff and mypy

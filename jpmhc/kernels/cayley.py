@@ -30,20 +30,22 @@ def cayley_forward(raw: Tensor, step: float) -> Tensor:
     Notes
     -----
     For n <= 4 a closed form (`_closed_form`) and from n = 3 on one Newton-Schulz step ``Q (3 I - Q^T Q) / 2``, without
-    which float32 is orthogonal to 2e-6 only where entries of B are of mixed size. Otherwise one LU factorisation and
-    three steps: skew matrices of odd size are singular, and entries of 1e6 leave float32 orthogonal to a tenth, which
-    one step makes a hundredth. Beyond 1 / (8 eps), 1e6 in float32 and 5e14 in float64, that is too far for steps.
+    which float32 is orthogonal to 2e-6 only where entries of B are of mixed size. Otherwise one LU factorisation in
+    float64: a skew matrix may be singular, of odd size it always is, and what ``|B| eps`` loses of Q no number of steps
+    brings back from 1e6 on in float32. Float64 takes one step, enough for entries up to 1e7. Where a device has no
+    float64 float32 is treated alike, enough up to 1e3.
     """
     n = raw.shape[-1]
     if n <= 4:
         rotation = _closed_form(tokens_last(raw), step)
         return tokens_first(_polished(rotation) if n > 2 else rotation, raw.shape)
-    skew = (raw - raw.mT) * (step / 2)
-    identity = torch.eye(raw.shape[-1], dtype=raw.dtype, device=raw.device)
+    wide = raw if raw.device.type == "mps" else raw.double()
+    skew = (wide - wide.mT) * (step / 2)
+    identity = torch.eye(n, dtype=wide.dtype, device=raw.device)
     q = solve(identity - skew, identity + skew)
-    for _ in range(3):
+    if wide.dtype == raw.dtype:
         q = q @ (1.5 * identity - 0.5 * (q.mT @ q))
-    return q
+    return q.to(raw.dtype)
 
 
 @primitive("cayley_iterated")

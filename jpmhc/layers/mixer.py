@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from jpmhc.kernels.precision import full_precision
+from jpmhc.kernels.precision import full_precision, lowered, tell_if_compiled
 from jpmhc.layers.arguments import check_size
 from jpmhc.layers.constants import ConstantModule
 
@@ -59,11 +60,14 @@ class Mixer(ConstantModule):
     promise: float = 1e-5
     mixes: bool = True
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
         # Who calls a chart alone, or looks at its residual, is owed the same digits as a layer.
         for name in ("forward", "residual"):
-            if name in vars(cls):
-                setattr(cls, name, _precise(vars(cls)[name]))
+            method = inspect.getattr_static(cls, name)
+            own = method is not vars(Mixer)[name]
+            if own and inspect.isfunction(method) and not hasattr(method, "__precise__"):
+                setattr(cls, name, _precise(method))
         # A subclass of the identity with a forward of its own is no identity.
         if "forward" in vars(cls) and "mixes" not in vars(cls):
             cls.mixes = True
@@ -116,12 +120,17 @@ class Mixer(ConstantModule):
 def _precise(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def wrapped(self: Mixer, *args: Any, **options: Any) -> Tensor:
-        given = next((value for value in (*args, *options.values()) if isinstance(value, Tensor)), None)
-        if given is None:
-            return method(self, *args, **options)  # which says what is missing
-        with full_precision(given.device):
+        given = args[0] if args else next(iter(options.values()), None)
+        if not isinstance(given, Tensor):
+            return method(self, *args, **options)  # which says what is wrong
+        kind = given.device.type
+        tell_if_compiled(kind)
+        if not lowered(kind):
+            return method(self, *args, **options)
+        with full_precision(kind):
             return method(self, *args, **options)
 
+    wrapped.__precise__ = True  # type: ignore[attr-defined]
     return wrapped
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from jpmhc.kernels.precision import full_precision, lowered
+from jpmhc.kernels.precision import full_precision, lowered, tell_if_compiled
 from jpmhc.manifolds.checked import is_checked
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         if looks:
             for name, value in tensors.items():
                 check_values(self, name, value, kinds[name], tensors["x"])
-        with full_precision(next(iter(tensors.values())).device):
+        device = next(iter(tensors.values())).device
+        tell_if_compiled(device.type)
+        with full_precision(device):
             result = method(self, *args, **options)
         if looks and result_kind is not None:
             kind = POINT if result_kind == POINT else TANGENT
@@ -89,6 +91,7 @@ def precise(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def wrapped(self: Manifold, x: Tensor, *args: Any, **options: Any) -> Any:
+        tell_if_compiled(x.device.type)
         with full_precision(x.device):
             return method(self, x, *args, **options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -237,7 +238,7 @@ def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
     def plain(tensor: Tensor) -> Tensor:
         # Where nothing is to be converted fn returns the point itself, of which torch can make no other parameter.
         result = fn(tensor)
-        return result.detach() if isinstance(result, geoopt.ManifoldTensor) else result
+        return result.detach() if isinstance(result, geoopt.ManifoldParameter) else result
 
     try:
         return _torch_apply(self, plain, recurse)
@@ -294,6 +295,8 @@ def _made(data: Tensor, manifold: geoopt.Manifold, requires_grad: bool, cls: typ
 
 # The collector may free a module, or make one, while a thread holds the lock.
 _LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 _KEEPERS: weakref.WeakSet[_Keeper] = weakref.WeakSet()
 nn.Module._apply = _apply  # type: ignore[method-assign]
 register_module_parameter_registration_hook(_on_registration)  # type: ignore[arg-type]  # it may return a tensor

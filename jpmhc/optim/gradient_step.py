@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -71,6 +72,13 @@ class GradientOptimizer(RiemannianOptimizer):
         ]
         if gradients and not _all_finite(gradients):
             self._name_the_bad_gradient()
+        devices = [gradient.device for _, _, batches in work for _, gradient in batches]
+        # Once for all maps, and for those of other libraries, which do not see to it.
+        with full_precision(devices[0]) if devices else nullcontext():
+            self._update(work)
+        return loss
+
+    def _update(self, work: list[tuple[dict[str, Any], list[Tensor], list[tuple[Batch, Tensor]]]]) -> None:
         for group, free, batches in work:
             group["step"] += 1
             interval = group["stabilize"]
@@ -79,9 +87,7 @@ class GradientOptimizer(RiemannianOptimizer):
                 self._update_free(group, parameters, [p.grad for p in parameters if p.grad is not None])
             for batch, gradient in batches:
                 signed = gradient.neg() if group["maximize"] else gradient
-                with full_precision(gradient.device):  # a manifold of another library does not see to it
-                    self._update_batch(group, batch, signed, stabilize)
-        return loss
+                self._update_batch(group, batch, signed, stabilize)
 
     @torch.no_grad()
     def stabilize(self) -> None:

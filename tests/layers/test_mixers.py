@@ -315,3 +315,26 @@ def test_a_mixer_from_outside_gets_a_name():
 def test_arguments_a_mixer_does_not_take_are_named():
     with pytest.raises(TypeError, match=r"mixer: 'identity' refused \{'step': 2\}"):
         layers.make_mixer("identity", 4, step=2)
+
+
+def test_methods_of_a_mixer_may_be_of_any_kind():
+    class Double:
+        def forward(self, raw):
+            return torch.eye(self.streams).expand(*raw.shape[:-1], -1, -1)
+
+    class Odd(Double, layers.Mixer):
+        n_coefficients = 1
+
+        def start(self):
+            return torch.zeros(1)
+
+        @staticmethod
+        def residual(matrix):
+            return matrix.flatten(-2).norm(dim=-1)
+
+    odd = Odd(4)
+    assert odd(torch.zeros(3, 1)).shape == (3, 4, 4)
+    assert odd(raw=torch.zeros(3, 1)).shape == (3, 4, 4)
+    assert torch.allclose(odd.residual(torch.eye(4)), torch.tensor(2.0))
+    with pytest.raises(TypeError, match="raw"):
+        odd()

@@ -209,3 +209,19 @@ def test_what_does_not_fit_is_refused():
         stack(torch.randn(2, 3, 8))
     with pytest.raises(ValueError, match="branch: expected a result of shape"):
         layers.HyperStack([layers.HyperConnection(8, lambda u: u[..., :4])])(streams())
+
+
+def test_a_layer_that_was_compiled_in_place_runs_compiled():
+    stack = layers.HyperStack([layers.HyperConnection(8, torch.nn.Linear(8, 8)) for _ in range(3)])
+    x = torch.randn(5, 4, 8)
+    wanted = stack(x)
+    traced = []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    stack.connections[1].compile(backend=backend)
+    torch.testing.assert_close(stack(x), wanted)
+    assert len(traced) == 1

@@ -2,6 +2,7 @@
 
 import copy
 
+import geoopt
 import pytest
 import torch
 from torch import nn
@@ -183,3 +184,12 @@ def test_modules_without_a_point_convert_as_they_did(mode):
     net = nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)).double()
     assert all(type(parameter) is nn.Parameter for parameter in net.parameters())
     assert not any("keeper" in name for module in net.modules() for name in vars(module))
+
+
+def test_a_buffer_of_points_stays_one_where_nothing_is_converted():
+    module = torch.nn.Module()
+    module.point = m.Parameter(m.Stiefel().origin(4, 2), m.Stiefel())
+    module.register_buffer("others", geoopt.ManifoldTensor(torch.eye(3), manifold=geoopt.EuclideanStiefel()))
+    module.float()
+    assert isinstance(module.others, geoopt.ManifoldTensor)
+    assert isinstance(module.point, m.Parameter)
