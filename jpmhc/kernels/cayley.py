@@ -32,8 +32,8 @@ def cayley_forward(raw: Tensor, step: float) -> Tensor:
     For n <= 4 a closed form (`_closed_form`) and from n = 3 on one Newton-Schulz step ``Q (3 I - Q^T Q) / 2``, without
     which float32 is orthogonal to 2e-6 only where entries of B are of mixed size. Otherwise one LU factorisation in
     float64: a skew matrix may be singular, of odd size it always is, and what ``|B| eps`` loses of Q no number of steps
-    brings back from 1e6 on in float32. Float64 takes one step, enough for entries up to 1e7. Where a device has no
-    float64 float32 is treated alike, enough up to 1e3.
+    brings back from 1e6 on in float32. Float64 takes one step, enough for entries up to 1e7. On "mps", which has
+    no float64, float32 is treated alike, enough up to 1e3.
     """
     n = raw.shape[-1]
     if n <= 4:

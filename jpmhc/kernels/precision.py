@@ -140,11 +140,13 @@ class _Setting:
 
     def forget_others(self) -> None:
         """Undo what other threads entered, where they do not live on: in the child of a fork."""
-        own = threading.get_ident()
-        if self.regions and own not in self.regions:
-            self._restore()
-        self.regions = {thread: region for thread, region in self.regions.items() if thread == own}
-        self.lock.release()
+        try:
+            own = threading.get_ident()
+            if self.regions and own not in self.regions:
+                self._restore()
+            self.regions = {thread: region for thread, region in self.regions.items() if thread == own}
+        finally:
+            self.lock.release()
 
     def _put_aside(self, legacy: str | None, live: dict[str, str]) -> None:
         # By either way torch's other one would find them at odds, and raise.
@@ -155,7 +157,7 @@ class _Setting:
                 _set_precision_of(library, "matmul", "ieee")
 
     def _restore(self) -> None:
-        # What somebody has set meanwhile stays.
+        # What somebody has set meanwhile stays, but for "highest", which cannot be told from what was set here.
         if self._kept is None or not _is_exact(_live()):
             self._kept = None
             return

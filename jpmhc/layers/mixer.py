@@ -120,8 +120,10 @@ class Mixer(ConstantModule):
 def _precise(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def wrapped(self: Mixer, *args: Any, **options: Any) -> Tensor:
-        given = args[0] if args else next(iter(options.values()), None)
+        given = args[0] if args else None
         if not isinstance(given, Tensor):
+            given = next((value for value in (*args, *options.values()) if isinstance(value, Tensor)), None)
+        if given is None:
             return method(self, *args, **options)  # which says what is wrong
         kind = given.device.type
         tell_if_compiled(kind)

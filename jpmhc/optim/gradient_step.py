@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -72,9 +71,9 @@ class GradientOptimizer(RiemannianOptimizer):
         ]
         if gradients and not _all_finite(gradients):
             self._name_the_bad_gradient()
-        devices = [gradient.device for _, _, batches in work for _, gradient in batches]
-        # Once for all maps, and for those of other libraries, which do not see to it.
-        with full_precision(devices[0]) if devices else nullcontext():
+        kinds = sorted({gradient.device.type for _, _, batches in work for _, gradient in batches}) or ["cpu"]
+        # Once for all maps, and for those of other libraries, which do not see to it; two kinds of devices at most.
+        with full_precision(kinds[0]), full_precision(kinds[-1]):
             self._update(work)
         return loss
 

@@ -12,7 +12,7 @@ def as_number(name: str, value: Any) -> float:
         if isinstance(value, (str, bool)):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{name}: expected a number, got {value!r}") from error
 
 

@@ -301,7 +301,8 @@ class Haar(Branch):
 
     def mean_log(self, alpha: Tensor, beta: Tensor, energy: Tensor) -> Tensor:
         """See `Branch.mean_log`."""
-        return torch.maximum(alpha.abs(), beta.abs() * energy.sqrt()).log()
+        # Of squares: the root of an energy of zero has no derivative.
+        return 0.5 * torch.maximum(alpha.square(), beta.square() * energy).log()
 
 
 class Hidden(Branch):

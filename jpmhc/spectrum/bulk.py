@@ -29,6 +29,8 @@ _RISE = 0.01
 _SMEARED, _CROWDED, _FINER = 5e-4, 0.02, 3
 # By how much more than its error a distribution function may seem to fall.
 _FALL = 1e-3
+# And how many of its places may be in error.
+_FEW = 8
 
 
 class Bulk:
@@ -142,7 +144,7 @@ class Bulk:
         axis = self._evaluate(x, far, near, attached=False)
         cdf = axis.cdf
         index = (~cdf.isnan()).nonzero()[:, 0]
-        index = index[x[index].argsort()]
+        index = kept = index[x[index].argsort()]
         while len(index) > 2:
             # A distribution function does not fall: what lies above both neighbours to the right is wrong, and would
             # lift all of them.
@@ -151,6 +153,9 @@ class Bulk:
             if not above.any():
                 break
             index = index[~torch.nn.functional.pad(above, (0, 2))]
+            if len(kept) - len(index) > _FEW:
+                index = kept  # it is rather those to the right that are wrong
+                break
         return Grid(x[index], cdf[index].cummax(0).values, far[index], near[index])
 
     @cached_property

@@ -15,6 +15,8 @@ from jpmhc.spectrum.pyplot import pyplot
 
 # Rounding left at most 2.5 times a product's precision of zero, in Jacobians of 30 to 600 rows without full rank.
 _ZEROS = 4
+# Precisions from here on are those of half precision.
+_HALF = 1e-4
 # Relative residual at which a node of a quadrature is a singular value, and its weight all that there is of it.
 _FOUND = 1e-4
 
@@ -206,9 +208,10 @@ class MeasuredLaw(Law):
 
     def quantile(self, q: Tensor | float) -> Tensor:
         """Smallest singular value with at least a share ``q`` at or below it, for ``q`` in [0, 1]."""
-        narrow = isinstance(q, Tensor) and q.is_floating_point() and q.dtype != torch.float64
-        # A level of another dtype is rounded to it: 0.1 in float32 is more than a tenth.
-        rounding = 0.5 * torch.finfo(q.dtype).eps if narrow else 0.0  # type: ignore[union-attr]
+        # A level in single precision is rounded to it: 0.1 is more than a tenth there. In half precision a level is
+        # what it is, or whole singular values would lie between.
+        single = isinstance(q, Tensor) and q.dtype == torch.float32
+        rounding = 0.5 * torch.finfo(torch.float32).eps if single else 0.0
         q = as_levels(q)
         # The last sum is one but for round-off.
         index = torch.searchsorted(self._below, (q - (1e-12 + rounding * q)).contiguous())
@@ -248,12 +251,17 @@ class MeasuredLaw(Law):
         Four times the precision, of the largest, and at least ``max(outputs, inputs)`` times that of float64, in which
         they are computed. In quantiles, the distribution function, moments and ``mean_log`` they are zero, and the
         condition number is infinite with one of them; ``singular_values`` and ``edges`` have them as they were found.
+        In half precision the bound is percents of the largest, and what lies below is known to some digits as a rule:
+        there it counts as it was found.
         """
-        return self._round_off * self.edges[1]
+        return self._bound(self.precision) * self.edges[1]
 
     @property
     def _round_off(self) -> float:
-        return max(_ZEROS * self.precision, max(self.shape) * torch.finfo(torch.float64).eps)
+        return self._bound(self.precision if self.precision < _HALF else 0.0)
+
+    def _bound(self, precision: float) -> float:
+        return max(_ZEROS * precision, max(self.shape) * torch.finfo(torch.float64).eps)
 
     @property
     def condition(self) -> float:

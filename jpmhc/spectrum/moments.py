@@ -50,7 +50,8 @@ def bulk_moment(bulk: Bulk, k: float, power: float, exact: bool) -> Tensor:
             if math.isfinite(power):
                 tail = low * bulk.quantile(torch.tensor([low], dtype=torch.float64))[0].pow(k) / (1 + k / power)
             else:
-                _add(nodes, weights, *_towards(low, 0.0))
+                # Below a millionth of the law no density is resolved that derivatives could be divided by.
+                _add(nodes, weights, *_towards(low, 0.0, least=0.2))
             _add(nodes, weights, *_geometric(low, middle))
         else:
             _add(nodes, weights, *_towards(middle, a))
@@ -93,11 +94,11 @@ def _add(nodes: list[Tensor], weights: list[Tensor], more: Tensor, their: Tensor
     weights.append(their)
 
 
-def _towards(start: float, end: float) -> tuple[Tensor, Tensor]:
+def _towards(start: float, end: float, least: float = 0.01) -> tuple[Tensor, Tensor]:
     """Nodes that crowd at an end of a band, in a variable in which quantiles at a square root's edge are smooth."""
     t, w = _gauss()
     # A millionth from the end there is hardly any weight, and beyond it hardly a density to divide derivatives by.
-    return end + (start - end) * t.clamp_min(0.01) ** 3, abs(start - end) * 3 * t**2 * w
+    return end + (start - end) * t.clamp_min(least) ** 3, abs(start - end) * 3 * t**2 * w
 
 
 def _geometric(low: float, high: float) -> tuple[Tensor, Tensor]:

@@ -231,7 +231,7 @@ class Silent(nn.Module):
 
 
 @pytest.mark.parametrize("method", ["exact", "lanczos"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_function_that_loses_its_derivative_is_refused(method, dtype):
     torch.manual_seed(0)
     message = "fn: its result depends on x but carries no derivative"
@@ -264,3 +264,17 @@ def test_derivatives_that_are_zero_are_no_lost_ones(method, place):
     ):
         law = spectrum.measure(fn, x, method)
         assert law.edges in ((0, 0), (pytest.approx(0, abs=1.0), pytest.approx(1, abs=1e-6)))
+
+
+@pytest.mark.parametrize(
+    "steps", [lambda x: (x * 1e3).round() / 1e3, lambda x: (x * 1e5).floor() / 1e5, lambda x: (x * 1e6).int().float()]
+)
+def test_steps_have_a_jacobian_of_zero(steps):
+    x = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    assert spectrum.measure(steps, x).edges == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_steps_in_half_precision_have_a_jacobian_of_zero(dtype):
+    x = torch.randn(32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert spectrum.measure(lambda x: (x * 4).round() / 4, x).edges == (0.0, 0.0)

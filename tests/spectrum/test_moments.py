@@ -71,3 +71,19 @@ def test_moments_of_bands_carry_derivatives():
     (slope,) = torch.autograd.grad(moment, scale)
     # Three layers in another unit.
     assert float(slope) == pytest.approx(-3 * float(moment.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("branch", ["gaussian", "haar", "relu"])
+@pytest.mark.parametrize("k", [-1.0, -0.5])
+def test_negative_moments_of_laws_off_zero_have_slopes(branch, k):
+    read = torch.ones(4, dtype=torch.float64) / 4
+
+    def moment(energy):
+        return spectrum.predict(
+            torch.eye(4, dtype=torch.float64).expand(4, 4, 4), read, 4 * read, energy, branch
+        ).moment(k)
+
+    energy = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    slope = torch.autograd.grad(moment(energy), energy)[0]
+    difference = (moment(energy.detach() + 1e-3) - moment(energy.detach() - 1e-3)) / 2e-3
+    assert float(slope) == pytest.approx(float(difference), rel=0.02)
