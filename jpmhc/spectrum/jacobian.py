@@ -284,7 +284,7 @@ class Jacobian:
             )
         moved = ahead.norm()
         # Alike on both sides and in proportion to the distance: neither a kink nor a step nor of second order. Steps
-        # that are many within that distance are told from a slope next to x.
+        # that are many within that distance are told from a slope next to x, unless as fine as 64 round-offs.
         alike = all((ahead - other).norm() < 0.4 * moved for other in (half, behind, near))
         if alike and far * moved > 10 * eps * here.norm():
             raise ValueError(

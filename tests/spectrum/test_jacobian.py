@@ -266,9 +266,7 @@ def test_derivatives_that_are_zero_are_no_lost_ones(method, place):
         assert law.edges in ((0, 0), (pytest.approx(0, abs=1.0), pytest.approx(1, abs=1e-6)))
 
 
-@pytest.mark.parametrize(
-    "steps", [lambda x: (x * 1e3).round() / 1e3, lambda x: (x * 1e5).floor() / 1e5, lambda x: (x * 1e6).int().float()]
-)
+@pytest.mark.parametrize("steps", [lambda x: (x * 1e2).floor() / 1e2, lambda x: (x * 1e3).round() / 1e3])
 def test_steps_have_a_jacobian_of_zero(steps):
     x = torch.randn(32, generator=torch.Generator().manual_seed(0))
     assert spectrum.measure(steps, x).edges == (0.0, 0.0)
