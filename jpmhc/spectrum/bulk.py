@@ -19,6 +19,7 @@ from jpmhc.spectrum.inverse import invert
 from jpmhc.spectrum.invertible import is_invertible
 from jpmhc.spectrum.kernel import kernel_share
 from jpmhc.spectrum.poles import merged, pole_masses, whole
+from jpmhc.spectrum.rising import rising
 
 TOLERANCE = 1e-8
 # Singular values this far below the largest count as zero: double precision tells no more about a product.
@@ -27,10 +28,6 @@ _RISE = 0.01
 # A distribution function that changes by more as the angle halves is read nearer to the axis, by 5, up to 3 times.
 # So is one with that much mass within the angle, over pi.
 _SMEARED, _CROWDED, _FINER = 5e-4, 0.02, 3
-# By how much more than its error a distribution function may seem to fall.
-_FALL = 1e-3
-# And how many of its places may be in error.
-_FEW = 8
 
 
 class Bulk:
@@ -144,18 +141,8 @@ class Bulk:
         axis = self._evaluate(x, far, near, attached=False)
         cdf = axis.cdf
         index = (~cdf.isnan()).nonzero()[:, 0]
-        index = kept = index[x[index].argsort()]
-        while len(index) > 2:
-            # A distribution function does not fall: what lies above both neighbours to the right is wrong, and would
-            # lift all of them.
-            most = cdf[index] - axis.cdf_error[index] - _FALL
-            above = (most[:-2] > cdf[index[1:-1]]) & (most[:-2] > cdf[index[2:]])
-            if not above.any():
-                break
-            index = index[~torch.nn.functional.pad(above, (0, 2))]
-            if len(kept) - len(index) > _FEW:
-                index = kept  # it is rather those to the right that are wrong
-                break
+        index = index[x[index].argsort()]
+        index = index[rising(cdf[index], axis.cdf_error[index])]
         return Grid(x[index], cdf[index].cummax(0).values, far[index], near[index])
 
     @cached_property

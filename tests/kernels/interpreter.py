@@ -19,10 +19,11 @@ def bodies(*others):
 
 
 def run_again(file, *selection):
-    """Run the tests of a file with Triton's bodies in the interpreter; some must run, and all of those pass."""
+    """Run the tests of a file with Triton's bodies in the interpreter, all of which must pass; return how many did."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", file, *selection]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
-    assert re.search(r"\b[1-9]\d* passed", done.stdout), done.stdout[-4000:]
+    passed = re.search(r"\b(\d+) passed", done.stdout)
+    return int(passed[1]) if passed else 0

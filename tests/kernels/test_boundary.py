@@ -26,7 +26,7 @@ SIZES += [(3, 9, 37, 11), (2, 16, 3, 18)] if interpreted() else [(67, 16, 3, 32)
 
 @pytest.mark.skipif(interpreted(), reason="the process that this test starts")
 def test_triton_bodies_in_the_interpreter():
-    run_again(__file__, "-k", "every_body or sizes or strides or fit or masked or do_not_come or again")
+    assert run_again(__file__, "-k", "every_body or sizes or strides or fit or masked or do_not_come or again") > 0
 
 
 @pytest.mark.parametrize(("backend", "device", "dtype"), BODIES)

@@ -26,10 +26,14 @@ def settings():
 
 
 @pytest.fixture
-def medium():
-    torch.set_float32_matmul_precision("medium")
+def highest_again():
     yield
     torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture
+def medium(highest_again):
+    torch.set_float32_matmul_precision("medium")
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ def test_no_product_of_a_map_of_a_manifold_is_rounded(manifold, medium):
 
 
 @pytest.mark.parametrize("manifold", [m.Stiefel(), m.Grassmann(), m.SpecialOrthogonal(), m.Birkhoff()], ids=str)
-def test_maps_of_a_manifold_are_those_of_the_highest_precision(manifold):
+def test_maps_of_a_manifold_are_those_of_the_highest_precision(manifold, highest_again):
     shape = (80, 80) if isinstance(manifold, m.SpecialOrthogonal | m.Birkhoff) else (80, 20)
     generator = torch.Generator().manual_seed(0)
     x = manifold.random(3, *shape, generator=generator)
@@ -105,15 +109,10 @@ def test_maps_of_a_manifold_are_those_of_the_highest_precision(manifold):
 
     exact = maps()
     torch.set_float32_matmul_precision("medium")
-    try:
-        rounded = maps()
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    for value, expected in zip(rounded, exact, strict=True):
-        assert torch.equal(value, expected)
+    assert all(map(torch.equal, maps(), exact))
 
 
-def test_rules_of_backward_are_those_of_the_highest_precision():
+def test_rules_of_backward_are_those_of_the_highest_precision(highest_again):
     raw = torch.randn(7, 24, 24, generator=torch.Generator().manual_seed(0))
 
     def gradients():
@@ -123,12 +122,7 @@ def test_rules_of_backward_are_those_of_the_highest_precision():
 
     exact = gradients()
     torch.set_float32_matmul_precision("medium")
-    try:
-        rounded = gradients()
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    for value, expected in zip(rounded, exact, strict=True):
-        assert torch.equal(value, expected)
+    assert all(map(torch.equal, gradients(), exact))
 
 
 @ONE_BLAS

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 @pytest.mark.skipif(interpreted(), reason="the process that this test starts")
 def test_in_the_interpreter():
-    run_again(__file__)
+    assert run_again(__file__) > 0
 
 
 @pytest.mark.skipif(not interpreted(), reason="of the interpreter")

@@ -39,7 +39,7 @@ def halves(monkeypatch):
 
 @pytest.mark.skipif(interpreted(), reason="the process that this test starts")
 def test_in_the_interpreter():
-    run_again(__file__)
+    assert run_again(__file__) > 0
 
 
 @pytest.mark.skipif(not interpreted(), reason="of Triton's interpreter")

@@ -35,7 +35,7 @@ def assert_exact(x):
 
 @pytest.mark.skipif(interpreted(), reason="the process that this test starts")
 def test_in_the_interpreter():
-    run_again(__file__)
+    assert run_again(__file__) > 0
 
 
 @pytest.mark.skipif(not interpreted(), reason="of Triton's interpreter")
