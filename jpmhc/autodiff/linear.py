@@ -12,6 +12,7 @@ from torch import Tensor
 from jpmhc.autodiff.convergence import Watch
 from jpmhc.autodiff.options import check_count, check_tolerance
 from jpmhc.kernels.batches import each
+from jpmhc.kernels.elementary import eliminated, is_captured
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -235,6 +236,8 @@ def lu_solve(matrix: Tensor, rhs: Tensor) -> Tensor:
     ``torch.linalg.solve_ex`` would do, were its forward-mode rule right when it is differentiated again: in torch 2.13
     ``jacfwd`` of it under ``jacfwd`` or ``jacrev`` lacks a term.
     """
+    if is_captured(matrix):
+        return eliminated(matrix, rhs)
 
     def solve(matrix: Tensor, rhs: Tensor) -> Tensor:
         factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)

@@ -1,4 +1,7 @@
-"""Functions of the library that factorise by elimination, on a batch of matrices."""
+"""Functions of the library that factorise by elimination, on a batch of matrices.
+
+While a CUDA graph is captured our own elimination takes their place.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from jpmhc.kernels.elementary import eliminated, is_captured
 
 # MKL uses threads of its own from 151 rows on. torch calls it for several matrices side by side, and once a program has
 # called torch.set_num_threads, pivots get lost: numbers are wrong without a word, or the call hangs
@@ -43,11 +48,15 @@ def each(function: Callable[..., Tensor], *matrices: Tensor) -> Tensor:
 
 def solve(matrix: Tensor, right_sides: Tensor) -> Tensor:
     """Solve ``matrix x = right side``; infinity or NaN where a matrix is singular. Not to be differentiated twice."""
+    if is_captured(matrix):
+        return eliminated(matrix, right_sides)
     return each(lambda a, b: torch.linalg.solve_ex(a, b).result, matrix, right_sides)
 
 
 def inv(matrix: Tensor) -> Tensor:
     """Invert matrices, differentiable in every way; infinity or NaN where one is singular."""
+    if is_captured(matrix):
+        return eliminated(matrix)
     return each(lambda a: torch.linalg.inv_ex(a).inverse, matrix)
 
 

@@ -1,13 +1,14 @@
 """Inverses and orthonormal columns of many small matrices.
 
 On devices other than the CPU by products and elementwise operations alone: cuSOLVER's factorisations take the matrices
-of a batch one after another, and a library that sets itself up for a stream cannot be captured in a CUDA graph.
+of a batch one after another. More columns go to a library, unless a CUDA graph is being captured.
 """
 
 import torch
 from torch import Tensor
 
 from jpmhc.kernels.batches import inv
+from jpmhc.kernels.elementary import eliminated, gram_schmidt, is_captured
 from jpmhc.kernels.primitive import primitive
 
 FEW = 4  # columns; beyond, the fewer launches of the library win
@@ -36,22 +37,6 @@ def inverse(matrix: Tensor) -> Tensor:
     return eliminated(matrix)
 
 
-def eliminated(matrix: Tensor) -> Tensor:
-    """Invert by elimination, see `inverse`."""
-    n = matrix.shape[-1]
-    place = torch.arange(n, device=matrix.device)
-    identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
-    work = torch.cat([matrix, identity.expand_as(matrix)], -1)
-    for k in range(n):
-        sizes = work[..., k].abs().masked_fill(place < k, -1.0)
-        chosen = (place == sizes.argmax(-1, keepdim=True)).unsqueeze(-1)
-        row = work.where(chosen, 0.0).sum(-2, keepdim=True)
-        work = torch.where(chosen, work[..., k : k + 1, :], work)
-        row = row / row[..., k : k + 1]
-        work = torch.where((place == k).unsqueeze(-1), row, work - work[..., k : k + 1] * row)
-    return work[..., n:].contiguous()
-
-
 def orthonormal_columns(matrix: Tensor) -> Tensor:
     """Orthonormalise columns in their order; NaN where one depends on those before it exactly.
 
@@ -66,19 +51,9 @@ def orthonormal_columns(matrix: Tensor) -> Tensor:
 
     Notes
     -----
-    On a CPU and for n above 4 Householder's factorisation, whose columns may have other signs; otherwise Gram and
-    Schmidt's, every column twice.
+    On a CPU and for n above 4 Householder's factorisation, whose columns may have other signs; otherwise, and in the
+    capture of a CUDA graph, Gram and Schmidt's, every column twice.
     """
-    if matrix.device.type == "cpu" or matrix.shape[-1] > FEW:
-        return torch.linalg.qr(matrix).Q
-    return gram_schmidt(matrix)
-
-
-def gram_schmidt(matrix: Tensor) -> Tensor:
-    """Orthonormalise by Gram and Schmidt's way, see `orthonormal_columns`."""
-    done = matrix[..., :0]
-    for column in matrix.split(1, -1):
-        for _ in range(2 if done.shape[-1] else 0):
-            column = column - done @ (done.mT @ column)
-        done = torch.cat([done, column / torch.linalg.vector_norm(column, dim=-2, keepdim=True)], -1)
-    return done
+    if is_captured(matrix) or (matrix.device.type != "cpu" and matrix.shape[-1] <= FEW):
+        return gram_schmidt(matrix)
+    return torch.linalg.qr(matrix).Q

@@ -6,6 +6,7 @@ Derivatives follow from `plain_orthonormalise`, which is the same map in differe
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.elementary import gram_schmidt, is_captured
 from jpmhc.kernels.primitive import primitive
 from jpmhc.kernels.reading import can_read
 
@@ -14,8 +15,11 @@ _NEAR = 0.9  # Frobenius distance of the Gram matrix from I within which its con
 
 def plain_orthonormalise(matrix: Tensor) -> Tensor:
     """Compute `orthonormalise` in plain operations."""
-    q, r = torch.linalg.qr(matrix)
-    q = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype).unsqueeze(-2)
+    if is_captured(matrix):
+        q = gram_schmidt(matrix / matrix.detach().abs().amax((-2, -1), keepdim=True))
+    else:
+        q, r = torch.linalg.qr(matrix)
+        q = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype).unsqueeze(-2)
     return q + (q - q @ (q.mT @ q)) / 2
 
 
@@ -31,14 +35,15 @@ def orthonormalise(matrix: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (..., n, p)
-        Contiguous, orthonormal to round-off. Columns that depend on those before them are replaced by arbitrary ones.
+        Contiguous, orthonormal to round-off. Columns that depend on those before them are replaced by arbitrary ones;
+        in a CUDA graph by NaN.
 
     Notes
     -----
-    A Householder factorisation and one Newton-Schulz step; Gram-Schmidt twice where there is a body for it. Near
-    orthonormal columns, where looking at them costs nothing, the triangular factor comes from their Gram matrix, whose
-    condition is below 19 there: fewer and faster operations, and as orthonormal, since a Newton-Schulz step would start
-    from a Gram matrix with the same round-off.
+    A Householder factorisation and one Newton-Schulz step; Gram-Schmidt twice where there is a body for it, and while a
+    CUDA graph is captured. Near orthonormal columns, where looking at them costs nothing, the triangular factor comes
+    from their Gram matrix, whose condition is below 19 there: fewer and faster operations, and as orthonormal, since a
+    Newton-Schulz step would start from a Gram matrix with the same round-off.
     """
     if can_read(matrix):
         gram = matrix.mT @ matrix

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.kernels.batches import inv
+from jpmhc.kernels.elementary import is_captured
 from jpmhc.kernels.elimination import FEW, inverse, orthonormal_columns
 from jpmhc.kernels.primitive import choice, primitive
 from jpmhc.kernels.reading import can_read
@@ -40,7 +41,9 @@ def polar_forward(matrix: Tensor) -> Tensor:
         return matrix.clone()
     if can_read(matrix):
         return _by_reading(matrix)
-    return polar_newton(matrix) if matrix.shape[-1] > FEW else _by_elimination(matrix)
+    if matrix.shape[-1] > FEW and not is_captured(matrix):
+        return polar_newton(matrix)
+    return _by_elimination(matrix)
 
 
 def _by_elimination(matrix: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ class RiemannianAdam(GradientOptimizer):
         Ascend.
     capturable : bool
         Run without a host synchronisation, so that a CUDA graph can capture the step. Parameters without a manifold
-        must be on such a device then, as in ``torch.optim``.
+        must be on such a device then, as in ``torch.optim``. While a graph is captured, no library factorises matrices
+        of our manifolds: elimination takes its place, in some ten launches a column.
     foreach, fused : bool, optional
         Which of torch's implementations serves the parameters without a manifold: ``foreach`` by default.
     check : "raise", "none" or None

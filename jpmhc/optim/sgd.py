@@ -43,7 +43,7 @@ class RiemannianSGD(GradientOptimizer):
     maximize : bool
         Ascend.
     capturable : bool
-        Run without a host synchronisation, so that a CUDA graph can capture the step.
+        Run without a host synchronisation, so that a CUDA graph can capture the step (see `RiemannianAdam`).
     check : "raise", "none" or None
         Whether a gradient that is not finite raises, at the price of one number read from the device. None means
         "raise" unless ``capturable``, which ``torch.compile`` sets where it traces the step. Under FSDP2 each process

@@ -5,7 +5,8 @@ import torch
 
 from jpmhc import kernels
 from jpmhc.kernels import polar
-from jpmhc.kernels.elimination import eliminated, gram_schmidt, inverse
+from jpmhc.kernels.elementary import eliminated, gram_schmidt
+from jpmhc.kernels.elimination import inverse
 
 DTYPES = [torch.float32, torch.float64]
 
