@@ -61,7 +61,9 @@ class backend:
     own. Where blocks of several threads or tasks overlap, the one that was entered last counts, and each takes back its
     own. It counts when an operation runs, not when ``torch.compile`` traces it. One exception: what ``torch.export``
     traces under ``reference`` is made of torch's own operators alone, so that the program loads where this library is
-    not installed, and ``torch.onnx.export`` can take it.
+    not installed, and ``torch.onnx.export`` can take it. Some of them work in place, so it runs under
+    ``torch.no_grad()``, or anywhere once ``run_decompositions()`` made it anew. Code that is compiled with
+    ``fullgraph=True`` cannot enter a block; put it around the call.
 
     Examples
     --------

@@ -180,7 +180,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, Tensor, Tensor, Tenso
     -----
     The gradient of x' is made of what comes from the next boundary, from the read, from the projection and from the
     norm, and is written once. Moves ``(4n + 3) d`` numbers a token where all is one pass. Sums over tokens are made in
-    an order that depends on nothing but the number of tokens.
+    an order that depends on nothing but the number of tokens; in the reference the one of ``grad_weight`` is torch's.
     """
     grad_streams, grad_u, grad_z, x, matrix, post, y, weight, scale, streams, z, pre, rms, post_rms, gate = pullback
     like = pullback.like
@@ -259,4 +259,14 @@ def close_gate(
     total = torch.zeros_like(z) if grad_z is None else grad_z.clone()
     grad_raw = slope * scale
     total[:, : pre.shape[1]] += grad_raw * (1 - raw.square()) if gate == "tanh" else grad_raw
-    return total, slope.sum(0), (slope * raw).sum().view(1)
+    return total, *gate_sums(slope, raw)
+
+
+def gate_sums(slope: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the gradients of bias (n,) and scale (1,) over the tokens of ``slope`` and ``raw`` (N, n).
+
+    In an order that the number of threads does not change: torch gives every thread a part of the tokens where the
+    result is a single number, and columns otherwise.
+    """
+    bias, scale = torch.stack([slope, slope * raw], 1).sum(0)
+    return bias, scale.sum().view(1)

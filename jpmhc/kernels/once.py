@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.bodies import leaves_the_library
 
-@torch.library.custom_op("jpmhc::anchor", mutates_args=())
-def anchor(argument: Tensor) -> Tensor:
+
+def anchor(argument: Tensor) -> Tensor | None:
     """Return an empty tensor through which ``backward(create_graph=True)`` raises.
 
     Given to a traced ``autograd.Function`` beside its argument, it is reached by every backward that reaches the
@@ -22,12 +23,18 @@ def anchor(argument: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor, shape (0,)
+    Tensor, shape (0,), or None
+        None in a program that shall hold none of this library's operators.
     """
+    return None if leaves_the_library() else _anchored(argument)
+
+
+@torch.library.custom_op("jpmhc::anchor", mutates_args=())
+def _anchored(argument: Tensor) -> Tensor:
     return argument.new_empty(0)
 
 
-@anchor.register_fake
+@_anchored.register_fake
 def _fake(argument: Tensor) -> Tensor:
     return argument.new_empty(0)
 
@@ -41,4 +48,4 @@ def _backward(ctx: Any, _gradient: Tensor) -> None:
         )
 
 
-anchor.register_autograd(_backward)
+_anchored.register_autograd(_backward)

@@ -129,6 +129,7 @@ def _nobody_listens(args: tuple[Any, ...]) -> bool:
             if (
                 (type(value) is not Tensor and type(value) is not Parameter)
                 or value.is_meta
+                or value.is_neg()  # resolved by the dispatcher; kernels read what is stored
                 or (graph and value.requires_grad)
                 # Of ``torch.autograd.grad(is_grads_batched=True)``, whose batch no transform's stack shows.
                 or is_legacy_batchedtensor(value)

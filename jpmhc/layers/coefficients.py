@@ -167,7 +167,7 @@ class Coefficients(Labelled):
 
     def _sees_streams(self) -> bool:
         """Whether coefficients may depend on the values of the streams."""
-        return self.projection is not None or type(self).coefficients is not Coefficients.coefficients
+        return self.projection is not None or self._replaced()
 
     def _computed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the streams to go on with, so that their gradient comes back in one piece, and the coefficients."""

@@ -43,6 +43,8 @@ def reads_recomputed(u: Tensor, x: Tensor, pre: Tensor) -> Iterator[None]:
     def pack(tensor: Tensor) -> Tensor | _Reread:
         if not storage or _storage(tensor) != storage or tensor.dtype != u.dtype or u._version != version:
             return tensor
+        if tensor.is_neg() != u.is_neg():  # a conjugate's imaginary part, whose sign no stride tells
+            return tensor
         return _Reread(tensor.size(), tensor.stride(), int(tensor.storage_offset() - u.storage_offset()))
 
     def unpack(kept: Tensor | _Reread) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from jpmhc.kernels.crossing import Writing, cross
 from jpmhc.kernels.transforms import transform_depth
@@ -27,8 +28,9 @@ class HyperStack(nn.Module):
     ----------
     connections : iterable of HyperConnection
         Layers of the same number of streams and width. A layer that reads several times, cuts the streams into
-        fractions, has hooks, a ``forward`` of its own or was compiled in place (``layer.compile()``) runs by itself
-        between two passes, as does a wrapper that is put in a layer's place later, in ``stack.connections``.
+        fractions, has hooks (or all modules have, as a profiler's), a ``forward`` of its own or was compiled in place
+        (``layer.compile()``) runs by itself between two passes, as does a wrapper that is put in a layer's place later,
+        in ``stack.connections``.
     post_norm : str or None
         ``"rms"``: every stream is divided by its root mean square after every layer, without gain, as the Tiny
         Recursive Model does.
@@ -180,7 +182,8 @@ def _stands_alone(layer: nn.Module) -> bool:
         *layer._backward_pre_hooks.values(),
     ]
     compiled = layer._compiled_call_impl is not None
-    return own_methods or compiled or bool(hooks) or layer.reads > 1 or layer.fractions > 1
+    hooked = bool(hooks) or _has_any_global_hook()
+    return own_methods or compiled or hooked or layer.reads > 1 or layer.fractions > 1
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:

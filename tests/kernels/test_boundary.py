@@ -1,5 +1,8 @@
 """The boundary between sublayers: every body against float64, every transform against its definition."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -119,6 +122,34 @@ def test_threads_change_no_token(far, monkeypatch):
     assert all(torch.equal(one, other) for others in found[1:] for one, other in zip(found[0], others, strict=True))
 
 
+def test_gradients_of_the_read_do_not_depend_on_the_number_of_threads():
+    """In processes of their own: torch.set_num_threads leaves its LU wrong in this one."""
+    program = """
+import sys
+import torch
+from jpmhc import kernels
+from jpmhc.kernels.crossing import cross
+from tests.kernels.boundaries import boundary
+torch.set_num_threads(int(sys.argv[1]))
+for n, m in ((1, 2), (4, 14)):
+    for body in ("numba", "reference"):
+        x, write, read = boundary("read sigmoid norm", tokens=40_000, n=n, d=4, m=m, dtype=torch.float32)
+        with kernels.backend(body):
+            found = cross(x, write, read)
+            loss = found.u.square().sum() + found.z.sum()
+            # The projection's gradient is a product of torch in the reference.
+            given = [read.bias, read.scale] + [read.weight] * (body == "numba")
+            print([t.flatten().tolist() for t in torch.autograd.grad(loss, given)])
+"""
+    pytest.importorskip("numba")
+    printed = [
+        subprocess.run([sys.executable, "-c", program, threads], capture_output=True, text=True, check=True).stdout
+        for threads in ("1", "2", "3")
+    ]
+    assert printed[0].count("[") > 4
+    assert printed[1:] == printed[:1] * 2
+
+
 @pytest.mark.parametrize(("backend", "device", "dtype"), BODIES)
 def test_strides_are_any(backend, device, dtype):
     def scattered(arguments):
@@ -132,8 +163,12 @@ def test_strides_are_any(backend, device, dtype):
         turned = [a.detach().transpose(0, -1).contiguous().transpose(0, -1) for a in arguments]
         return [t.requires_grad_() for t in turned]
 
+    def negated(arguments):
+        return [torch._neg_view(-a.detach()).requires_grad_() for a in arguments]
+
     for form in ("write, read sigmoid norm", "read softmax norm", "read given"):
         assert deviation(form, backend, dtype, device, change=transposed) < TOLERANCE[dtype]
+        assert deviation(form, backend, dtype, device, change=negated) < TOLERANCE[dtype]
     for form in ("write, read sigmoid norm", "read given"):
         assert deviation(form, backend, dtype, device, change=scattered) < TOLERANCE[dtype]
 

@@ -87,6 +87,10 @@ def test_any_strides(body, operation):
     strided = [value.movedim(0, -1).contiguous().movedim(-1, 0) if torch.is_tensor(value) else value for value in args]
     assert not strided[0].is_contiguous()
     assert_agrees(body, operation, strided)
+    # Contiguous, but the sign is not in what is stored.
+    negated = [torch._neg_view(-value) if torch.is_tensor(value) else value for value in args]
+    assert negated[0].is_contiguous()
+    assert_agrees(body, operation, negated)
 
 
 EXTREMES = {

@@ -39,13 +39,23 @@ def stack(mixer):
     return layers.HyperStack(made).eval()
 
 
-def exported(network, x, **options):
+def exported(network, x, decomposed=True, **options):
     with kernels.backend("reference"):
-        return torch.export.export(network, (x,), **options).run_decompositions()
+        program = torch.export.export(network, (x,), **options)
+        return program.run_decompositions() if decomposed else program
 
 
 def ours(program):
     return {str(node.target) for node in program.graph.nodes if "jpmhc" in str(node.target)}
+
+
+@pytest.mark.parametrize("mixer", ["cayley", "grassmann", layers.Sinkhorn(4, iterations=20), "sinkhorn"], ids=str)
+def test_a_program_that_is_not_decomposed_holds_none_either(mixer):
+    network, x = stack(mixer), torch.randn(2, 5, 4, 8)
+    program = exported(network, x, decomposed=False)
+    assert not ours(program)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), network(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mixer", MIXERS, ids=str)

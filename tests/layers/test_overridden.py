@@ -61,8 +61,8 @@ def test_a_single_pass_takes_them_too():
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_coefficients_replaced_on_one_layer_are_used(dynamic):
     connections, x = made(layers.HyperConnection, dynamic=dynamic), torch.randn(5, 4, 8)
-    fixed = [c[0] if dynamic else c for c in connections[1].coefficients(x[:1])]
-    connections[1].coefficients = lambda x: fixed
+    _, post, matrix = (c[0] if dynamic else c for c in connections[1].coefficients(x[:1]))
+    connections[1].coefficients = lambda x: (x.square().mean(-1), post.expand(*x.shape[:-1]), matrix)
     expected = x
     for layer in connections:
         expected = written_out(layer, expected)

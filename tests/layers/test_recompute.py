@@ -24,6 +24,18 @@ class Gated(nn.Module):
         return self.out(a.sigmoid() * b) + u * u[..., :1] + attention
 
 
+class Rotary(nn.Module):
+    """Keeps a view of its input whose sign is not in its numbers."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(dim // 2))
+
+    def forward(self, u):
+        z = torch.view_as_complex(u.unflatten(-1, (-1, 2))).conj()
+        return torch.cat([z.real * self.weight, z.imag * self.weight], -1)
+
+
 class InPlace(nn.Module):
     def __init__(self, dim):
         super().__init__()
@@ -53,7 +65,7 @@ def gradients(stack, parameters, x):
     [({}, "reference"), ({}, "numba"), ({"dynamic": False}, "reference"), ({"gate": "sigmoid"}, "reference")],
     ids=str,
 )
-@pytest.mark.parametrize("branch", [Gated, InPlace])
+@pytest.mark.parametrize("branch", [Gated, InPlace, Rotary])
 def test_the_gradients_are_the_same(branch, options, backend):
     made, kept, recomputed = stacks(branch, **options)
     x = torch.randn(2, 5, 4, 8, dtype=torch.float64).requires_grad_()

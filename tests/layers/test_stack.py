@@ -88,6 +88,18 @@ def test_layers_of_different_kinds_and_with_hooks_stand_side_by_side():
     assert calls == ["hook", "hook"]
 
 
+def test_hooks_of_all_modules_are_called():
+    made, x, calls = connections(2), streams(), []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, *_: calls.append(module) if isinstance(module, layers.HyperConnection) else None
+    )
+    try:
+        layers.HyperStack(made)(x)
+    finally:
+        handle.remove()
+    assert calls == [*made]
+
+
 class Around(nn.Module):
     """A wrapper that shows nothing of what it wraps."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jpmhc.kernels import pool
 from jpmhc.kernels.bodies import body
-from jpmhc.kernels.boundary import Boundary, Pullback
+from jpmhc.kernels.boundary import Boundary, Pullback, gate_sums
 from jpmhc.kernels.cpu.arrays import array_of
 from jpmhc.kernels.cpu.compile import summing, summing_part
 from jpmhc.kernels.cpu.rows import STRETCH, combine, dot, dots, expand, gram, mixed, moved, project, settle, weighted
@@ -79,7 +79,7 @@ def boundary_backward(pullback: Pullback) -> tuple[Tensor, ...]:
         grad_bias = slope
     else:
         raw = z[:, :n].tanh() if gate == "tanh" else z[:, :n]
-        grad_bias, grad_scale = slope.sum(0), (slope * raw).sum().view(1)
+        grad_bias, grad_scale = gate_sums(slope, raw)
     return grad_x, grad_matrix, grad_post, grad_y, grad_weight, grad_bias, grad_scale
 
 

@@ -38,6 +38,22 @@ def test_boundary(form, dtype, sizes):
     assert_compiled(form, dtype, sizes)
 
 
+# So many that no address of the tokens behind them fits into 32 bits.
+BEFORE = 2**30
+
+
+@pytest.mark.parametrize(("form", "dtype", "sizes"), QUICK[:2], ids=str)
+def test_boundary_behind_many_tokens(form, dtype, sizes):
+    assert_compiled(form, dtype, sizes, before=BEFORE)
+
+
+@pytest.mark.parametrize("operation", CALLS)
+def test_maps_behind_many_tokens(operation):
+    with machine(before=BEFORE) as ran:
+        assert_agrees(("triton", "cpu"), operation, CALLS[operation]((70, 4, 4), torch.float32))
+    assert ran
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMS)

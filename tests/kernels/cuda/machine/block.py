@@ -12,7 +12,6 @@ from tests.kernels.cuda.machine.memory import Fault, Memory, Tensors, Who
 from tests.kernels.cuda.machine.parse import Instruction, Kernel
 
 _ADDRESS = re.compile(r"\[\s*(%?[a-z_]\w*)?\s*\+?\s*(-?\d+)?\s*\]$")
-_PROGRAMS = 1 << 20
 _BESIDE = 63
 
 Operation = Callable[["Block", Instruction, "np.ndarray | None"], None]
@@ -45,6 +44,8 @@ class Block:
         Of the kernel.
     program : tuple of int
         Its three coordinates.
+    number : int
+        How many ran before.
     shared : int
         Bytes of shared memory.
     late : bool
@@ -57,6 +58,7 @@ class Block:
         tensors: Tensors,
         arguments: list[int],
         program: tuple[int, int, int],
+        number: int,
         shared: int,
         late: bool,
     ) -> None:
@@ -68,7 +70,7 @@ class Block:
         self.copies: list[list[Callable[[], None]]] = [[]]
         self.products: list[list[Callable[[], None]]] = [[]]
         self.parameters = dict(zip(kernel.parameters, arguments, strict=True))
-        self._program = program[0] + _PROGRAMS * (program[1] + _PROGRAMS * program[2])
+        self._number = number
         self._barriers = 0
         self._registers = {"global_smem": self._full(0), "%tid.x": self.threads.astype(np.uint32)}
         self._registers |= {name: self._full(0xFFFFFFFF) for name in kernel.undefined}
@@ -95,7 +97,7 @@ class Block:
             try:
                 at = self._take(instruction, at, active)
             except Fault as fault:
-                place = f"{self.kernel.name}, program {self._program}, instruction {at}: {instruction.text}"
+                place = f"{self.kernel.name}, program {self._number}, instruction {at}: {instruction.text}"
                 raise Fault(f"{place}: {fault}") from None
         if any(self.products):
             raise Fault(f"{self.kernel.name} ends before its products do")
@@ -140,12 +142,12 @@ class Block:
 
     def beside(self) -> Who:
         """Return who something that runs beside all warps is to memory."""
-        return Who(self._program, self._barriers, np.array([_BESIDE]))
+        return Who(self._number, self._barriers, np.array([_BESIDE]))
 
     def among(self, mask: np.ndarray | None) -> tuple[np.ndarray, Who]:
         """Return the threads of a mask, and who they are to memory."""
         threads = self.threads if mask is None else np.flatnonzero(mask)
-        return threads, Who(self._program, self._barriers, self.warps[threads])
+        return threads, Who(self._number, self._barriers, self.warps[threads])
 
     def meet(self) -> None:
         """Pass a barrier of all threads."""

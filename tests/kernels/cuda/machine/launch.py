@@ -41,7 +41,7 @@ class Absent:
 
 
 @contextmanager
-def machine(capability: int = 90, shared: int = 227 * 1024, late: bool = True) -> Iterator[list[str]]:
+def machine(capability: int = 90, shared: int = 227 * 1024, late: bool = True, before: int = 0) -> Iterator[list[str]]:
     """Let the bodies of ``backend("triton")`` take tensors on the CPU, compiled and run here.
 
     Parameters
@@ -52,6 +52,8 @@ def machine(capability: int = 90, shared: int = 227 * 1024, late: bool = True) -
         Bytes of shared memory that a program may have.
     late : bool
         As in `Block`.
+    before : int
+        Run as the last programs of a launch with so many tokens more, at least, in front; they are in no memory.
 
     Yields
     ------
@@ -71,13 +73,15 @@ def machine(capability: int = 90, shared: int = 227 * 1024, late: bool = True) -
             compiled = kernel.run(*args, grid=grid, warmup=True, **options)
             assert compiled.metadata.shared <= shared, "more shared memory than there is"
             named = dict(zip(kernel.arg_names, args, strict=False))
-            given = [named[name] for name, kind in compiled.src.signature.items() if kind != "constexpr"]
-            execute(compiled.asm["ptx"], compiled.metadata.shared, given, grid, late)
+            first, skipped = _behind(named, grid, before) if before and "tokens" in named else ((), {})
+            names = [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
+            given, skips = [named[name] for name in names], [skipped.get(name, 0) for name in names]
+            execute(compiled.asm["ptx"], compiled.metadata.shared, given, grid, late, first, skips)
             ran.append(kernel.fn.__name__)
 
         return run
 
-    before = torch.are_deterministic_algorithms_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "_active", Absent(capability))
         patch.setattr(JITFunction, "__getitem__", launched)
@@ -87,10 +91,38 @@ def machine(capability: int = 90, shared: int = 227 * 1024, late: bool = True) -
         try:
             yield ran
         finally:
-            torch.use_deterministic_algorithms(before)
+            torch.use_deterministic_algorithms(deterministic)
 
 
-def execute(ptx: str, shared: int, given: list, grid: tuple[int, ...], late: bool = True) -> None:
+# Arguments that have no part for each token: those that all tokens share, and those with a part for each program.
+_SHARED, _OF_PROGRAMS = {"bias", "scale", "tiles", "weight"}, {"bias_sums", "scale_sums", "parts"}
+
+
+def _behind(named: dict, grid: tuple[int, ...], before: int) -> tuple[tuple[int, ...], dict[str, int]]:
+    """Put tokens in front: return the first program, and by how many bytes tensors begin before their memory."""
+    tokens, axis, size = named["tokens"], 0, named.get("BT") or named.get("BLOCK")
+    if "length" in named:
+        axis, size = 1, named["length"]
+    programs = -(-before // size)
+    named["tokens"] = programs * size + tokens
+    skipped = {}
+    for name, value in named.items():
+        if isinstance(value, torch.Tensor) and value.numel() and name not in _SHARED:
+            parts, count = (grid[axis], programs) if name in _OF_PROGRAMS else (tokens, programs * size)
+            assert value.numel() % parts == 0, name
+            skipped[name] = value.numel() // parts * count * value.element_size()
+    return (0,) * axis + (programs,), skipped
+
+
+def execute(
+    ptx: str,
+    shared: int,
+    given: list,
+    grid: tuple[int, ...],
+    late: bool = True,
+    first: tuple[int, ...] = (),
+    skips: list[int] | None = None,
+) -> None:
     """Run all programs of a kernel, one after the other.
 
     Parameters
@@ -103,6 +135,10 @@ def execute(ptx: str, shared: int, given: list, grid: tuple[int, ...], late: boo
     grid : tuple of int
     late : bool
         As in `Block`.
+    first : tuple of int
+        The first of the programs; the grid's are the last.
+    skips : list of int, optional
+        By how many bytes every tensor of ``given`` begins before its memory.
 
     Raises
     ------
@@ -111,11 +147,17 @@ def execute(ptx: str, shared: int, given: list, grid: tuple[int, ...], late: boo
     """
     kernel = Kernel(ptx)
     tensors = Tensors([value for value in given if isinstance(value, torch.Tensor)])
-    arguments = [tensors.address(value) if isinstance(value, torch.Tensor) else _bits(value) for value in given]
+    skips = skips or [0] * len(given)
+    arguments = [
+        tensors.address(value) - skip if isinstance(value, torch.Tensor) else _bits(value)
+        for value, skip in zip(given, skips, strict=True)
+    ]
     arguments += [0] * (len(kernel.parameters) - len(arguments))  # scratch memory that none of ours has
     with np.errstate(all="ignore"):
-        for z, y, x in product(*(range(size) for size in (*grid, 1, 1)[2::-1])):
-            Block(kernel, tensors, arguments, (x, y, z), shared, late).run()
+        starts = (*first, 0, 0, 0)[2::-1]
+        places = product(*(range(a, a + size) for a, size in zip(starts, (*grid, 1, 1)[2::-1], strict=True)))
+        for number, (z, y, x) in enumerate(places):
+            Block(kernel, tensors, arguments, (x, y, z), number, shared, late).run()
     tensors.give_back()
 
 
