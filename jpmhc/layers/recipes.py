@@ -150,7 +150,7 @@ _RECIPES = {
             "arXiv 2512.24880",
             "sum",
             "The start of bias and projection: 0 and N(0, 0.02).",
-            lambda n: {**_MHC, "mixer": Sinkhorn(n, iterations=20)},
+            lambda n: {**_MHC, "mixer": Sinkhorn(n, iterations=20, last="rows")},
             _mhc_start,
         ),
         Recipe(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jpmhc import kernels
+from jpmhc import kernels, layers
 from jpmhc.kernels.bodies import interpreted
 from jpmhc.kernels.boundary import Boundary, Pullback, boundary_backward, boundary_forward
 from jpmhc.kernels.primitive import choice
@@ -102,3 +102,35 @@ def test_the_streams_are_read_as_they_are_stored(dtype, body):
     streams, *_, rms, _ = forward(body, **fields, **projected, normed=True)
     exact = streams.double().flatten(1).square().mean(1).rsqrt()
     torch.testing.assert_close(rms.double(), exact, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("body", BODIES, ids="-".join)
+@pytest.mark.parametrize("sweeps", [3, None])
+def test_a_stack_crosses_boundaries_with_mixers_whose_rows_are_normalised_last(sweeps, body):
+    """Such a mixer is a transposed view: what is next to it in memory is a column."""
+    n, d = 4, 8
+    torch.manual_seed(0)
+    made = [
+        layers.HyperConnection(
+            d,
+            torch.nn.Linear(d, d),
+            mixer=layers.Sinkhorn(n, iterations=sweeps, last="rows"),
+            gate="sigmoid",
+            layer_index=i,
+            device=body[1],
+        ).to(body[1])
+        for i in range(3)
+    ]
+    stack = layers.HyperStack(made)
+    with torch.no_grad():
+        for parameter in layers.mixing_parameters(stack):
+            parameter.add_(torch.randn_like(parameter))
+    x = normal(64, n, d).to(body[1]).requires_grad_()
+    wanted, found = [x, *stack.parameters()], {}
+    for name, backend, run in (("plain", "reference", torch.nn.Sequential(*made)), ("fused", body[0], stack)):
+        with kernels.backend(backend):
+            out = run(x)
+            found[name] = (out, *torch.autograd.grad(out.sin().sum(), wanted))
+    assert (made[0].last[2].sum(-1) - 1).abs().max() < 1e-6
+    for actual, expected in zip(found["fused"], found["plain"], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5 * max(1.0, expected.abs().max().item()))

@@ -155,6 +155,7 @@ def test_every_mixer_tells_its_choices():
         layers.Permutations(4),
         layers.Permutations(4, layers.JPMHC_PERMUTATIONS),
         layers.Sinkhorn(4, iterations=20),
+        layers.Sinkhorn(4, iterations=20, last="rows"),
         layers.Sinkhorn(4, clamp=10.0),
         layers.Cayley(4, packed=False),
         layers.Grassmann(4, reflector=True),

@@ -23,6 +23,7 @@ MIXERS = [
     "free",
     "manifold",
     layers.Sinkhorn(4, iterations=20),
+    layers.Sinkhorn(4, iterations=20, last="rows"),
 ]
 WITHOUT = """
 import sys, torch
@@ -82,7 +83,7 @@ def test_such_a_program_runs_where_the_library_is_missing(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("mixer", ["cayley", layers.Sinkhorn(4, iterations=20)], ids=str)
+@pytest.mark.parametrize("mixer", ["cayley", layers.Sinkhorn(4, iterations=20, last="rows")], ids=str)
 def test_onnx_takes_such_a_program(mixer, tmp_path):
     evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
     pytest.importorskip("onnxscript")

@@ -56,11 +56,12 @@ def jpmhc_gates(raw_pre, raw_post):
     return raw_pre.softmax(-1).mean(0), raw_post.softmax(0).sum(1)
 
 
-def sinkhorn(logits, sweeps=20):
+def sinkhorn(logits, order, sweeps=20):
+    """Sweeps that normalise the sums along each dimension in that order: along 1 those of the rows."""
     log = logits
     for _ in range(sweeps):
-        log = log - log.logsumexp(1, keepdim=True)
-        log = log - log.logsumexp(0, keepdim=True)
+        for along in order:
+            log = log - log.logsumexp(along, keepdim=True)
     return log.exp()
 
 
@@ -91,7 +92,7 @@ def test_jpmhc_sinkhorn_with_its_clamp():
         pre, post, mix = z[:N] * scale[0] + bias[:N], z[N : 2 * N] * scale[1] + bias[N : 2 * N], z[2 * N :] * scale[2]
         logits = mix + bias[2 * N :]
         assert logits.abs().max() > 10
-        return pre.sigmoid(), 2 * post.sigmoid(), sinkhorn(logits.clamp(-10, 10).view(N, N))
+        return pre.sigmoid(), 2 * post.sigmoid(), sinkhorn(logits.clamp(-10, 10).view(N, N), (1, 0))
 
     check(hc, streams(), coefficients)
 
@@ -114,16 +115,23 @@ def test_jpmhc_grassmann():
 
 def test_mhc():
     hc = build("mhc")
-    weight, bias, scale = published(hc)
+    weight, bias, scale = published(hc, 1.0)
+    off = []
 
     def coefficients(x):
         z = weight @ rms(x.flatten())
         pre, post, mix = z.split([N, N, N * N])
         b = bias.split([N, N, N * N])
         logits = (scale[2] * mix + b[2]).view(N, N)
-        return (scale[0] * pre + b[0]).sigmoid(), 2 * (scale[1] * post + b[1]).sigmoid(), sinkhorn(logits)
+        assert logits.std() > 3
+        matrix = sinkhorn(logits, (0, 1))  # equation 9, T_r(T_c(M)): the rows last
+        off.append((matrix - sinkhorn(logits, (1, 0))).abs().max())
+        return (scale[0] * pre + b[0]).sigmoid(), 2 * (scale[1] * post + b[1]).sigmoid(), matrix
 
-    check(hc, streams(), coefficients)
+    x = streams()
+    check(hc, x, coefficients)
+    assert max(off) > 1e-2  # where the order matters
+    torch.testing.assert_close(hc.coefficients(x)[2].sum(-1), torch.ones(len(x), N, dtype=torch.float64))
     hc.reset_parameters()
     with torch.no_grad():
         hc.projection.zero_()

@@ -38,6 +38,7 @@ def streams(*shape, dtype=torch.float64):
 
 OPTIONS = [
     {"mixer": "sinkhorn", "gate": "sigmoid"},
+    {"mixer": layers.Sinkhorn(4, iterations=3, last="rows"), "gate": "sigmoid"},
     {"mixer": "identity"},
     {"mixer": "free", "gate": "tanh", "norm": None},
     {"dynamic": False},
