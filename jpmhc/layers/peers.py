@@ -54,9 +54,12 @@ def _transposed(rows: Tensor, n: int) -> Tensor:
 
 
 def _deepseek(make: _Layer, module: Any, branch: Any) -> HyperConnection:
-    """``comb`` is applied transposed; the 1e-6 that it adds to ``pre`` and to every sum is left out here."""
+    """``comb`` is applied transposed, so that its columns, normalised last, are rows here.
+
+    The 1e-6 (``hc_eps``) that it adds to ``pre``, to the first softmax and to every sum is left out.
+    """
     n = module.hc_mult
-    mixer = Sinkhorn(n, iterations=module.hc_sinkhorn_iters)
+    mixer = Sinkhorn(n, iterations=module.hc_sinkhorn_iters, last="rows")
     layer = make(
         module.fn.shape[1] // n,
         branch,
@@ -92,7 +95,7 @@ def _hunyuan(make: _Layer, module: Any, branch: Any) -> HyperConnection:
 
 
 def _liger(make: _Layer, module: Any, branch: Any) -> HyperConnection:
-    """Take the mixer as it is, not transposed; the 1e-6 that it adds to every sum is left out here."""
+    """Take the mixer as it is, not transposed, columns last; the 1e-6 that it adds to every sum is left out here."""
     _require(module, pre_eps=0.0, post_mult=2.0)
     n = module.hc
     layer = make(
@@ -133,7 +136,8 @@ def _lucidrains(make: _Layer, module: Any, branch: Any, mixer: Any, gate: str, s
         device=beta.device,
         dtype=beta.dtype,
     )
-    # Stream i of the input weighs alpha[i, 1 + j] in stream j of the result: row j, column i of the mixer.
+    # Stream i of the input weighs alpha[i, 1 + j] in stream j of the result: row j, column i of the mixer. So the rows
+    # that sweeps end with there are columns here.
     alphas = alpha.reshape(width, n + 1)
     columns = torch.cat([alphas[:, :1], beta.reshape(width, 1), alphas[:, 1:]], 1)
     projection = ((module.norm.gamma + 1).unsqueeze(-1) * columns).mT

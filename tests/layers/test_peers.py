@@ -71,6 +71,62 @@ def test_transformers_deepseek_and_glm(model, name, streams):
     agree(ours, forward, torch.randn(2, 3, streams, 8), weights)
 
 
+def comparable(name, module, class_name, sweeps):
+    """A peer around the identity whose mixers are few sweeps from large logits, and its map of (..., n, d)."""
+    peer = pytest.importorskip(module)
+    torch.manual_seed(0)
+    if module.startswith("transformers"):
+        config = Config()
+        config.hc_sinkhorn_iters = sweeps
+        theirs = getattr(peer, class_name)(config)
+        shake(theirs)
+        with torch.no_grad():
+            theirs.base.copy_(3 * torch.randn_like(theirs.base))
+
+        def mixed(x):
+            post, comb, u = theirs(x)
+            return post.unsqueeze(-1) * u.unsqueeze(-2) + comb.mT @ x
+
+        return theirs, mixed
+    theirs = getattr(peer, class_name)(4, dim=8, branch=nn.Identity(), layer_index=1, sinkhorn_iters=sweeps)
+    shake(theirs)
+    with torch.no_grad():
+        theirs.static_alpha.copy_(3 * torch.randn_like(theirs.static_alpha))
+    if name == "the second":
+        return theirs, theirs
+    return theirs, lambda x: theirs(x.movedim(-2, 1).flatten(0, 1)).unflatten(0, (x.shape[0], 4)).movedim(1, -2)
+
+
+PEERS = [
+    ("deepseek", "transformers.models.deepseek_v4.modeling_deepseek_v4", "DeepseekV4HyperConnection", "rows"),
+    ("glm", "transformers.models.glm5_next.modeling_glm5_next", "Glm5NextTextHyperConnection", "rows"),
+    (
+        "the first",
+        "hyper_connections.manifold_constrained_hyper_connections",
+        "ManifoldConstrainedHyperConnections",
+        "columns",
+    ),
+    ("the second", "hyper_connections.mHCv2", "ManifoldConstrainedHyperConnections", "columns"),
+]
+
+
+@pytest.mark.parametrize("sweeps", [1, 2, 20])
+@pytest.mark.parametrize(("name", "module", "class_name", "last"), PEERS, ids=[name for name, *_ in PEERS])
+def test_the_marginal_normalised_last_is_the_peers(name, module, class_name, last, sweeps):
+    theirs, mixed = comparable(name, module, class_name, sweeps)
+    ours = layers.HyperConnection.from_peer(theirs, nn.Identity())
+    x = torch.randn(32, 5, 4, 8)
+    matrix = ours.coefficients(x)[2]
+    exact, other = (-1, -2) if last == "rows" else (-2, -1)
+    assert (matrix.sum(exact) - 1).abs().max() < 1e-6
+    assert (matrix.sum(other) - 1).abs().max() > 1e-4
+    # What is left is the 1e-6 that Transformers' modules add to everything, which every sweep amplifies.
+    torch.testing.assert_close(ours(x), mixed(x), rtol=0, atol=1e-3 if last == "rows" else 1e-5)
+    if last == "rows":
+        theirs.hc_eps = 0.0
+        torch.testing.assert_close(ours(x), mixed(x), rtol=0, atol=1e-5)
+
+
 def test_transformers_hunyuan():
     peer = pytest.importorskip("transformers.models.hy_v4.modeling_hy_v4")
     torch.manual_seed(0)
@@ -186,6 +242,19 @@ for streams in (2, 4):
     *expected, b, phi, pre, post, res = torch.autograd.grad(theirs(x).sin().sum(), [x, theirs.layer.weight, *weights])
     expected += [b, phi.mT, torch.stack([alpha.reshape(()) for alpha in (pre, post, res)])]
     torch.testing.assert_close(found, tuple(expected), rtol=1e-5, atol=1e-5)
+
+for sweeps in (1, 2, 20):  # large logits, which tell the marginal that is normalised last
+    theirs = LigerMHC(nn.Identity(), hc=4, c=8, tmax=sweeps, sinkhorn_eps=0.0, phi_dtype=torch.float32, allow_fp32=True)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+        theirs.b.copy_(3 * torch.randn_like(theirs.b))
+    ours = layers.HyperConnection.from_peer(theirs)
+    x = torch.randn(32, 4, 8)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    matrix = ours.coefficients(x)[2]
+    assert (matrix.sum(-2) - 1).abs().max() < 1e-6
+    assert (matrix.sum(-1) - 1).abs().max() > 1e-4
 """
 
 
