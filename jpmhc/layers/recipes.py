@@ -171,7 +171,8 @@ _RECIPES = {
             "ohc",
             "arXiv 2609.02672",
             "sum",
-            "The start of the projection, N(0, 0.02); the factor of the mixer stays at 0.01, as published.",
+            "The start of the projection, N(0, 0.02); the factor of the mixer stays at 0.01, as published. The eps in "
+            "q = nu / sqrt(|nu|^2 + eps) is left out: q is a unit quaternion to round-off, 1 where nu is 0.",
             lambda n: {**_MHC, "mixer": Quaternion(n), "learn_mixer_scale": False},
             _mhc_start,
         ),

@@ -187,6 +187,7 @@ def test_ohc_and_its_frozen_factor():
         return pre, post, torch.stack(columns, 1)
 
     check(hc, streams(), coefficients)
+    assert "eps" in next(recipe for recipe in layers.recipes() if recipe.name == "ohc").open
     hc(streams()).square().sum().backward()
     assert hc.scale.grad[2] == 0
     assert hc.scale.grad[:2].abs().min() > 0
