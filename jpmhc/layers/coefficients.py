@@ -52,6 +52,7 @@ class Coefficients(Labelled):
         fractions: int,
         scale: float | None,
         learn_mixer_scale: bool,
+        tie_mixer_scale: bool,
         eps: float,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -71,8 +72,11 @@ class Coefficients(Labelled):
             raise ValueError("dynamic, static: expected at least one to be True; layers.Residual has nothing to learn")
         if dim % fractions:
             raise ValueError(f"fractions: expected a divisor of dim={dim}, got {fractions}")
+        if tie_mixer_scale and not learn_mixer_scale:
+            raise ValueError("tie_mixer_scale: expected False where learn_mixer_scale is, the read's factor is learned")
         self.dim, self.streams, self.norm, self.eps = dim, streams, norm, eps
         self.reads, self.fractions, self.learn_mixer_scale = reads, fractions, learn_mixer_scale
+        tied = tie_mixer_scale and dynamic and scale is not None
         self.recipe: str | None = None
         pieces = streams * fractions
         unpacked = {"packed": False} if projection == "published" and mixer in _SKEW else {}
@@ -95,9 +99,12 @@ class Coefficients(Labelled):
         weight = torch.empty(rows, columns, device=device, dtype=dtype) if dynamic else None
         self.register_parameter("projection", None if weight is None else nn.Parameter(weight))
         self._scale_start = check_number("scale", 1.0 if scale is None else scale)
-        factors = torch.empty(3, device=device, dtype=dtype) if dynamic and scale is not None else None
+        count = 2 if tied else 3
+        factors = torch.empty(count, device=device, dtype=dtype) if dynamic and scale is not None else None
         self.register_parameter("scale", None if factors is None else nn.Parameter(factors))
-        self.set_label(f"{self.mixer.describe()}, {self.gate!r}, norm={norm!r}, projection={projection!r}")
+        label = f"{self.mixer.describe()}, {self.gate!r}, norm={norm!r}, projection={projection!r}"
+        # Weights with three factors are older than the choice and do not name it.
+        self.set_label(f"{label}, factor of the mixer tied to the read's" if tied else label)
         self.reset_parameters()
 
     def _check_start(self, projection: str, pieces: int) -> None:
@@ -195,6 +202,8 @@ class Coefficients(Labelled):
             dynamic = [self.gate.squash(parts[0]), self.gate.squash(parts[1]), self.mixer.squash(parts[2])]
             if self.scale is not None:
                 scale = list(cast(self.scale, dtype))
+                if len(scale) == 2:  # one is of the read and of the mixer
+                    scale.append(scale[0])
                 if not self.learn_mixer_scale:
                     scale[2] = scale[2].detach()
                 dynamic = [s * z for s, z in zip(scale, dynamic, strict=True)]

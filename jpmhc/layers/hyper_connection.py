@@ -75,6 +75,8 @@ class HyperConnection(Halves):
         Start of the learned factors of the dynamic part; None leaves them out (a factor of 1).
     learn_mixer_scale : bool
         False keeps the mixer's factor where it starts, as oHC does.
+    tie_mixer_scale : bool
+        True leaves the mixer no factor of its own: the read's is also the mixer's, as HC's ``s_alpha`` is.
     eps : float
         Added to the mean square under the root of the norm.
     device, dtype
@@ -88,8 +90,8 @@ class HyperConnection(Halves):
         Raw numbers in the order read, write, mixer; ``sizes`` has how many of each.
     projection : Parameter, shape (m, n d); shared (n + 2, d)
         Only if dynamic, with raw numbers to make; zero at the start.
-    scale : Parameter, shape (3,)
-        Only if dynamic; of read, write and mixer; 0.01 at the start.
+    scale : Parameter, shape (3,), or (2,) if tied
+        Only if dynamic; of read, write and mixer; tied, of read and mixer, and of write; 0.01 at the start.
     label : buffer
         The layer's choices as text, so that a state dict of another layer is refused. State dicts hold it as it was
         made, whatever averaging makes of the buffer.
@@ -100,7 +102,8 @@ class HyperConnection(Halves):
     ------
     ValueError
         For sizes below one, unknown names, a mixer made for another n, a layer neither static nor dynamic, a
-        projection that the gate or the mixer does not have, and a start that is a saddle or not the plain network.
+        projection that the gate or the mixer does not have, a mixer's factor both tied and fixed, and a start that is
+        a saddle or not the plain network.
 
     Notes
     -----
@@ -141,6 +144,7 @@ class HyperConnection(Halves):
         stream_embedding: bool = False,
         scale: float | None = 0.01,
         learn_mixer_scale: bool = True,
+        tie_mixer_scale: bool = False,
         eps: float = 1e-6,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -166,6 +170,7 @@ class HyperConnection(Halves):
             fractions=fractions,
             scale=scale,
             learn_mixer_scale=learn_mixer_scale,
+            tie_mixer_scale=tie_mixer_scale,
             eps=eps,
             device=device,
             dtype=dtype,

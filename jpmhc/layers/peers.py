@@ -114,7 +114,9 @@ def _liger(make: _Layer, module: Any, branch: Any) -> HyperConnection:
 
 
 @torch.no_grad()
-def _lucidrains(make: _Layer, module: Any, branch: Any, mixer: Any, gate: str, scale: list[Tensor]) -> HyperConnection:
+def _lucidrains(
+    make: _Layer, module: Any, branch: Any, mixer: Any, gate: str, scale: list[Tensor], **options: Any
+) -> HyperConnection:
     if getattr(module.depth_residual_fn, "__name__", None) != "add":
         raise ValueError(
             f"module: {type(module).__name__} with depth_residual_fn={module.depth_residual_fn!r} has no equal here, "
@@ -135,6 +137,7 @@ def _lucidrains(make: _Layer, module: Any, branch: Any, mixer: Any, gate: str, s
         eps=1e-24 / width,
         device=beta.device,
         dtype=beta.dtype,
+        **options,
     )
     # Stream i of the input weighs alpha[i, 1 + j] in stream j of the result: row j, column i of the mixer. So the rows
     # that sweeps end with there are columns here.
@@ -150,8 +153,9 @@ def _lucidrains_hc(make: _Layer, module: Any, branch: Any) -> HyperConnection:
     _require(module, num_fracs=1, num_input_views=1, channel_first=False, add_branch_out_to_residual=True)
     if not isinstance(module.act, nn.Tanh) or module.dropout.p:
         raise ValueError("module: HyperConnections without tanh or with dropout has no equal here")
-    scale = [module.dynamic_alpha_scale, module.dynamic_beta_scale, module.dynamic_alpha_scale]
-    return _lucidrains(make, module, branch, "free", "tanh", scale)
+    # All of alpha has one factor: that of the read is that of the mixer.
+    scale = [module.dynamic_alpha_scale, module.dynamic_beta_scale]
+    return _lucidrains(make, module, branch, "free", "tanh", scale, tie_mixer_scale=True)
 
 
 def _lucidrains_mhc(make: _Layer, module: Any, branch: Any) -> HyperConnection:

@@ -163,6 +163,7 @@ _RECIPES = {
                 "gate": "tanh",
                 "norm": "streams-layer",
                 "projection": "shared",
+                "tie_mixer_scale": True,
                 "eps": 1e-5,
             },
             _hc_start,

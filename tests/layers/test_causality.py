@@ -100,6 +100,7 @@ FORMS = [
     {"static": False},
     {"scale": None},
     {"learn_mixer_scale": False},
+    {"tie_mixer_scale": True},
     *({"fractions": 2, "gate": gate, "mixer": mixer} for gate, mixer in itertools.product(GATES, ["cayley", "free"])),
     {"fractions": 2, "streams": 1},
     {"streams": 1},

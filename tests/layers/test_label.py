@@ -146,6 +146,25 @@ def test_a_layer_made_without_data_runs_on_the_weights_it_is_given(mixer):
         other.load_state_dict(given.state_dict(), assign=True)
 
 
+def test_weights_with_three_factors_do_not_load_into_a_layer_whose_mixer_shares_one_and_others_load_as_they_did():
+    given, tied = layer(mixer="free"), layer(mixer="free", tie_mixer_scale=True)
+    assert (given.scale.shape, tied.scale.shape) == ((3,), (2,))
+    for source, target in ((given, tied), (tied, given)):
+        with pytest.raises(RuntimeError, match=r"weights of Free\(4\).*tied"):
+            target.load_state_dict(source.state_dict())
+    layer(mixer="free", tie_mixer_scale=True).load_state_dict(tied.state_dict())
+    assert bytes(given.label.tolist()).endswith(b"projection='reduced'")  # as files written before say
+    x = torch.randn(5, 4, 8)
+    with torch.no_grad():
+        for target in (given, tied):
+            target.projection.copy_(torch.linspace(-1, 1, target.projection.numel()).view_as(target.projection))
+        given.scale.copy_(torch.tensor([0.7, 0.9, 0.7]))
+        tied.scale.copy_(torch.tensor([0.7, 0.9]))
+    torch.testing.assert_close(tied(x), given(x))
+    with pytest.raises(ValueError, match="tie_mixer_scale: expected False where learn_mixer_scale is"):
+        layer(tie_mixer_scale=True, learn_mixer_scale=False)
+
+
 def test_every_mixer_tells_its_choices():
     labels = {layers.make_mixer(str(info), 4).describe() for info in layers.mixers() if info.supports(4)}
     assert len(labels) == len([info for info in layers.mixers() if info.supports(4)])

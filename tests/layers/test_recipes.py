@@ -152,7 +152,7 @@ def test_hc_with_one_map_for_all_streams():
         one = torch.zeros(N).double()
         one[1] = 1
         hc.static.copy_(torch.cat([static_alpha[:, 0] - one, static_beta - 1, static_alpha[:, 1:].T.flatten()]))
-        hc.scale.copy_(torch.tensor([s_alpha, s_beta, s_alpha], dtype=torch.float64))
+        hc.scale.copy_(torch.tensor([s_alpha, s_beta], dtype=torch.float64))
 
     def coefficients(h):  # the pseudocode of its appendix: column 0 makes the input, column 1 + j stream j
         norm_h = nn.functional.layer_norm(h, (D,))
