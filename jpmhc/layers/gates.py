@@ -61,6 +61,11 @@ class Gate(ConstantModule):
         """Map raw numbers (..., n_read) and (..., n_write) to read and write weights, each (..., n)."""
         raise NotImplementedError
 
+    @property
+    def weighed(self) -> int:
+        """Weights of a read, or of a fraction of one, that may differ from zero."""
+        return self.streams * (self.fractions if self.dense else 1)
+
     def squash(self, dynamic: Tensor) -> Tensor:
         """Bound the token-dependent numbers before they are scaled and added; does nothing here."""
         return dynamic

@@ -70,7 +70,7 @@ class Halves(Coefficients):
                 u, x = crossing.u, crossing.streams  # type: ignore[assignment]
                 pre, post, matrix = self._charted(crossing.z, dtype)
         if before is None:
-            self._ran(given, pre, pre, post, matrix)
+            self._ran(given, pre, post, matrix)
         else:
             self._remember(pre, post, matrix)
         return u, x, pre, partial(Writing, matrix if self.mixer.mixes else None, post)
@@ -105,7 +105,7 @@ class Halves(Coefficients):
         x, own, post, matrix = self._made(x)
         if pre.shape[-1:] != own.shape[-1:]:
             raise ValueError(f"pre: expected shape (..., {own.shape[-1]}), got {tuple(pre.shape)}")
-        self._ran(given, pre, own, post, matrix)
+        self._ran(given, pre, post, matrix)
         u, x = self._read(x, pre)
         return u, self._writer(x, partial(Writing, matrix if self.mixer.mixes else None, post)), own
 
@@ -134,9 +134,9 @@ class Halves(Coefficients):
                 "offload parameters bring them back when the layer itself is called, not for read, carry or enter"
             )
 
-    def _ran(self, x: Tensor, pre: Tensor, own: Tensor, post: Tensor, matrix: Tensor) -> None:
-        """Every run whose streams x are at hand before they are read comes by here, read with pre, having made own."""
-        self._remember(own, post, matrix)
+    def _ran(self, x: Tensor, pre: Tensor, post: Tensor, matrix: Tensor) -> None:
+        """Every run whose streams x are at hand before they are read comes by here, with what they are read with."""
+        self._remember(pre, post, matrix)
 
     def _remember(self, pre: Tensor, post: Tensor, matrix: Tensor) -> None:
         if not (torch.compiler.is_compiling() or is_functorch_wrapped_tensor(matrix)):
@@ -159,7 +159,7 @@ class Halves(Coefficients):
         """Read several times, or fractions of the streams."""
         given = x
         x, pre, post, matrix = self._made(x)
-        self._ran(given, pre, pre, post, matrix)
+        self._ran(given, pre, post, matrix)
         kept = matrix if self.mixer.mixes else None
         with full_precision(x.device):
             pieces, rows = hand_on(read_rows, pull_rows, self._pieces(x), pre, keep_result=False)

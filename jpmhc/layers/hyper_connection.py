@@ -96,7 +96,8 @@ class HyperConnection(Halves):
         The layer's choices as text, so that a state dict of another layer is refused. State dicts hold it as it was
         made, whatever averaging makes of the buffer.
     last : tuple of (Tensor, Tensor, Tensor) or None
-        ``pre``, ``post`` and ``M`` of the last eager forward, detached, for :func:`~jpmhc.layers.statistics`.
+        ``pre``, with which it read, ``post`` and ``M`` of the last eager forward, detached, for
+        :func:`~jpmhc.layers.statistics`.
 
     Raises
     ------

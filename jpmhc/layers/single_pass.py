@@ -24,7 +24,8 @@ class SinglePass(nn.Module):
         result = sum_i pre_L,i x_i         the last layer's weights are the head
 
     All coefficients of a boundary come from one pass over the streams. The function-preserving start holds: copies
-    are read with weights of sum one.
+    are read with weights of sum one. :func:`~jpmhc.layers.statistics` shows of every layer the weights that it read
+    with, ``pre_(l-1)``; those that the last one makes, the head, are in none of them.
 
     Parameters
     ----------
@@ -66,6 +67,7 @@ class SinglePass(nn.Module):
         """
         pre = torch.zeros(self.streams, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         pre[0] = 1
+        pre = pre.expand(*x.shape[:-2], -1)
         rests = []
         for layer in self.connections:
             u, write, pre = layer.carry(x, pre)  # type: ignore[operator]

@@ -25,11 +25,15 @@ class LayerStatistics:
     name : str
         Name of the layer in the model.
     pre, post : Tensor, shape (..., n)
-        Read and write weights.
+        Weights that the layer read with, those of the layer before in a :class:`~jpmhc.layers.SinglePass`, and its
+        write weights.
     matrix : Tensor, shape (..., n, n)
         Mixers.
     mixer : Mixer
         The chart that made them.
+    weighed : int, optional
+        Weights of a read that may differ from zero: n unless given. A fraction of a read weighs its own fraction of
+        every stream, or with the tanh gate all.
     """
 
     name: str
@@ -37,6 +41,7 @@ class LayerStatistics:
     post: Tensor
     matrix: Tensor
     mixer: Mixer
+    weighed: int | None = None
 
     @cached_property
     def residual(self) -> Tensor:
@@ -67,13 +72,16 @@ class LayerStatistics:
 
     @cached_property
     def read_entropy(self) -> Tensor:
-        """Entropy of the read weights' shares ``|pre| / sum |pre|`` over ``log n``: 1 if all are read alike."""
-        return _entropy(self.pre)
+        """Entropy of the read weights' shares ``|pre| / sum |pre|`` over ``log n``: 1 if all are read alike.
+
+        Of a fraction of a read over the logarithm of the number of pieces that it may weigh, see ``weighed``.
+        """
+        return _entropy(self.pre, self.weighed or self.pre.shape[-1])
 
     @cached_property
     def write_entropy(self) -> Tensor:
         """Entropy of the write weights' shares ``|post| / sum |post|`` over ``log n``: 1 if all are written alike."""
-        return _entropy(self.post)
+        return _entropy(self.post, self.post.shape[-1])
 
     def __str__(self) -> str:
         if not self.matrix.numel():
@@ -157,17 +165,18 @@ def statistics(model: nn.Module) -> Statistics:
         if isinstance(layer, HyperConnection):
             present = True
             if layer.last is not None:
-                found.append(LayerStatistics(name or type(layer).__name__, *layer.last, layer.mixer))
+                name = name or type(layer).__name__
+                found.append(LayerStatistics(name, *layer.last, layer.mixer, layer.gate.weighed))
     if not found:
         what = "none of its hyper-connections has run; call the model first, without compiling it" if present else ""
         raise ValueError(f"model: {what or f'{type(model).__name__} has no HyperConnection'}")
     return found
 
 
-def _entropy(weights: Tensor) -> Tensor:
-    n = weights.shape[-1]
-    if n == 1:
+def _entropy(weights: Tensor, count: int) -> Tensor:
+    """Entropy of shares of which so many may differ from zero, over its largest value; 1 where there is but one."""
+    if count == 1:
         return torch.ones_like(weights[..., 0])
     magnitude = weights.abs()
     share = magnitude / magnitude.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-    return torch.special.entr(share).sum(-1) / math.log(n)
+    return torch.special.entr(share).sum(-1) / math.log(count)

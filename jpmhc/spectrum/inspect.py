@@ -191,8 +191,8 @@ def _report(
                 difference=float(_difference(gram).mean()),
                 effective_streams=float(_participation(gram).mean()),
                 norm=float(o.x.double().square().mean().sqrt()),
-                read_entropy=float(_entropy(read).mean()) / math.log(n) if n > 1 else 1.0,
-                write_entropy=float(_entropy(write).mean()) / math.log(n) if n > 1 else 1.0,
+                read_entropy=_share_of_largest(read, o.layer.gate.weighed),
+                write_entropy=_share_of_largest(write, n),
                 streams_read=float(_entropy(read).exp().mean()),
                 streams_written=float(_entropy(write).exp().mean()),
                 energy=energies[index],
@@ -280,3 +280,8 @@ def _entropy(weights: Tensor) -> Tensor:
     magnitude = weights.abs()
     share = magnitude / magnitude.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     return torch.special.entr(share).sum(-1)
+
+
+def _share_of_largest(weights: Tensor, count: int) -> float:
+    """Mean entropy over its largest value, where so many weights may differ from zero; 1 where there is but one."""
+    return float(_entropy(weights).mean()) / math.log(count) if count > 1 else 1.0

@@ -76,11 +76,11 @@ def _watched(name: str, layer: HyperConnection, found: list[Observation]) -> Ite
     calls = 0
 
     # Whole, in halves or carried, with coefficients of its own or given ones: every run of a layer comes by here.
-    def ran(x: Tensor, pre: Tensor, own: Tensor, post: Tensor, matrix: Tensor) -> None:
+    def ran(x: Tensor, pre: Tensor, post: Tensor, matrix: Tensor) -> None:
         nonlocal calls
         found.append(Observation(name, calls, layer, x, pre, post, matrix))
         calls += 1
-        original(x, pre, own, post, matrix)
+        original(x, pre, post, matrix)
 
     def branch_called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs, outputs = (

@@ -73,7 +73,8 @@ class LayerReport:
     norm : float
         Root mean square of the streams' entries at the input.
     read_entropy, write_entropy : float
-        Of the shares ``|weight| / sum |weight|``, over log n: 1 if all streams are used alike.
+        Of the shares ``|weight| / sum |weight|``, over log n: 1 if all streams are used alike. Of a fraction of a
+        read over the logarithm of the number of pieces that it may weigh.
     streams_read, streams_written : float
         ``exp`` of those entropies (not over log n): how many streams are read and written.
     energy : float or None

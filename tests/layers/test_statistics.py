@@ -52,6 +52,43 @@ def test_entropy_is_one_where_all_streams_are_alike_and_zero_where_one_is():
     assert first.read_entropy.item() == pytest.approx(0.0)
 
 
+def entropy_of_even_reads(gate, **sizes):
+    hc = layers.HyperConnection(8, lambda *inputs: inputs[0], gate=gate, **sizes)
+    with torch.no_grad():
+        start = hc.gate.preference
+        hc.static[: hc.sizes[0]] = 1.0 - start.expand(hc.sizes[0] // start.numel(), *start.shape).flatten()
+    hc(torch.randn(5, sizes.get("streams", 4), 8))
+    return hc, layers.statistics(hc)[0].read_entropy
+
+
+@pytest.mark.parametrize("gate", ["softmax", "tanh"])
+@pytest.mark.parametrize("sizes", [{"fractions": 2}, {"reads": 2, "fractions": 4}, {"streams": 1, "fractions": 4}])
+def test_entropy_of_an_even_read_is_one_with_fractions_too(gate, sizes):
+    """A fraction of a read has weights for its own fraction of every stream, and with the tanh gate for all."""
+    hc, found = entropy_of_even_reads(gate, **sizes)
+    pre = hc.last[0]
+    assert (pre != 0).sum(-1).unique().tolist() == [hc.streams * (hc.fractions if gate == "tanh" else 1)]
+    torch.testing.assert_close(found, torch.ones_like(found))
+    with torch.no_grad():  # towards one of the weights
+        hc.static[: hc.sizes[0]] += 30 * torch.eye(hc.gate.weighed)[0].repeat(hc.sizes[0] // hc.gate.weighed)
+    hc(torch.randn(5, hc.streams, 8))
+    assert hc.gate.weighed == 1 or layers.statistics(hc)[0].read_entropy.max() < 0.6
+
+
+def test_a_single_pass_shows_the_weights_that_layers_read_with():
+    torch.manual_seed(0)
+    chain = layers.SinglePass(layers.HyperConnection(8, nn.Linear(8, 8), layer_index=i) for i in range(3))
+    with torch.no_grad():
+        for parameter in layers.mixing_parameters(chain):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(5, 4, 8)
+    chain(x)
+    first, second, _ = layers.statistics(chain)
+    assert torch.equal(first.pre, torch.eye(4)[0].expand(5, 4))
+    assert first.read_entropy.max() < 1e-6
+    torch.testing.assert_close(second.pre, chain.connections[0].coefficients(x)[0].detach())
+
+
 def test_an_iteration_outside_its_range_is_warned_of():
     network = model("cayley-iterated")
     network(torch.randn(5, 4, 8))

@@ -282,3 +282,15 @@ def test_mistakes_are_named():
 
     with pytest.raises(ValueError, match="none of its hyper-connections ran"):
         spectrum.inspect(Idle(), x)
+
+
+@pytest.mark.parametrize("gate", ["softmax", "tanh"])
+def test_entropies_of_fractions_are_those_of_statistics(gate):
+    model = network(fractions=2, gate=gate, mixer="cayley")
+    report = spectrum.inspect(model, torch.randn(TOKENS, STREAMS, WIDTH, dtype=torch.float64))
+    for layer, told in zip(report, layers.statistics(model), strict=True):
+        assert layer.read_entropy == pytest.approx(told.read_entropy.mean().item())
+        assert layer.write_entropy == pytest.approx(told.write_entropy.mean().item())
+    weights = model[0].gate.weighed
+    assert weights == (2 * STREAMS if gate == "tanh" else STREAMS)
+    assert math.exp(report[0].read_entropy * math.log(weights)) <= report[0].streams_read + 1e-9
