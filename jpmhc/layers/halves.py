@@ -21,8 +21,10 @@ from jpmhc.layers.parts import pull_rows, read_rows, write_fractions
 class Halves(Coefficients):
     """The part of a :class:`~jpmhc.layers.HyperConnection` that crosses streams, with a branch of anybody's between."""
 
-    # Coefficients of the last eager forward, for statistics alone; no part of a copy or a pickle.
+    # Coefficients of the last forward if it was an eager one, for statistics alone; no part of a copy or a pickle.
     last: tuple[Tensor, Tensor, Tensor] | None = None
+    # Whether there are compiled forwards that cannot take them away.
+    hidden: bool = False
 
     def enter(self, x: Tensor, before: Writing | None = None) -> tuple[Tensor, Tensor, Callable[[Tensor], Writing]]:
         """Cross the boundary into this layer: :meth:`read`, with what the layer before has to write in the same pass.
@@ -139,8 +141,32 @@ class Halves(Coefficients):
         self._remember(pre, post, matrix)
 
     def _remember(self, pre: Tensor, post: Tensor, matrix: Tensor) -> None:
-        if not (torch.compiler.is_compiling() or is_functorch_wrapped_tensor(matrix)):
+        # What an older run left would be taken for this one's.
+        if torch.compiler.is_compiling():
+            if not torch.compiler.is_exporting() and self._traced_outermost():
+                self.last = None
+        elif is_functorch_wrapped_tensor(matrix):
+            self.last = None
+        else:
             self.last = (pre.detach(), post.detach(), matrix.detach())
+
+    def _traced_outermost(self) -> bool:
+        """Whether compiled code may change a module here, at the time of tracing; if not, note that it was asked to.
+
+        Inside of a checkpoint, a condition and other operators that take functions it may not.
+        """
+        try:
+            from torch._dynamo.symbolic_convert import InstructionTranslator
+
+            outermost: bool = InstructionTranslator.current_tx().output.is_root_tracer()
+        except (ImportError, AttributeError):  # what torch keeps to itself may move; compiling goes on without
+            outermost = False
+        if not outermost:
+            self.hidden = True
+        return outermost
+
+    # What torch.compiler.assume_constant_result does, without importing the compiler.
+    _traced_outermost._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _read(self, x: Tensor, pre: Tensor, before: Writing | None = None) -> tuple[Tensor, Tensor]:
         with full_precision(x.device):
@@ -177,7 +203,7 @@ class Halves(Coefficients):
         return reads if self.reads > 1 else reads[0], write
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "last": None}
+        return {**super().__getstate__(), "last": None, "hidden": False}
 
     def __prepare_scriptable__(self) -> None:
         """Refuse ``torch.jit.script``, which calls this of every module that it comes upon, in words."""

@@ -127,12 +127,12 @@ def _cause(mixer: Mixer) -> str:
 
 
 def statistics(model: nn.Module) -> Statistics:
-    """Return the measures of every hyper-connection of a model in its last eager forward.
+    """Return the measures of every hyper-connection of a model in its last forward.
 
     Parameters
     ----------
     model : Module
-        Any module; layers that did not run are left out.
+        Any module; layers that did not run are left out, and those whose last run kept nothing.
 
     Returns
     -------
@@ -142,13 +142,14 @@ def statistics(model: nn.Module) -> Statistics:
     Raises
     ------
     ValueError
-        If no hyper-connection of the model has run.
+        If no hyper-connection of the model has run, or no last run was an eager one.
 
     Notes
     -----
     A layer keeps its last coefficients, detached: (2 n + n^2) numbers a token, not copied or pickled with the layer. A
     layer that is applied repeatedly shows its last application. Compiled layers and layers under ``torch.func``
-    transforms keep nothing: run the model once without.
+    transforms keep nothing, and take away what an eager forward before them kept: run the model once without. Compiled
+    inside of ``torch.utils.checkpoint`` they cannot take it away; a warning tells so. Exporting is no forward.
 
     Examples
     --------
@@ -161,15 +162,24 @@ def statistics(model: nn.Module) -> Statistics:
     """
     found = Statistics()
     present = False
+    hidden: list[str] = []
     for name, layer in model.named_modules():
         if isinstance(layer, HyperConnection):
             present = True
             if layer.last is not None:
                 name = name or type(layer).__name__
+                hidden += [name] * layer.hidden
                 found.append(LayerStatistics(name, *layer.last, layer.mixer, layer.gate.weighed))
     if not found:
-        what = "none of its hyper-connections has run; call the model first, without compiling it" if present else ""
-        raise ValueError(f"model: {what or f'{type(model).__name__} has no HyperConnection'}")
+        what = "none of its hyper-connections has run, or the last run kept nothing; call the model first, without "
+        what = f"{what}compiling it" if present else f"{type(model).__name__} has no HyperConnection"
+        raise ValueError(f"model: {what}")
+    if hidden:
+        warnings.warn(
+            f"model: {hidden[0]} was compiled where it can neither keep anything nor take away what was kept, as "
+            "inside of a checkpoint; this is its last eager forward and may be older than the last compiled one",
+            stacklevel=2,
+        )
     return found
 
 

@@ -123,9 +123,89 @@ def test_coefficients_of_the_last_forward_stay_with_the_layer():
     network(torch.randn(5, 4, 8))
     twin = copy.deepcopy(network)
     assert twin[0].last is None
+    assert network[0].last is not None
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.network, x, use_reentrant=False)
+
+
+def fused(network):
+    return layers.HyperStack(network)
+
+
+def chained(network):
+    return layers.SinglePass(network)
+
+
+@pytest.mark.parametrize("around", [nn.Sequential, fused, chained])
+@pytest.mark.parametrize("options", [{}, {"dynamic": False}])
+def test_a_compiled_forward_leaves_nothing_of_an_older_eager_one(around, options):
+    torch._dynamo.reset()
+    network = model("cayley", **options)
+    run = around(network)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(run, fullgraph=True, backend=backend)
+    x = torch.randn(5, 4, 8)
+    for _ in range(3):
+        run(x)
+        assert len(layers.statistics(network)) == 2
+        compiled(x)
+        with pytest.raises(ValueError, match=r"kept nothing.*without compiling it"):
+            layers.statistics(network)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("around", [nn.Sequential, fused])
+def test_a_transformed_forward_leaves_nothing_of_an_older_eager_one(around):
+    network = model("cayley")
+    run = around(network)
+    x = torch.randn(5, 4, 8)
+    weights = dict(run.named_parameters())
+    for transformed in (
+        lambda: torch.func.vmap(run)(torch.stack([x, x])),
+        lambda: torch.func.grad(lambda x: run(x).sum())(x),
+        lambda: torch.func.grad(lambda w: torch.func.functional_call(run, w, (x,)).sum())(weights),
+        lambda: torch.func.jvp(run, (x,), (x,)),
+    ):
+        run(x)
+        transformed()
+        with pytest.raises(ValueError, match="kept nothing"):
+            layers.statistics(network)
+
+
+def test_what_cannot_leave_nothing_when_compiled_is_warned_of():
+    torch._dynamo.reset()
+    network = model("cayley")
+    x = torch.randn(5, 4, 8)
+    expected = network(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layers.statistics(network)
+    compiled = torch.compile(Checkpointed(network), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)
+    with pytest.warns(UserWarning, match=r"0 was compiled where.*may be older than the last compiled one"):
+        layers.statistics(network)
+
+
+def test_exporting_is_no_run_and_changes_nothing():
+    network = model("cayley")
+    x = torch.randn(5, 4, 8)
+    network(x)
     before = network[0].last
-    torch.func.vmap(network)(torch.randn(2, 5, 4, 8))
-    assert network[0].last is before
+    for strict in (False, True):
+        torch.export.export(network, (x,), strict=strict)
+        assert all(torch.equal(now, then) for now, then in zip(network[0].last, before, strict=True))
 
 
 def test_a_base_point_off_its_manifold_is_not_blamed_on_raw_numbers():
