@@ -267,7 +267,8 @@ class HyperConnection(Halves):
         -----
         lucidrains and Transformers apply the transpose of the matrix they name; here M is what multiplies the streams
         from the left. lucidrains' streams stand in the batch or before the tokens; here they are the last but one
-        dimension.
+        dimension. The one factor of read and mixer in lucidrains' ``HyperConnections`` is one here too
+        (``tie_mixer_scale``), so that both train alike.
         """
         return from_peer(cls, module, branch)
 
