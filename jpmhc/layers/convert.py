@@ -108,8 +108,9 @@ def convert(
     weights; :func:`load_converted` reads them back, ``from_pretrained`` alone gives the plain model. Hidden
     states (``output_hidden_states=True``) are means over streams.
 
-    Conversion takes one run of the example, with ``check`` three, without gradients. Blocks are also called with
-    vectors of twice the width, which only those without features in the last dimension take.
+    Conversion takes one run of the example, with ``check`` three, without gradients. Features are what the norms run
+    over that read residual vectors, and without norms what a contraction does. A block in which neither reads them is
+    also called with vectors of twice the width, which only those without features in the last dimension take.
 
     Examples
     --------

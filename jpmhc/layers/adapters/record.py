@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jpmhc.layers.adapters.axis import Axes, Reader
 from jpmhc.layers.adapters.vector import ReshapedVector, ResidualVector
 from jpmhc.layers.residual import Residual
 
@@ -69,7 +70,9 @@ class TracedVector(ResidualVector):
     def read(self) -> Tensor:
         """Return the branch input; note which module took it, and where."""
         self.record.reads.append((self.record.stack[-1] if self.record.stack else None, here()))
-        return super().read()
+        x = super().read()
+        self.record.axes.watch(x)
+        return x
 
     def add(self, y: Tensor) -> ResidualVector:
         """Return the next vector; note where the addition stands."""
@@ -117,6 +120,12 @@ class TracedReshaped(ReshapedVector, TracedVector):
 
     _vector: TracedVector
 
+    def read(self) -> Tensor:
+        """Return the branch input under this shape, whose last dimension is the same."""
+        x = super().read()
+        self.record.axes.watch(x)
+        return x
+
     @property
     def record(self) -> Record:  # type: ignore[override]
         """Of the vector itself."""
@@ -154,6 +163,10 @@ class Record:
     anatomy: Anatomy
     # Members of lists inside the block; what these add is found again when they are tried.
     inner: set[nn.Module]
+    axes: Axes
+    readers: list[Reader] = field(default_factory=list)
+    # Whether the block takes another size of the last dimension, found out where there are no readers.
+    any_size: bool = False
     adds: bool = False
     additions: list[str] = field(default_factory=list)
     reads: list[tuple[nn.Module | None, str]] = field(default_factory=list)

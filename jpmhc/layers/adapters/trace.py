@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jpmhc.layers.adapters.axis import features_elsewhere
+from jpmhc.autodiff.stance import uncompiled
+from jpmhc.layers.adapters.axis import Axes, features_elsewhere, takes_any_size
 from jpmhc.layers.adapters.blocks import swap_first, swap_result
 from jpmhc.layers.adapters.record import Anatomy, Normed, Record, TracedVector, vectors, where
 
@@ -106,6 +107,7 @@ class _Run:
         self.current: tuple[str, Record] | None = None
         self.calls: dict[str, list[tuple[Record, Tensor, Any]]] = {name: [] for name in candidates}
         self.failed: dict[str, str] = {}
+        self.axes = Axes()
 
     def refusals(self, call: Callable[[], Any], found: Survey) -> dict[str, _Refusal]:
         """Run, put chains and idle lists into ``found`` and return the lists that are no chain, with the reason."""
@@ -113,7 +115,8 @@ class _Run:
         found.idle.clear()
         hooks = list(self._hooks())
         try:
-            call()
+            with uncompiled(), self.axes:
+                call()
         except Exception as error:
             if self.current is None:
                 raise
@@ -127,7 +130,7 @@ class _Run:
         found.idle.extend(name for name, calls in self.calls.items() if not calls)
         for name, calls in self.calls.items():
             if calls and name not in self.failed:
-                gap = self._gap(name)
+                gap = self._gap(name) or features_elsewhere(record for record, _, _ in calls)
                 if gap:
                     self.failed[name] = gap
                 else:
@@ -168,7 +171,7 @@ class _Run:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         argument = next(iter(inspect.signature(block.forward).parameters), "")
         inner = {member for members in _block_lists(block).values() for _, member in members}
-        record = Record(Anatomy(key, block, argument), inner)
+        record = Record(Anatomy(key, block, argument), inner, self.axes)
 
         def wrap(x: Any) -> Any:
             if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
@@ -176,6 +179,7 @@ class _Run:
             record.anatomy.shape = x.shape
             self.current = (name, record)
             self.calls[name].append((record, x, None))
+            self.axes.begin(record.stack)
             return TracedVector(x, record)
 
         if not args and argument not in kwargs:
@@ -207,17 +211,18 @@ class _Run:
 
         result = swap_result(result, unwrap)
         record.anatomise()
-        if name not in self.failed:
-            reason = features_elsewhere(record, self.calls[name][-1][1], partial(self._run_on, block, args, kwargs))
-            if reason:
-                self.failed[name] = f"{block_name}: {reason}"
+        record.readers = self.axes.readers
+        self.axes.begin()
+        if name not in self.failed and not record.readers:
+            record.any_size = takes_any_size(self.calls[name][-1][1], partial(self._run_on, block, args, kwargs))
+            self.axes.begin()
         self.current = None
         return result
 
     def _run_on(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> bool:
         """Run a block once more, on other vectors, and say whether they come out by as many residual additions."""
         name, record = self.current  # type: ignore[misc]
-        other = Record(record.anatomy, record.inner)
+        other = Record(record.anatomy, record.inner, self.axes)
         self.current = (name, other)
         try:
             args, kwargs = swap_first(record.anatomy.argument, args, kwargs, lambda _: TracedVector(x, other))

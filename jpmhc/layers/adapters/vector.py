@@ -271,6 +271,8 @@ _ADDITIONS = {
     operator.add,
     operator.iadd,
 }
+# Functions that carry the residual path on; others take a read.
+PATH = _ADDITIONS | set(_RESHAPES)
 
 
 def read_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
