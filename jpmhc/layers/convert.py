@@ -93,8 +93,9 @@ def convert(
     Warns
     -----
     UserWarning
-        If a list of blocks did not run on the example and therefore stays as it is, and if the model has adapters of
-        PEFT already, which are saved without the mixing weights.
+        If a list of blocks did not run on the example, or a module of the class of converted blocks stands in no list,
+        and therefore stays as it is, and if the model has adapters of PEFT already, which are saved without the mixing
+        weights.
 
     Notes
     -----
@@ -168,6 +169,12 @@ def convert(
         )
     if found.idle:
         warnings.warn(f"not converted, did not run on the example: {', '.join(found.idle)}", stacklevel=2)
+    if found.aside:
+        warnings.warn(
+            "not converted, though of the class of blocks that are, in no list whose members hand a vector on: "
+            f"{', '.join(found.aside)}",
+            stacklevel=2,
+        )
     if hasattr(model, "save_pretrained"):
         config: Any = model.config
         config.hyper_connections = _note(options)

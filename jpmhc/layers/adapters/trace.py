@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from jpmhc.autodiff.stance import uncompiled
 from jpmhc.layers.adapters.axis import Axes, features_elsewhere, takes_any_size
 from jpmhc.layers.adapters.blocks import swap_first, swap_result
+from jpmhc.layers.adapters.lists import KINDS, Lists, block_lists, distinct, inner_lists, is_nested
 from jpmhc.layers.adapters.record import Anatomy, Normed, Record, TracedVector, vectors, where
 
 
@@ -27,17 +28,21 @@ class Survey:
         Name of the list of blocks, and its blocks in the order in which they run.
     idle : list of str
         Lists of blocks that did not run on the example.
+    aside : list of str
+        Modules that are in no chain, of the class of blocks that are.
     """
 
     chains: dict[str, list[Anatomy]] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)
+    aside: list[str] = field(default_factory=list)
 
 
 def survey(model: nn.Module, call: Callable[[], Any]) -> Survey:
     """Find the chains of residual blocks that ``call()``, a run of the model, goes through.
 
-    A chain is a ``ModuleList`` or ``Sequential`` (or the model itself) whose members hand one vector a token from
-    each to the next and add to it. Outer lists are tried before the lists inside their members.
+    A chain is a ``ModuleList``, ``ModuleDict`` or ``Sequential`` (or the model itself) whose members hand one vector a
+    token from each to the next and add to it. Outer lists are tried before the lists inside their members, and a list
+    of lists as one before each by itself.
 
     Raises
     ------
@@ -46,8 +51,8 @@ def survey(model: nn.Module, call: Callable[[], Any]) -> Survey:
         they stand.
     """
     refused: dict[str, _Refusal] = {}
-    for candidates in (_block_lists(model), {"": [("", model)]}):
-        found = _search(candidates, call, refused)
+    for candidates in (block_lists(model), {"": [("", model)]}):
+        found = _search(model, candidates, call, refused)
         if found.chains or any(refusal.adds for refusal in refused.values()):
             break
     # Lists that add nothing (a patch embedding, a head) are no reason to give up beside a chain.
@@ -59,36 +64,51 @@ def survey(model: nn.Module, call: Callable[[], Any]) -> Survey:
             "In a model of your own, write each `x = x + branch(x)` as `x = layers.HyperConnection(dim, branch)(x)` "
             "between layers.expand_streams and layers.reduce_streams, with layers.Residual(branch) for the plain one."
         )
+    found.aside = _aside(model, found)
     return found
+
+
+def _aside(model: nn.Module, found: Survey) -> list[str]:
+    blocks = [anatomy.block for chain in found.chains.values() for anatomy in chain]
+    known = {module for block in blocks for module in block.modules()}
+    known |= {module for name in found.idle for module in model.get_submodule(name).modules()}
+    classes = {type(block) for block in blocks}
+    return [name for name, module in model.named_modules() if type(module) in classes and module not in known]
 
 
 def _search(
-    candidates: dict[str, list[tuple[str, nn.Module]]], call: Callable[[], Any], refused: dict[str, _Refusal]
+    model: nn.Module,
+    candidates: Lists,
+    call: Callable[[], Any],
+    refused: dict[str, _Refusal],
 ) -> Survey:
     """Run with lists of blocks, and again with the lists inside those that are no chains, until all others are."""
-    found = Survey()
+    found, inside = Survey(), dict[str, list[str]]()
     while candidates:
         refusals = _Run(candidates).refusals(call, found)
+        inner = {name: inner_lists(model, name) for name in refusals}
+        # Of lists, the members may be lists once more, which are told from one another when together they are no chain.
+        refused.update({name: refusal for name, refusal in refusals.items() if not is_nested(model, name)})
         if not refusals:
+            # A model may go through lists in the members of a list whose members it does not call.
+            inner = {name: lists for name in found.idle if (lists := inner_lists(model, name))}
+            inside.update({name: list(lists) for name, lists in inner.items()})
+        if not inner:
             break
-        refused.update(refusals)
-        inner = [_block_lists(block, key) for name in refusals for key, block in candidates[name]]
-        candidates = {name: blocks for name, blocks in candidates.items() if name not in refusals}
-        for lists in inner:
-            candidates.update(lists)
+        candidates = distinct(
+            {name: blocks for name, blocks in candidates.items() if name not in inner}, *inner.values()
+        )
+    found.idle = _outermost_idle(found.idle, inside)
     return found
 
 
-def _block_lists(module: nn.Module, name: str = "") -> dict[str, list[tuple[str, nn.Module]]]:
-    """Outermost lists of composite modules, by name, with the names of their members."""
-    children = [(f"{name}.{key}" if name else key, child) for key, child in module.named_children()]
-    is_list = isinstance(module, nn.ModuleList | nn.Sequential)
-    if is_list and children and all(next(child.children(), None) is not None for _, child in children):
-        return {name: children}
-    found: dict[str, list[tuple[str, nn.Module]]] = {}
-    for key, child in children:
-        found.update(_block_lists(child, key))
-    return found
+def _outermost_idle(idle: list[str], inside: dict[str, list[str]]) -> list[str]:
+    """Name a list instead of all lists in it where none of them ran."""
+    result = idle
+    for name, inner in reversed(inside.items()):
+        if all(key in result for key in inner):
+            result = [*(key for key in result if key not in inner), name]
+    return result
 
 
 @dataclass
@@ -102,7 +122,7 @@ class _Refusal:
 class _Run:
     """One traced run over some lists of blocks."""
 
-    def __init__(self, candidates: dict[str, list[tuple[str, nn.Module]]]) -> None:
+    def __init__(self, candidates: Lists) -> None:
         self.candidates = candidates
         self.current: tuple[str, Record] | None = None
         self.calls: dict[str, list[tuple[Record, Tensor, Any]]] = {name: [] for name in candidates}
@@ -129,12 +149,13 @@ class _Run:
                 hook.remove()
         found.idle.extend(name for name, calls in self.calls.items() if not calls)
         for name, calls in self.calls.items():
-            if calls and name not in self.failed:
-                gap = self._gap(name) or features_elsewhere(record for record, _, _ in calls)
-                if gap:
-                    self.failed[name] = gap
-                else:
-                    found.chains[name] = [record.anatomy for record, _, _ in calls]
+            # What may have been no sum for lack of features is told by those.
+            elsewhere = features_elsewhere(record for record, _, _ in calls if record.additions)
+            reason = elsewhere or self.failed.get(name) or (self._gap(name) if calls else None)
+            if reason:
+                self.failed[name] = reason
+            elif calls:
+                found.chains[name] = [record.anatomy for record, _, _ in calls]
         return {name: _Refusal(reason, self._adds(name)) for name, reason in self.failed.items()}
 
     def _adds(self, name: str) -> bool:
@@ -170,7 +191,7 @@ class _Run:
         self, name: str, key: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         argument = next(iter(inspect.signature(block.forward).parameters), "")
-        inner = {member for members in _block_lists(block).values() for _, member in members}
+        inner = {member for members in block_lists(block).values() for _, member in members}
         record = Record(Anatomy(key, block, argument), inner, self.axes)
 
         def wrap(x: Any) -> Any:
@@ -199,7 +220,11 @@ class _Run:
                 lost = f"{reason}; placed: {'; '.join(record.additions)}; taken as plain vectors: {record.last_uses()}"
                 self.failed.setdefault(name, lost)
                 return out
-            if out.place == 0:
+            if isinstance(block, KINDS):
+                self.failed.setdefault(
+                    name, f"{block_name}: a list of modules has no place for connections beside them"
+                )
+            elif out.place == 0:
                 self.failed.setdefault(name, f"{block_name} adds nothing")
             elif out.has_been_read():
                 reason = f"{block_name}: reads the residual again after its last addition"
