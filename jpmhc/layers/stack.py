@@ -106,7 +106,7 @@ class HyperStack(nn.Module):
         Tensor, shape (..., n, d)
             The streams after the last layer. Where branches return tuples, lists or dicts, whose first tensor is
             written to the streams, a tuple of them and a list with one entry a layer of what is left: a tuple, a dict,
-            or None for a branch that returned a tensor alone.
+            or None for a branch that returned a tensor alone; nested ones keep their depth.
 
         Raises
         ------

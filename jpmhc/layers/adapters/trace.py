@@ -151,9 +151,9 @@ class _Run:
         for name, calls in self.calls.items():
             # What may have been no sum for lack of features is told by those.
             elsewhere = features_elsewhere(record for record, _, _ in calls if record.additions)
-            reason = elsewhere or self.failed.get(name) or (self._gap(name) if calls else None)
-            if reason:
-                self.failed[name] = reason
+            refusal = elsewhere or self.failed.get(name) or (self._gap(name) if calls else None)
+            if refusal:
+                self.failed[name] = refusal
             elif calls:
                 found.chains[name] = [record.anatomy for record, _, _ in calls]
         return {name: _Refusal(reason, self._adds(name)) for name, reason in self.failed.items()}
