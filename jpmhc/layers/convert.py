@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from jpmhc.layers.adapters.blocks import (
 )
 from jpmhc.layers.adapters.inputs import as_example, make_example
 from jpmhc.layers.adapters.outputs import HiddenStates, largest_difference, shapes
-from jpmhc.layers.adapters.record import Anatomy
+from jpmhc.layers.adapters.record import Anatomy, where
 from jpmhc.layers.adapters.trace import survey
 from jpmhc.layers.hyper_connection import HyperConnection
 from jpmhc.layers.mixer import Mixer
@@ -84,8 +84,8 @@ def convert(
     ------
     ValueError
         For a model that was converted, is on the device ``"meta"``, does not say what it takes, has residual additions
-        that streams cannot replace (they are named, with their line), or has an output that changed. The model is
-        as it was.
+        that streams cannot replace (they are named, with their line), does not run with streams between its blocks, or
+        has an output that changed. The model is as it was.
     TypeError
         For anything but a module, and for options that are conversion's own: ``dim``, ``branch``, ``layer_index``,
         ``reads``, ``stream_embedding``, ``device``, ``dtype``.
@@ -156,7 +156,7 @@ def convert(
             for name, chain in found.chains.items():
                 _attach(model, name, chain, connections[name], undo)
             if check:
-                _compare(call(), before)
+                _compare(_run(call), before)
             undo.pop_all()
     for name, chain in found.chains.items():
         for anatomy, own in zip(chain, connections[name], strict=True):
@@ -214,7 +214,8 @@ def _attach(model: nn.Module, name: str, chain: list[Anatomy], connections: list
         undo.callback(generalise, anatomy.block)
         anatomy.block.add_module("hyper_connections", own)
         undo.callback(delattr, anatomy.block, "hyper_connections")
-        for norm in anatomy.norms:
+        # A norm that several blocks share is specialised once.
+        for norm in (norm for norm in anatomy.norms if not isinstance(norm, StreamNorm)):
             specialise(norm, StreamNorm)
             undo.callback(generalise, norm)
         for reader in anatomy.readers:
@@ -240,6 +241,16 @@ def _around(model: nn.Module, name: str) -> Iterator[nn.Module]:
         module = getattr(module, key)
     if isinstance(module, nn.Sequential):
         yield module
+
+
+def _run(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:
+        raise ValueError(
+            f"model: with streams between its blocks it does not run, {error} at {where(error.__traceback__)}; "
+            "what a block hands on goes to the next one alone"
+        ) from error
 
 
 def _compare(after: Any, before: Any) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from jpmhc.autodiff.stance import uncompiled
@@ -133,6 +134,9 @@ class _Run:
         """Run, put chains and idle lists into ``found`` and return the lists that are no chain, with the reason."""
         found.chains.clear()
         found.idle.clear()
+        scripted = self._scripted()
+        if scripted:
+            return scripted
         hooks = list(self._hooks())
         try:
             with uncompiled(), self.axes:
@@ -157,6 +161,14 @@ class _Run:
             elif calls:
                 found.chains[name] = [record.anatomy for record, _, _ in calls]
         return {name: _Refusal(reason, self._adds(name)) for name, reason in self.failed.items()}
+
+    def _scripted(self) -> dict[str, _Refusal]:
+        return {
+            name: _Refusal(f"{key} has a module made by torch.jit.script, which takes no hooks; convert before", True)
+            for name, blocks in self.candidates.items()
+            for key, block in blocks
+            if any(isinstance(module, torch.jit.ScriptModule) for module in block.modules())
+        }
 
     def _adds(self, name: str) -> bool:
         return any(record.adds for record, _, _ in self.calls[name])

@@ -188,6 +188,9 @@ class ResidualVector:
             if isinstance(left, ResidualVector) and isinstance(right, ResidualVector):
                 raise RuntimeError("the residual vector is added to itself")
             return left.add(right) if isinstance(left, ResidualVector) else right.add(left)
+        if func == Tensor.add_ and not kwargs and not isinstance(args[0], ResidualVector):
+            # What `y += x` of a branch's result y arrives as: it gives the name y to what is returned.
+            return args[1].add(args[0])
         if func in _RESHAPES and isinstance(args[0], ResidualVector):
             return getattr(args[0], _RESHAPES[func])(*args[1:], **(kwargs or {}))
         args, kwargs = read_arguments(args, kwargs or {})
@@ -272,7 +275,7 @@ _ADDITIONS = {
     operator.iadd,
 }
 # Functions that carry the residual path on; others take a read.
-PATH = _ADDITIONS | set(_RESHAPES)
+PATH = _ADDITIONS | {Tensor.add_, *_RESHAPES}
 
 
 def read_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
