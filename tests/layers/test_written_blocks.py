@@ -199,3 +199,26 @@ def test_a_scripted_module_is_named_and_the_model_is_as_it_was():
     with pytest.raises(ValueError, match=r"blocks\.1 has a module made by torch\.jit\.script"):
         convert(model, example=torch.randn(1, 5, 8))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class Keeping(Network):
+    """Returns keys and values of one head, (batch, 1, tokens, d), and what its blocks returned."""
+
+    def forward(self, x):
+        x = self.norm(x)
+        found, cache = (x,), []
+        for block in self.blocks:
+            x = block(x)
+            found += (x,)
+            cache.append(block.attn(self.norm(x)).unsqueeze(1) if block is self.blocks[-1] else x.new_ones(2, 1, 4, 8))
+        return x, tuple(cache), found
+
+
+def test_keys_and_values_are_not_taken_for_streams_whatever_the_number_of_tokens():
+    torch.manual_seed(0)
+    model = Keeping([Block(), Block(), Block()])
+    for tokens in (4, 5):
+        x = torch.randn(2, tokens, 8)
+        expected = model(x)
+        got = convert(copy.deepcopy(model), example=torch.randn(2, 3, 8), check=False)(x)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

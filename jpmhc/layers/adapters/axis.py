@@ -111,7 +111,7 @@ class Axes(TorchFunctionMode):
                 x = torch.cat([x, x], dim)
             return x
 
-        return _fails(func, _mapped(twice, args), _mapped(twice, kwargs))
+        return _fails(lambda: func(*_mapped(twice, args), **_mapped(twice, kwargs)))
 
     def _move(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         def labels(x: Tensor) -> Tensor:
@@ -176,9 +176,9 @@ def takes_any_size(x: Tensor, run: Callable[[Tensor], bool]) -> bool:
         return False
 
 
-def _fails(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+def _fails(function: Callable[[], Any]) -> bool:
     try:
-        func(*args, **kwargs)
+        function()
     except Exception:
         return True
     return False

@@ -37,12 +37,19 @@ class HiddenStates:
             return output
         if type(output) is tuple and output:
             self._refuse(output[0])
-            return tuple(self._vectors(item) if isinstance(item, tuple) else item for item in output)
+            return tuple(self._vectors(item) if self._are_collected(item) else item for item in output)
         self._refuse(output)
         return output
 
     def _vectors(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(reduce_streams(value) if self._are_streams(value) else value for value in values)
+
+    def _are_collected(self, value: Any) -> bool:
+        """Whether streams stand beside a vector for the same tokens; keys and values of one head look like streams."""
+        if not isinstance(value, tuple):
+            return False
+        vectors = {item.shape for item in value if isinstance(item, Tensor) and item.ndim == self.ndim}
+        return any(self._are_streams(item) and item.shape[:-2] + item.shape[-1:] in vectors for item in value)
 
     def _are_streams(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value.ndim == self.ndim + 1 and value.shape[-2:] == self.end
