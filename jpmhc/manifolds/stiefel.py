@@ -33,6 +33,7 @@ _SHOTS = 60
 _MOST_PRODUCTS = 1024
 _MISSED = 1e3  # tolerances, by how much a geodesic may miss its end
 _SLACK = 1e-3  # of a length, far above round-off
+_NEVER_WINDS = 1.0  # a length well below the injectivity radius of both metrics
 _Carry = Callable[[Tensor], Tensor]
 _LEAST_SCALE = 0.05  # of the part of a tangent vector that leaves the span of x
 
@@ -204,10 +205,10 @@ class Stiefel(Manifold):
         """Tangent vector with ``expmap(x, u) = y``, the shortest one as the notes of the class say, or NaN."""
         shape = common_shape(x, y)
         x, y = x.expand(shape), y.expand(shape)
-        if shape[-1] == 1:
-            return Sphere().logmap(x.squeeze(-1), y.squeeze(-1)).unsqueeze(-1)
         if shape[-2] == shape[-1]:
             return SpecialOrthogonal().logmap(x, y)
+        if shape[-1] == 1:
+            return Sphere().logmap(x.squeeze(-1), y.squeeze(-1)).unsqueeze(-1)
 
         # One operation finds the vector, which solves the equation; what solves it again only carries the derivative.
         found = _logarithm(x.detach(), y.detach(), self.metric == "canonical")
@@ -339,5 +340,7 @@ def _logarithm(x: Tensor, y: Tensor, canonical: bool) -> Tensor:
         solver = autodiff.Anderson(tol=tol, max_steps=_SHOTS)
         u = autodiff.fixed_point(stiefel._shoot, near, x, y, solver=solver, batch_dims=x.ndim - 2, check="none").value
     missed = (stiefel.expmap(x, u) - y).abs().amax((-2, -1), keepdim=True)
-    winds = stiefel.norm(x, u, keepdim=True) > (1 + _SLACK) * stiefel._way(x, y)
+    # Below the injectivity radius nothing winds, and between equal points both lengths are round-off.
+    bound = ((1 + _SLACK) * stiefel._way(x, y)).clamp_min(_NEVER_WINDS)
+    winds = stiefel.norm(x, u, keepdim=True) > bound
     return torch.where((missed < _MISSED * tol) & ~winds, u, torch.nan).contiguous()

@@ -161,6 +161,38 @@ def test_logarithms_of_a_batch_are_those_of_its_pairs_with_equal_and_unknown_one
     assert not gradient[:10].any()
 
 
+@pytest.mark.parametrize("manifold", [CANONICAL, EUCLIDEAN], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(4, 2), (5, 3)])
+def test_points_equal_up_to_round_off_have_a_logarithm_and_its_derivatives(manifold, dtype, shape):
+    generator = torch.Generator().manual_seed(0)
+    x, eps = manifold.random(80, *shape, dtype=dtype, generator=generator), torch.finfo(dtype).eps
+    still = torch.zeros_like(x)
+    signs = torch.randint(-1, 2, x.shape, generator=generator).to(dtype)
+    near = [manifold.retr(x, still), manifold.expmap(x, still), manifold.projx(x), x * (1 + eps * signs)]
+    x, y = x.repeat(5, 1, 1), torch.cat([*near, x * (1 + 30 * eps * signs)])
+    w = manifold.proju(y, torch.randn(y.shape, generator=generator, dtype=dtype))
+    log, moved = torch.func.jvp(lambda y: manifold.logmap(x, y), (y,), (w,))
+    assert log.abs().max() <= 100 * eps
+    torch.testing.assert_close(moved, w, rtol=0, atol=1e3 * eps)  # the identity at equal points
+    end = y.clone().requires_grad_()
+    distance = manifold.dist(x, end)
+    torch.testing.assert_close(distance, manifold.norm(x, log), rtol=1e-3, atol=eps)
+    (gradient,) = torch.autograd.grad(distance.sum(), end)
+    length = manifold.norm(y, manifold.egrad2rgrad(y, gradient))
+    torch.testing.assert_close(length, (distance.detach() > 0).to(dtype), rtol=0, atol=1e3 * eps)
+    (gradient,) = torch.autograd.grad(manifold.dist2(x, end).sum(), end)
+    assert gradient.abs().max() <= 1e3 * eps
+
+
+def test_one_number_has_the_logarithm_of_a_square_matrix():
+    one = torch.ones(1, 1, dtype=torch.float64)
+    for manifold in (CANONICAL, EUCLIDEAN):
+        assert manifold.logmap(one, one) == 0
+        assert manifold.dist(one, one) == manifold.dist2(one, one) == 0
+        assert manifold.logmap(one, -one).isnan()
+
+
 @pytest.mark.slow
 def test_logarithm_compiles_in_seconds_as_one_operation():
     x, u, _, _ = material(CANONICAL, (4, 2), batch=(2,), length=0.5)
