@@ -12,19 +12,25 @@ from torch import Tensor
 from jpmhc.manifolds.algebra import root
 from jpmhc.manifolds.arguments import DTYPES, MAPS, PRECISE, TOLERANCE, check_shape, guarded, precise, sized
 from jpmhc.manifolds.peer import geoopt
+from jpmhc.manifolds.sameness import alike, held, names_its_settings
 
 
 class Manifold(geoopt.Manifold):
     """A Riemannian manifold of vectors or matrices, of any size and any batch.
 
     Points are tensors whose last `ndim` dimensions are one point; all others are batch, broadcast as usual. A
-    manifold carries no size and no data, so one instance serves all shapes, and two of equal type and options are
-    equal and hash alike.
+    manifold carries no size and no data, so one instance serves all shapes, and two of equal type and attributes are
+    equal and hash alike: an optimiser moves their parameters as one batch.
 
     A subclass defines `accepts`, `shape_pattern`, `point_error`, `tangent_error`, `dim`, `_random`, `_origin` and the
     maps ``projx, proju, egrad2rgrad, ehess2rhess, inner, retr, transp``, and ``expmap, logmap, dist`` where it has
     them; `check_manifold` then says whether they are right. Every map it defines is wrapped: shapes and dtypes of its
     arguments are checked (values too, inside `checked`) and it runs with autocast off.
+
+    Options of its own are attributes that its ``__init__`` sets. Numbers, strings, manifolds and lists of them are
+    compared by value, tensors and other objects by identity, and copies and pickles take all of them along. A class that
+    defines `_settings`, the tuple of its constructor arguments, is copied by calling the constructor instead, and is
+    then read by ``torch.load(weights_only=True)`` once it is among ``torch.serialization.add_safe_globals``.
 
     Attributes
     ----------
@@ -181,17 +187,24 @@ class Manifold(geoopt.Manifold):
     # --- identity --------------------------------------------------------------------------------------------------
 
     def _settings(self) -> tuple[Any, ...]:
-        """Return the constructor arguments; two manifolds are equal if their types and these are."""
+        """Return the constructor arguments, from which copies and pickles are made.
+
+        Not asked where a subclass has a constructor of its own, or where what they make is not equal.
+        """
         return ()
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._settings() == other._settings()
+        return type(self) is type(other) and alike(held(self), held(other))  # type: ignore[arg-type]
 
     def __hash__(self) -> int:
-        return hash((type(self), self._settings()))
+        return hash(type(self))  # attributes may be set later
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._settings()
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if type(self).__reduce__ is object.__reduce__ and names_its_settings(type(self)):
+            settings = self._settings()
+            if type(self)(*settings) == self:
+                return type(self), settings
+        return super().__reduce_ex__(protocol)
 
     def _choose(self, name: str, value: str, choices: tuple[str, ...]) -> str:
         if value not in choices:

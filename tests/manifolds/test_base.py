@@ -8,6 +8,7 @@ import torch
 
 from jpmhc import manifolds as m
 from jpmhc.manifolds.peer import geoopt
+from jpmhc.optim import RiemannianSGD
 from tests.manifolds.cases import CASES, material, name
 
 
@@ -24,6 +25,62 @@ def test_different_options_are_different_manifolds():
     assert m.Stiefel() != m.Stiefel("euclidean")
     assert m.Grassmann() != m.Stiefel()
     assert len({m.Sphere(), m.Sphere(), m.Sphere("exp")}) == 2
+
+
+class Scaled(m.Sphere):
+    """The sphere under a multiple of its metric, written by the docstring of `Manifold`."""
+
+    def __init__(self, c=1.0):
+        super().__init__()
+        self.c = c
+
+    def inner(self, x, u, v=None, *, keepdim=False):
+        return self.c * super().inner(x, u, v, keepdim=keepdim)
+
+    def egrad2rgrad(self, x, u):
+        return super().egrad2rgrad(x, u) / self.c
+
+
+class Named(Scaled):
+    def _settings(self):
+        return (self.c,)
+
+
+class Switched(m.Sphere):
+    c = 1.0
+
+
+@pytest.mark.parametrize("cls", [Scaled, Named, Switched], ids=lambda cls: cls.__name__)
+def test_an_option_of_a_subclass_belongs_to_its_instance(cls):
+    one, other = cls(), cls()
+    assert one == other
+    assert hash(one) == hash(other)
+    other.c = 100.0
+    assert one != other
+    for copied in (copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))):
+        assert copied(other).c == 100.0
+        assert copied(other) == other
+        assert copied(m.Product((other, 3))) == m.Product((other, 3)) != m.Product((one, 3))
+
+
+def test_parameters_on_manifolds_of_different_options_are_moved_apart():
+    moved = []
+    for together in (True, False):
+        points = [m.Parameter(torch.tensor([1.0, 0.0, 0.0]), Scaled(c)) for c in (1.0, 100.0)]
+        for point in points:
+            point.grad = torch.tensor([0.0, 1.0, 0.0])
+        for taken in [points] if together else [points[:1], points[1:]]:
+            RiemannianSGD(taken, lr=0.1).step()
+        moved.append([point.detach() for point in points])
+    torch.testing.assert_close(moved[0], moved[1])
+    assert moved[0][0][1] < 10 * moved[0][1][1] < 0
+
+
+def test_a_manifold_with_a_tensor_is_equal_to_itself_alone():
+    one, other = Scaled(torch.ones(())), Scaled(torch.ones(()))
+    assert one == one
+    assert one != other
+    assert copy.deepcopy(one).c == 1
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
