@@ -77,8 +77,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         ------
         ValueError
             If a state has not the shape that this optimiser keeps for its parameter (another optimiser's second moment
-            on a manifold has not), or the names of the parameters are the same in another order. Nothing is loaded
-            then.
+            on a manifold has not), or a name that both sides know is at another place, counted through all groups.
+            Nothing is loaded then. Names that one side knows alone, as all are where one puts ``module.`` before
+            them, are not compared.
         """
         super().load_state_dict(state_dict)
 
@@ -110,11 +111,12 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def _check_names(self, groups: list[dict[str, Any]]) -> None:
         present = self.__dict__.get("param_groups", [])  # a copy that is being made has none
-        for index, (group, new) in enumerate(zip(present, groups, strict=False)):
-            names, others = group.get("param_names"), new.get("param_names")
-            if names and others and names != others and sorted(names) == sorted(others):
+        here, there = _places(present), _places(groups)
+        for name, place in here.items():
+            if place != there.get(name, place):
                 raise ValueError(
-                    f"state_dict: expected the parameters of group {index} in the order {names}, got {others}"
+                    f"state_dict: expected {name} as {_ordinal(place)} of all parameters, got it as "
+                    f"{_ordinal(there[name])}; a pre-hook may match the states by their names"
                 )
 
     def _check_states(self, states: dict[Any, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
@@ -214,3 +216,20 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def _label(self, group: int, parameter: Tensor) -> str:
         places = (i for i, p in enumerate(self.param_groups[group]["params"]) if p is parameter)
         return label(self.param_groups, group, next(places))
+
+
+def _places(groups: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Return where the parameters of each name are, counted through all groups; two models may share a name."""
+    places: dict[str, list[int]] = {}
+    start = 0
+    for group in groups:
+        names = group.get("param_names") or ()
+        # Somebody may have edited the parameters and left the names.
+        for index, name in enumerate(names if len(names) == len(group["params"]) else ()):
+            places.setdefault(name, []).append(start + index)
+        start += len(group["params"])
+    return places
+
+
+def _ordinal(places: list[int]) -> str:
+    return f"number {', '.join(map(str, places))}"
