@@ -243,7 +243,8 @@ class Stiefel(Manifold):
         eye = identity(turn)
         spans = norm(angle_vector(overlap, y - x @ overlap), (-2, -1))
         within = 2 * norm(angle_vector((eye + turn) / 2, (turn - eye) / 2), (-2, -1))
-        weight = torch.where(determinant_sign(turn) > 0, math.sqrt(self.beta), 1.0)
+        sign = determinant_sign(turn)
+        weight = torch.where(sign > 0, math.sqrt(self.beta) * torch.ones_like(sign), 1.0)
         return spans + weight[..., None, None] * within
 
     def _split(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -185,7 +185,7 @@ class RiemannianAdam(GradientOptimizer):
         gradient = batch.manifold.egrad2rgrad(point, gradient)
         # An indefinite ambient form (the hyperboloid's) rounds below zero.
         square = batch.manifold.component_inner(point, gradient).clamp_min(0.0)
-        step = batch.state("step", lambda: torch.zeros(len(point), device=point.device))
+        step = batch.state("step", lambda: torch.zeros(len(point), dtype=torch.float32, device=point.device))
         mean = batch.state("exp_avg", lambda: torch.zeros_like(gradient))
         mean_square = batch.state("exp_avg_sq", lambda: torch.zeros_like(square))
         step += 1

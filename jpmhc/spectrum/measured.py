@@ -323,7 +323,8 @@ class MeasuredLaw(Law):
             if zero > 0:
                 style["label"] = f"{style.get('label', 'measured')} ({100 * zero:.0f} % zero)"
             low = max(smallest, float(values.min()) if len(values) else 1.0)
-            bins = torch.logspace(math.log10(0.98 * low), math.log10(1.02 * max(largest, low)), points + 1).double()
+            first, last = math.log10(0.98 * low), math.log10(1.02 * max(largest, low))
+            bins = torch.logspace(first, last, points + 1, dtype=torch.float64)
             # Area one over log s, the axis that is seen.
             widths = bins.log().diff()
         else:

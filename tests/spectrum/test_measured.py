@@ -62,6 +62,19 @@ def test_histograms_have_the_area_of_what_they_show(log, values):
         assert "% zero" in bars_label(ax)
 
 
+def test_bins_of_a_histogram_are_not_rounded_to_the_default_dtype():
+    pytest.importorskip("matplotlib").use("agg")
+    found, edges = law([0.5, 1.0, 2.0]), []
+    before = torch.get_default_dtype()
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            edges.append(found.plot(log=True).patches[0].get_data().edges.tolist())
+        finally:
+            torch.set_default_dtype(before)
+    assert edges[0] == edges[1]
+
+
 def bars_label(ax):
     return ax.patches[0].get_label()
 
