@@ -181,13 +181,26 @@ def check_values(manifold: Manifold, name: str, value: Tensor, kind: str, at: Te
                 "project it with projx"
             )
     elif kind == TANGENT:
-        size = max(1.0, float(value.abs().max()))
-        error = float(manifold.tangent_error(at.detach(), value).max())
-        if not error <= TOLERANCE * size:
+        allowed = TOLERANCE * largest(manifold, value).clamp_min(1.0)
+        if worst := worst_of(manifold.tangent_error(at.detach(), value), allowed):
             raise ValueError(
-                f"{name}: off the tangent space by {error:.2g} (tolerance {TOLERANCE * size:.2g}); "
-                "project it with proju"
+                f"{name}: off the tangent space by {worst[0]:.2g} (tolerance {worst[1]:.2g}); project it with proju"
             )
+
+
+def largest(manifold: Manifold, vector: Tensor) -> Tensor:
+    """Return the largest entry of every vector: a long one must not excuse its neighbours in the batch."""
+    dims = tuple(range(-manifold.ndim, 0))
+    return vector.detach().abs().amax(dims) if vector.numel() else vector.new_zeros(vector.shape[: -manifold.ndim])
+
+
+def worst_of(error: Tensor, allowed: Tensor) -> tuple[float, float] | None:
+    """Return the error that is furthest above what is allowed, and that; None if none is, NaN counting as above."""
+    error, allowed = torch.broadcast_tensors(error.detach(), allowed.to(error.device))
+    if bool((error <= allowed).all()):
+        return None
+    place = (error - allowed).nan_to_num(torch.inf, torch.inf).argmax()
+    return float(error.flatten()[place]), float(allowed.flatten()[place])
 
 
 def _transformed(tensors: Mapping[str, Tensor]) -> bool:

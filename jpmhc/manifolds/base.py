@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import abc
-import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from jpmhc.manifolds.algebra import root
-from jpmhc.manifolds.arguments import DTYPES, MAPS, PRECISE, TOLERANCE, check_shape, guarded, precise, sized
+from jpmhc.manifolds.arguments import (
+    DTYPES,
+    MAPS,
+    PRECISE,
+    TOLERANCE,
+    check_shape,
+    guarded,
+    largest,
+    precise,
+    sized,
+    worst_of,
+)
 from jpmhc.manifolds.peer import geoopt
 from jpmhc.manifolds.sameness import alike, held, names_its_settings
 
@@ -176,13 +186,16 @@ class Manifold(geoopt.Manifold):
     def _check_point_on_manifold(
         self, x: Tensor, *, atol: float = TOLERANCE, rtol: float = TOLERANCE
     ) -> tuple[bool, str | None]:
-        return _verdict("x", self.point_error(x), atol)
+        fault = _no_numbers("x", x) or _violation("x", self.point_error(x), torch.tensor(atol, dtype=torch.float64))
+        return fault is None, fault
 
     def _check_vector_on_tangent(
         self, x: Tensor, u: Tensor, *, atol: float = TOLERANCE, rtol: float = TOLERANCE
     ) -> tuple[bool, str | None]:
-        size = float(u.detach().abs().max()) if u.numel() else 0.0
-        return _verdict("u", self.tangent_error(x, u), atol + rtol * size)
+        fault = _no_numbers("x", x) or _no_numbers("u", u)
+        if fault is None:
+            fault = _violation("u", self.tangent_error(x, u), atol + rtol * largest(self, u))
+        return fault is None, fault
 
     # --- identity --------------------------------------------------------------------------------------------------
 
@@ -223,9 +236,12 @@ def _guard(cls: type) -> None:
 _guard(Manifold)
 
 
-def _verdict(name: str, error: Tensor, tolerance: float) -> tuple[bool, str | None]:
-    worst = float(error.detach().max()) if error.numel() else 0.0
-    if worst <= tolerance:
-        return True, None
-    fault = "holds NaN" if math.isnan(worst) else f"violates the constraint by {worst:.2g}"
-    return False, f"{name}: {fault}, tolerance {tolerance:.2g}"
+def _no_numbers(name: str, value: Tensor) -> str | None:
+    if value.dtype not in DTYPES:
+        return f"{name}: expected float32 or float64, got {value.dtype}"
+    return None if bool(torch.isfinite(value.detach()).all()) else f"{name}: holds NaN or infinity"
+
+
+def _violation(name: str, error: Tensor, tolerance: Tensor) -> str | None:
+    worst = worst_of(error, tolerance)
+    return f"{name}: violates the constraint by {worst[0]:.2g}, tolerance {worst[1]:.2g}" if worst else None

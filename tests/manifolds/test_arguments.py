@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from jpmhc import manifolds as m
 from jpmhc.manifolds.peer import geoopt
-from tests.manifolds.cases import CASES, name
+from tests.manifolds.cases import CASES, material, name
 
 EYE = torch.eye(4, 2)
 
@@ -121,3 +123,43 @@ def test_none_is_refused_where_it_stands_for_nothing():
     with pytest.raises(TypeError, match="u: expected a tensor, got NoneType"):
         stiefel.inner(x, None)
     assert torch.equal(stiefel.inner(x, x, None), stiefel.inner(x, x))
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_no_point_and_no_tangent_vector(case, bad):
+    manifold, shape = case
+    x, u, _, _ = material(manifold, shape)
+    for place in range(math.prod(shape)):
+        spoilt, vector = x.clone(), u.clone()
+        spoilt[1].view(-1)[place] = vector[1].view(-1)[place] = bad
+        assert manifold.check_point_on_manifold(spoilt, explain=True) == (False, "x: holds NaN or infinity")
+        assert manifold.check_vector_on_tangent(x, vector, explain=True) == (False, "u: holds NaN or infinity")
+        assert not manifold.check_vector_on_tangent(spoilt, u, ok_point=True)
+    assert not manifold.check_vector_on_tangent(x, torch.full_like(u, bad))
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16, torch.complex64, torch.bool], ids=str)
+def test_a_check_tells_a_dtype_that_no_point_has(case, dtype):
+    manifold, shape = case
+    x, still = manifold.origin(*shape), torch.zeros(shape)
+    fault = f"expected float32 or float64, got {dtype}"
+    assert manifold.check_point_on_manifold(x.to(dtype), explain=True) == (False, f"x: {fault}")
+    assert manifold.check_vector_on_tangent(x, still.to(dtype), explain=True) == (False, f"u: {fault}")
+    with pytest.raises(ValueError, match="expected float32 or float64"):
+        manifold.assert_check_point_on_manifold(x.to(dtype))
+
+
+def test_a_long_vector_does_not_excuse_its_neighbour():
+    sphere = m.Sphere()
+    x = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    u = torch.tensor([[0.0, 1e5, 0.0], [0.5, 0.0, 0.0]])
+    right, fault = sphere.check_vector_on_tangent(x, u, explain=True)
+    assert not right
+    assert fault == "u: violates the constraint by 0.5, tolerance 1.5e-05"
+    with m.checked(), pytest.raises(ValueError, match=r"u: off the tangent space by 0.5 \(tolerance 1e-05\)"):
+        sphere.retr(x, u)
+    u[1] = torch.tensor([0.5, 1e5, 0.0])  # 5e-6 of its size
+    assert sphere.check_vector_on_tangent(x, u)
+    assert sphere.check_vector_on_tangent(x[:0], u[:0])
