@@ -16,6 +16,7 @@ from jpmhc.manifolds.grassmann import Grassmann
 from jpmhc.manifolds.parameter import Parameter, lost_parameters, rebuild_parameter, unsharded_parameters
 from jpmhc.manifolds.peer import geoopt
 from jpmhc.manifolds.product import Product
+from jpmhc.manifolds.projecting import project_
 from jpmhc.manifolds.report import Law, Report
 from jpmhc.manifolds.simplex import Simplex
 from jpmhc.manifolds.special_orthogonal import SpecialOrthogonal
@@ -45,5 +46,6 @@ __all__ = [
     "check_manifold",
     "checked",
     "lost_parameters",
+    "project_",
     "unsharded_parameters",
 ]

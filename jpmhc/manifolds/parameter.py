@@ -113,8 +113,21 @@ def unsharded_parameters(module: nn.Module) -> set[nn.Parameter]:
     return {parameter for parameter in module.parameters() if isinstance(parameter, geoopt.ManifoldParameter)}
 
 
-def lost_parameters(module: nn.Module) -> list[str]:
-    """Names of parameters that were given a manifold when registered and now are plain tensors or shards."""
+def lost_parameters(module: nn.Module, *, values: bool = False) -> list[str]:
+    """Names of parameters that were given a manifold when registered and now are plain tensors or shards.
+
+    Parameters
+    ----------
+    module : Module
+        Any.
+    values : bool
+        Also those that hold NaN or infinity, or are off their manifold by more than 1e-5: averaging weights, writing
+        ``.data`` and ``torch.nn.init`` tell nobody. Reads the device once a parameter.
+
+    Returns
+    -------
+    list of str
+    """
     lost = []
     for prefix, child in module.named_modules():
         keeper = _keeper_of(child)
@@ -122,7 +135,23 @@ def lost_parameters(module: nn.Module) -> list[str]:
             lost += [
                 f"{prefix}.{name}".lstrip(".") for name in keeper.manifolds if _replacement(child, name) is not None
             ]
+    if values:
+        lost += [name for name, parameter in bound_parameters(module) if name not in lost and _is_off(parameter)]
     return lost
+
+
+def bound_parameters(module: nn.Module) -> list[tuple[str, geoopt.ManifoldParameter]]:
+    """Return all parameters of a module that are on a manifold, geoopt's too, with their names."""
+    named = module.named_parameters()
+    return [(name, parameter) for name, parameter in named if isinstance(parameter, geoopt.ManifoldParameter)]
+
+
+def _is_off(parameter: geoopt.ManifoldParameter) -> bool:
+    try:
+        check_point("", parameter.detach(), parameter.manifold)
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 def replacements() -> dict[int, str]:
