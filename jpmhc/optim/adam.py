@@ -179,9 +179,10 @@ class RiemannianAdam(GradientOptimizer):
             maximize=group["maximize"],
         )
 
-    def _update_batch(self, group: dict[str, Any], batch: Batch, gradient: Tensor, stabilize: bool) -> None:
+    def _update_batch(
+        self, group: dict[str, Any], batch: Batch, point: Tensor, gradient: Tensor, stabilize: bool
+    ) -> None:
         beta1, beta2 = group["betas"]
-        point = batch.points()
         gradient = batch.manifold.egrad2rgrad(point, gradient)
         # An indefinite ambient form (the hyperboloid's) rounds below zero.
         square = batch.manifold.component_inner(point, gradient).clamp_min(0.0)

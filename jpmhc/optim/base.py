@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.reading import can_read
+from jpmhc.manifolds.base import Manifold
 from jpmhc.manifolds.parameter import check_point, replacements
 from jpmhc.manifolds.peer import geoopt
 from jpmhc.optim.batch import Batch
@@ -194,6 +196,15 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             key = (bound[1], parameter.shape, parameter.dtype, parameter.device)
             buckets.setdefault(key, Batch(bound[0])).add(parameter, state)
         return free, list(buckets.values())
+
+    def _check_points(self, group: int, batch: Batch, points: Tensor) -> None:
+        """Raise if somebody else has moved a parameter off its manifold, where a look at it waits for no device."""
+        # Those of other libraries drift by themselves.
+        if batch.is_as_written(points) or not can_read(points) or not isinstance(batch.manifold, Manifold):
+            return
+        if not batch.manifold.check_point_on_manifold(points):
+            for parameter in batch.parameters:
+                check_point(self._label(group, parameter), parameter.detach(), batch.manifold)
 
     def _bound(self, parameter: Tensor, group: int) -> tuple[geoopt.Manifold, Hashable] | None:
         if parameter not in self._manifolds:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.reading import can_read
 from jpmhc.manifolds.peer import geoopt
 
 
@@ -32,6 +33,7 @@ class Batch:
         self._stacked: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
         self._places: dict[str, list[int]] = {}
         self._written: tuple[Tensor, tuple[Tensor, ...]] | None = None
+        self._version: int | None = None
         self._place: tuple[torch.dtype, torch.device] | None = None
 
     def add(self, parameter: Tensor, state: dict[str, Any]) -> None:
@@ -63,6 +65,7 @@ class Batch:
         self._place = self._place or self._current_place()
         if len(self.parameters) == 1:
             self.points().copy_(points)
+            self._version = _version(self.parameters[0])
             return
         if self._written is None:
             # Kept from step to step: making hundreds of views takes longer than copying what they show.
@@ -71,6 +74,15 @@ class Batch:
         else:
             self._written[0].copy_(points)
         torch._foreach_copy_(self.parameters, self._written[1])
+
+    def is_as_written(self, points: Tensor) -> bool:
+        """Whether the parameters, which are at `points` now, are where the last `write` left them.
+
+        Of a single one there is no copy to compare with, and what is done through ``.data`` does not count as a change.
+        """
+        if len(self.parameters) == 1:
+            return self._version is not None and self._version == _version(self.parameters[0])
+        return self._written is not None and can_read(points) and torch.equal(points, self._written[0])
 
     def state(self, name: str, start: Callable[[], Tensor]) -> Tensor:
         """Return the stacked state of that name, to be updated in place.
@@ -114,3 +126,13 @@ class Batch:
             self._places[name] = [view.data_ptr() for view in stacked.unbind()]
         # Setting ``.data`` leaves a view the object that it was, with numbers that are elsewhere.
         return list(map(Tensor.data_ptr, views)) == self._places[name]
+
+
+def _version(parameter: Tensor) -> int | None:
+    """Return how often a tensor was written to, where that is counted."""
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        return parameter._version
+    except RuntimeError:  # not of those made in inference mode
+        return None

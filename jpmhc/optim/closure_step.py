@@ -53,6 +53,8 @@ class ClosureOptimizer(RiemannianOptimizer):
         if closure is None and any(p.grad is None or bool(p.grad.any()) for p in moving):
             raise TypeError("closure: expected a function that computes the loss and its gradients, got None")
         blocks = self._blocks()
+        for batch in blocks.batches:
+            self._check_points(0, batch, batch.points())
         state = self.state[group["params"][0]]
         if self._counted is not None and self._counted is not state:
             group.update(self._start)

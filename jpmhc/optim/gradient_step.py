@@ -16,6 +16,8 @@ from jpmhc.optim.batch import Batch
 from jpmhc.optim.options import check_count, check_range
 from jpmhc.optim.parameters import label
 
+_Work = tuple[dict[str, Any], list[Tensor], list[tuple[Batch, Tensor, Tensor]]]
+
 
 class GradientOptimizer(RiemannianOptimizer):
     """An optimiser that makes one update from the gradients that are there.
@@ -44,7 +46,8 @@ class GradientOptimizer(RiemannianOptimizer):
         Raises
         ------
         ValueError
-            If a gradient is not finite (see ``check``). No parameter has moved then.
+            If a gradient is not finite, or somebody has moved a point on the CPU off its manifold since the last step
+            (see ``check``). No parameter has moved then.
         TypeError
             If a gradient is sparse, or a parameter has lost its manifold. No parameter has moved then.
         RuntimeError
@@ -57,36 +60,35 @@ class GradientOptimizer(RiemannianOptimizer):
         self._check_capture()
         plans = [self._collect(index) for index in range(len(self.param_groups))]
         work = [
-            (group, plan.free, [(batch, batch.gradients()) for batch in plan.batches])
+            (group, plan.free, [(batch, batch.points(), batch.gradients()) for batch in plan.batches])
             for group, plan in zip(self.param_groups, plans, strict=True)
         ]
-        for index, plan in enumerate(plans):
-            self._check_free(index, plan.free)
-        gradients = [
-            gradient
-            for group, free, batches in work
-            if group["check"] == "raise" or (group["check"] is None and not group["capturable"])
-            for gradient in [*(_local(p.grad) for p in free if p.grad is not None), *(g for _, g in batches)]
-            if gradient.numel()
-        ]
+        gradients = []
+        for index, (group, free, batches) in enumerate(work):
+            self._check_free(index, free)
+            if group["check"] == "raise" or (group["check"] is None and not group["capturable"]):
+                for batch, points, _ in batches:
+                    self._check_points(index, batch, points)
+                found = [*(_local(p.grad) for p in free if p.grad is not None), *(g for _, _, g in batches)]
+                gradients += [gradient for gradient in found if gradient.numel()]
         if gradients and not _all_finite(gradients):
             self._name_the_bad_gradient()
-        kinds = sorted({gradient.device.type for _, _, batches in work for _, gradient in batches}) or ["cpu"]
+        kinds = sorted({gradient.device.type for _, _, batches in work for _, _, gradient in batches}) or ["cpu"]
         # Once for all maps, and for those of other libraries, which do not see to it; two kinds of devices at most.
         with full_precision(kinds[0]), full_precision(kinds[-1]):
             self._update(work)
         return loss
 
-    def _update(self, work: list[tuple[dict[str, Any], list[Tensor], list[tuple[Batch, Tensor]]]]) -> None:
+    def _update(self, work: list[_Work]) -> None:
         for group, free, batches in work:
             group["step"] += 1
             interval = group["stabilize"]
             stabilize = interval is not None and group["step"] % interval == 0
             for parameters in _apart(free):
                 self._update_free(group, parameters, [p.grad for p in parameters if p.grad is not None])
-            for batch, gradient in batches:
+            for batch, points, gradient in batches:
                 signed = gradient.neg() if group["maximize"] else gradient
-                self._update_batch(group, batch, signed, stabilize)
+                self._update_batch(group, batch, points, signed, stabilize)
 
     @torch.no_grad()
     def stabilize(self) -> None:
@@ -109,7 +111,9 @@ class GradientOptimizer(RiemannianOptimizer):
     def _update_free(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         raise NotImplementedError
 
-    def _update_batch(self, group: dict[str, Any], batch: Batch, gradient: Tensor, stabilize: bool) -> None:
+    def _update_batch(
+        self, group: dict[str, Any], batch: Batch, point: Tensor, gradient: Tensor, stabilize: bool
+    ) -> None:
         raise NotImplementedError
 
     def _check_options(self, group: dict[str, Any]) -> None:

@@ -140,8 +140,9 @@ class RiemannianSGD(GradientOptimizer):
             for parameter, buffer in zip(parameters, buffers, strict=True):
                 self.state[parameter]["momentum_buffer"] = buffer
 
-    def _update_batch(self, group: dict[str, Any], batch: Batch, gradient: Tensor, stabilize: bool) -> None:
-        point = batch.points()
+    def _update_batch(
+        self, group: dict[str, Any], batch: Batch, point: Tensor, gradient: Tensor, stabilize: bool
+    ) -> None:
         gradient = batch.manifold.egrad2rgrad(point, gradient)
         momentum, dampening = group["momentum"], group["dampening"]
         if momentum == 0:
