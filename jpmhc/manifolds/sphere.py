@@ -1,5 +1,6 @@
 """Unit vectors with the metric of the space around them."""
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -65,8 +66,11 @@ class Sphere(Manifold):
         return shape[-1] - 1
 
     def projx(self, x: Tensor) -> Tensor:
-        """``x / |x|``; NaN at 0, which has no nearest point, and 0 where ``|x|^2`` overflows (1e19 in float32)."""
-        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        """``x / |x|``, accurate at all lengths; NaN at 0, which has no nearest point."""
+        # |x|^2 overflows from 1e19 in float32 and loses digits below 1e-18. A constant factor changes no derivative, and
+        # a power of two, the largest below the largest entry, no digit.
+        largest = torch.linalg.vector_norm(x.detach(), math.inf, dim=-1, keepdim=True)
+        return _unit(x / (largest / (2 * torch.frexp(largest).mantissa)))
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         """``u - x (x . u)``."""
@@ -91,12 +95,12 @@ class Sphere(Manifold):
         """Move from `x` along `u` by the retraction of this manifold."""
         if self.retraction == "exp":
             return self.expmap(x, u)
-        return self.projx(x + u)
+        return _unit(x + u)
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         """``x cos|u| + u sin|u| / |u|``."""
         cosine, sinc = cosine_and_sinc(_dot(u, u))
-        return self.projx(x * cosine + u * sinc)
+        return _unit(x * cosine + u * sinc)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
         """Tangent part of `y`, of the length of the angle."""
@@ -142,3 +146,7 @@ class Sphere(Manifold):
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:
     return (u * v).sum(-1, keepdim=True)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)

@@ -88,3 +88,20 @@ def test_steps_on_the_simplex_stay_positive_at_any_length():
 def test_gradient_on_the_simplex_is_the_replicator_field():
     x, _, _, e = material(SIMPLEX, (5,))
     torch.testing.assert_close(SIMPLEX.egrad2rgrad(x, e), x * (e - (x * e).sum(-1, keepdim=True)))
+
+
+@pytest.mark.parametrize("exponent", [-149, -130, -80, -60, 0, 60, 100, 126])
+def test_vectors_of_every_length_have_a_nearest_point_and_its_derivatives(exponent):
+    wide = 2.0**exponent * torch.tensor([[1.0, 2.0, 1.0], [0.0, -1.0, 0.0], [2.0, 0.0, -2.0]], dtype=torch.float64)
+    x = wide.float()
+    assert torch.equal(x.double(), wide)
+    torch.testing.assert_close(SPHERE.projx(x), (wide / wide.norm(dim=-1, keepdim=True)).float(), rtol=0, atol=2e-7)
+    if abs(exponent) <= 100:  # beyond, the derivative itself leaves the range of float32
+        u = wide.roll(1, -1)
+        _, moved = torch.func.jvp(SPHERE.projx, (x,), (u.float(),))
+        _, want = torch.func.jvp(lambda x: x / x.norm(dim=-1, keepdim=True), (wide,), (u,))
+        torch.testing.assert_close(moved, want.float(), rtol=0, atol=1e-6)
+        (gradient,) = torch.func.vjp(SPHERE.projx, x)[1](torch.ones_like(x))
+        (want,) = torch.func.vjp(lambda x: x / x.norm(dim=-1, keepdim=True), wide)[1](torch.ones_like(wide))
+        torch.testing.assert_close(gradient * 2.0**exponent, (want * 2.0**exponent).float(), rtol=0, atol=1e-6)
+    assert SPHERE.projx(torch.zeros(3)).isnan().all()
