@@ -77,6 +77,8 @@ def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         tell_if_compiled(device.type)
         with full_precision(device):
             result = method(self, *args, **options)
+        if isinstance(result, tuple) and result[0].shape != result[1].shape:
+            result = torch.broadcast_tensors(*result)  # a point that several vectors were carried to
         if looks and result_kind is not None:
             kind = POINT if result_kind == POINT else TANGENT
             check_values(self, f"result of {method.__name__}", result, kind, tensors.get(result_kind, result))

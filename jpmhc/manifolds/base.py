@@ -28,7 +28,8 @@ from jpmhc.manifolds.sameness import alike, held, names_its_settings
 class Manifold(geoopt.Manifold):
     """A Riemannian manifold of vectors or matrices, of any size and any batch.
 
-    Points are tensors whose last `ndim` dimensions are one point; all others are batch, broadcast as usual. A
+    Points are tensors whose last `ndim` dimensions are one point; all others are batch, broadcast as usual; the point
+    and the vector of `retr_transp` and `expmap_transp` have one batch, that of all arguments. A
     manifold carries no size and no data, so one instance serves all shapes, and two of equal type and attributes are
     equal and hash alike: an optimiser moves their parameters as one batch.
 
@@ -126,6 +127,16 @@ class Manifold(geoopt.Manifold):
     def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """Squared geodesic distance, smooth at equal points."""
         return self.inner(x, self.logmap(x, y), keepdim=keepdim)
+
+    def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """`retr`, and the vector `v` at `x` carried along by `transp`."""
+        y = self.retr(x, u)
+        return y, self.transp(x, y, v)
+
+    def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """`expmap`, and the vector `v` at `x` carried along by `transp`."""
+        y = self.expmap(x, u)
+        return y, self.transp(x, y, v)
 
     def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Vector that `retr_transp` gives."""

@@ -131,6 +131,23 @@ def test_one_batched_argument_makes_a_batch(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
+@pytest.mark.parametrize("map_", ["retr_transp", "expmap_transp"])
+def test_a_step_and_what_it_carries_have_the_batch_of_all_arguments(case, map_):
+    manifold, shape = case
+    if map_ == "expmap_transp" and isinstance(manifold, m.Birkhoff):
+        return
+    call, arguments = getattr(manifold, map_), material(manifold, shape)[:3]
+    together = call(*arguments)
+    for batched in range(3):
+        given = [value if i == batched else value[0] for i, value in enumerate(arguments)]
+        point, vector = call(*given)
+        assert point.shape == vector.shape == (3, *shape)
+        torch.testing.assert_close(point[0], together[0][0], rtol=0, atol=1e-13)
+        torch.testing.assert_close(vector[0], together[1][0], rtol=0, atol=1e-13)
+        torch.testing.assert_close(getattr(manifold, f"transp_follow_{map_[:-7]}")(*given), vector)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
 def test_a_bad_point_leaves_the_error_of_its_neighbours_alone(case):
     manifold, shape = case
     x = manifold.random(3, *shape, generator=torch.Generator().manual_seed(0))
