@@ -32,7 +32,8 @@ class Grassmann(Manifold):
     the representative. `random` is uniform; `origin` is spanned by the first p basis vectors. Cost: O(n p^2).
 
     Everything is a function of p x p products of the arguments, not of a singular value decomposition, and so has
-    derivatives at equal and at zero angles. `expmap` is NaN for vectors longer than 128. `logmap` is NaN where an
+    derivatives at equal and at zero angles. `dist` is exactly 0 at equal arrays, with a gradient of zero; of two
+    representatives of one subspace it is round-off, and its gradient of any direction. `expmap` is NaN for vectors longer than 128. `logmap` is NaN where an
     angle is exactly pi/2, and there is no shortest way; `dist` is right there too.
 
     References
@@ -141,16 +142,16 @@ class Grassmann(Manifold):
         """Shortest horizontal vector whose geodesic ends in the subspace of `y`."""
         aligned = y @ autodiff.polar(x.mT @ y).mT
         cosine = symmetric(x.mT @ aligned)
-        return self.proju(x, aligned) @ angle_over_sine(cosine)
+        return _outside(x, aligned) @ angle_over_sine(cosine)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """Root of the sum of squared principal angles."""
-        result = norm(angle_vector(x.mT @ y, self.proju(x, y)), (-2, -1))
+        result = norm(_angles(x, y), (-2, -1))
         return result if keepdim else result.squeeze((-2, -1))
 
     def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """Square of `dist`, smooth at equal points."""
-        angles = angle_vector(x.mT @ y, self.proju(x, y))
+        angles = _angles(x, y)
         return (angles * angles).sum((-2, -1), keepdim=keepdim)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class Grassmann(Manifold):
         For display and diagnosis: singular values, which wait for the device and have a derivative only where the
         angles differ. `dist` is their norm without either.
         """
-        sine = torch.linalg.svdvals(self.proju(x, y)).flip(-1)
+        sine = torch.linalg.svdvals(_outside(x, y)).flip(-1)
         return torch.atan2(sine, torch.linalg.svdvals(x.mT @ y))
 
     def _random(self, shape: tuple[int, ...], generator: torch.Generator | None, like: dict[str, Any]) -> Tensor:
@@ -179,6 +180,15 @@ class Grassmann(Manifold):
     def extra_repr(self) -> str:
         """Return the constructor arguments."""
         return f"retraction={self.retraction!r}"
+
+
+def _outside(x: Tensor, y: Tensor) -> Tensor:
+    """Part of `y` outside the span of `x`, of the difference, which is exact where they are near: zero at equal ones."""
+    return steps.tangent_part(x, y - x, 1.0, -1.0, 0.0)
+
+
+def _angles(x: Tensor, y: Tensor) -> Tensor:
+    return angle_vector(x.mT @ y, _outside(x, y))
 
 
 def _along_geodesic(x: Tensor, y: Tensor, v: Tensor) -> Tensor:

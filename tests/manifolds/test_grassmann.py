@@ -87,3 +87,32 @@ def test_squared_distance_is_the_square_of_the_distance_and_smooth():
     x, u, _, _ = material(GRASSMANN, (5, 2), batch=(), length=1.0)
     along = torch.func.grad(torch.func.grad(lambda t: GRASSMANN.dist2(x, GRASSMANN.retr(x, t * u))))
     torch.testing.assert_close(along(torch.zeros((), **D)), torch.tensor(2.0, **D))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(5, 2), (6, 3), (4, 1)])
+def test_distance_of_equal_points_is_zero_and_has_no_gradient(dtype, shape):
+    x = GRASSMANN.random(300, *shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    for function in (GRASSMANN.dist, GRASSMANN.dist2):
+        ends = x.clone().requires_grad_(), x.clone().requires_grad_()
+        distance = function(*ends)
+        assert not distance.any()
+        assert not any(gradient.any() for gradient in torch.autograd.grad(distance.sum(), ends))
+        assert not torch.func.jvp(lambda y: function(x, y), (x,), (torch.ones_like(x),))[1].any()  # noqa: B023
+
+
+@pytest.mark.parametrize("length", [1e-14, 1e-10, 1e-6, 0.1])
+def test_distance_of_near_points_has_the_direction_for_its_gradient(length):
+    x, u, _, _ = material(GRASSMANN, (6, 3), batch=(50,), length=1.0)
+    y, away = GRASSMANN.expmap_transp(x, length * u, u)
+    y = y.requires_grad_()
+    distance = GRASSMANN.dist(x, y)
+    (gradient,) = torch.autograd.grad(distance.sum(), y)
+    noise = 1e-15 / length  # of points that hold sixteen digits
+    torch.testing.assert_close(distance, torch.full_like(distance, length), rtol=20 * noise, atol=0)
+    torch.testing.assert_close(GRASSMANN.proju(y, gradient), away, rtol=0, atol=1e-12 + 20 * noise)
+    yr, r = turned(y.detach())  # of another representative it is the same vector
+    (gradient,) = torch.autograd.grad(GRASSMANN.dist(x, yr.requires_grad_()).sum(), yr)
+    assert GRASSMANN.norm(yr, GRASSMANN.proju(yr, gradient)).max() <= 1 + 1e-9
+    if length > 1e-12:
+        torch.testing.assert_close(GRASSMANN.proju(yr, gradient), away @ r, rtol=0, atol=1e-12 + 20 * noise)
