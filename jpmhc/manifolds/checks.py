@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jpmhc.manifolds.base import Manifold
 from jpmhc.manifolds.peer import geoopt
 from jpmhc.manifolds.report import Law, Report
+from jpmhc.manifolds.sameness import alike, held
 from jpmhc.manifolds.slopes import slope
+from jpmhc.manifolds.smoothness import smoothness
 
 _STEP = 0.05  # length of tangent vectors: short enough to stay inside a simplex
 
@@ -56,7 +60,8 @@ def check_manifold(
     The truth comes from definitions: derivatives of a random smooth function by automatic differentiation of the
     ambient space, and remainders that must vanish at a certain power of the step. A function ``f`` along a retraction
     ``r`` satisfies ``f(r(t)) = f + t <grad, v> + t^2 <Hess v, v> / 2`` with a remainder of order 2 after the gradient
-    term, for every retraction, and of order 3 after the Hessian term, for one of second order.
+    term, for every retraction, and of order 3 after the Hessian term, for one of second order. At zero vectors and equal
+    points derivatives are compared with finite differences.
 
     Examples
     --------
@@ -154,6 +159,7 @@ class _Contract:
             self.geodesics,
             self.batches,
             self.derivatives,
+            self.copies,
             self.drift,
         ):
             try:
@@ -326,29 +332,22 @@ class _Contract:
             yield Law(f"{name} of a batch equals a loop", _worst(whole - single) / max(1.0, _worst(whole)), self.close)
 
     def derivatives(self) -> Iterator[Law]:
-        x = self.sample64()[0]
-        zero = torch.zeros_like(x)
-        yield Law("retr is twice differentiable at zero", self.curvature(lambda u: self.m.retr(x, u), zero), 1e12)
-        if self.offered("expmap", x, zero) is not None:
-            yield Law(
-                "expmap is twice differentiable at zero", self.curvature(lambda u: self.m.expmap(x, u), zero), 1e12
-            )
-        if self.offered("logmap", x, x) is not None:
-            yield Law(
-                "logmap is twice differentiable at equal points", self.curvature(lambda y: self.m.logmap(x, y), x), 1e12
-            )
-        if self.offered("dist", x, x) is not None:
-            slope_at_equal = torch.func.grad(lambda y: self.m.dist(x, y).sum())(x)
-            yield Law("dist has a finite gradient at equal points", _worst(slope_at_equal), 1e12)
+        x, v = self.sample64()
+        for name in ("expmap", "logmap", "dist"):
+            self.offered(name, x, x)  # lists those that are absent
+        return smoothness(self.m, x, v, self.fresh_tangent(x))
 
-    def curvature(self, map_: Callable[[Tensor], Tensor], at: Tensor) -> float:
-        """Largest entry of a first and a second derivative of a random function after the map."""
-
-        def loss(argument: Tensor) -> Tensor:
-            return self.function(map_(argument))
-
-        first, second = _pushed(torch.func.grad(loss), (at,), (torch.randn_like(at),))
-        return max(_worst(first), _worst(second))
+    def copies(self) -> Iterator[Law]:
+        twin, vector = copy.deepcopy(self.m), torch.randn_like(self.x)
+        calls = {
+            "projx": (self.x,), "proju": (self.x, vector), "egrad2rgrad": (self.x, vector), "retr": (self.x, self.u),
+            "inner": (self.x, self.u, self.v),
+        }  # fmt: skip
+        difference = max(_worst(getattr(twin, name)(*given) - getattr(self.m, name)(*given)) for name, given in calls.items())
+        yield Law("a copy computes the same", difference, 0.0)
+        # What holds tensors, or other objects that may change, equals itself alone.
+        if isinstance(self.m, Manifold) and alike(copy.deepcopy(held(self.m)), held(self.m)):
+            yield Law("a copy is equal (difference)", float(twin != self.m), 0.0)
 
     def drift(self) -> Iterator[Law]:
         x = self.x

@@ -78,9 +78,67 @@ class Leaving(manifolds.Sphere):
         return (x + u) / (1 + (u * u).sum(-1, keepdim=True) / 2)
 
 
+class Torn(manifolds.Sphere):
+    """Right values, and no derivative where the step is zero."""
+
+    def retr(self, x, u):
+        still = (u == 0).all(-1, keepdim=True)
+        return torch.where(still, x.detach(), super().retr(x, torch.where(still, 1.0, u)))
+
+
+class Bent(manifolds.Sphere):
+    """Right values and first derivatives, and another second one where the step is zero."""
+
+    def expmap(self, x, u):
+        still = (u == 0).all(-1, keepdim=True)
+        return torch.where(still, x + u, super().expmap(x, torch.where(still, 1.0, u)))
+
+
+class Stuck(manifolds.Sphere):
+    def logmap(self, x, y):
+        return torch.where((x == y).all(-1, keepdim=True), 0.0, super().logmap(x, y))
+
+
+class Rooted(manifolds.Sphere):
+    def dist2(self, x, y, *, keepdim=False):
+        return self.dist(x, y, keepdim=keepdim) ** 2 + 0.0 * (x - y).abs().sum(-1, keepdim=keepdim)
+
+
+class Forgetful(manifolds.Sphere):
+    """Its option is not among its settings."""
+
+    def __init__(self, c=2.0):
+        super().__init__()
+        self.c = c
+
+    def inner(self, x, u, v=None, *, keepdim=False):
+        return self.c * super().inner(x, u, v, keepdim=keepdim)
+
+    def egrad2rgrad(self, x, u):
+        return super().egrad2rgrad(x, u) / self.c
+
+    def ehess2rhess(self, x, egrad, ehess, u):
+        return super().ehess2rhess(x, egrad, ehess, u) / self.c
+
+    def dist(self, x, y, *, keepdim=False):
+        return self.c**0.5 * super().dist(x, y, keepdim=keepdim)
+
+    def dist2(self, x, y, *, keepdim=False):
+        return self.c * super().dist2(x, y, keepdim=keepdim)
+
+    def __deepcopy__(self, memo):
+        return type(self)()
+
+
 @pytest.mark.parametrize(
     ("manifold", "law"),
     [
+        (Torn(), "retr is twice differentiable at zero"),
+        (Bent(), "expmap is twice differentiable at zero"),
+        (Stuck(), "logmap is twice differentiable at equal points"),
+        (Rooted(), "dist2 is twice differentiable at equal points"),
+        (Forgetful(3.0), "a copy computes the same"),
+        (Forgetful(3.0), "a copy is equal (difference)"),
         (HalfStep(), "retraction, first order (slope)"),
         (FirstOrder(), "retraction against expmap, second order (slope)"),
         (Shrinking(), "retr_transp is isometric"),
@@ -110,3 +168,8 @@ def test_slope_is_the_power_of_the_remainder(power):
 def test_slope_of_round_off_is_infinite_and_of_nan_is_nan():
     assert slope(lambda t: 1e-16) == float("inf")
     assert slope(lambda t: float("nan")) != slope(lambda t: float("nan"))
+
+
+def test_a_right_manifold_with_an_option_keeps_the_contract():
+    report = manifolds.check_manifold(Forgetful(), (4,), drift_steps=50)
+    assert report.ok, str(report)
