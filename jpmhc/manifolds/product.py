@@ -23,7 +23,8 @@ class Product(Manifold):
 
     Notes
     -----
-    Metric: the sum of the metrics. Every map is that of the parts; `unpack_tensor` gives the parts of a point,
+    Metric: the sum of the metrics. `random` draws the parts independently, each as its manifold does; `origin` joins
+    their origins. Every map is that of the parts; `unpack_tensor` gives the parts of a point,
     `pack_point` the point of its parts. A map that one part lacks, the product lacks.
 
     Examples

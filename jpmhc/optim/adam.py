@@ -44,8 +44,8 @@ class RiemannianAdam(GradientOptimizer):
     amsgrad : bool
         Divide by the largest second moment so far.
     stabilize : int, optional
-        Project points and momenta back every so many steps. Manifolds of :mod:`jpmhc.manifolds` do not drift and need
-        none of it.
+        Project points and momenta back every so many steps, those that have a gradient then. Manifolds of
+        :mod:`jpmhc.manifolds` do not drift and need none of it.
     maximize : bool
         Ascend.
     capturable : bool
@@ -55,9 +55,9 @@ class RiemannianAdam(GradientOptimizer):
     foreach, fused : bool, optional
         Which of torch's implementations serves the parameters without a manifold: ``foreach`` by default.
     check : "raise", "none" or None
-        Whether a gradient that is not finite raises, at the price of one number read from the device. None means
-        "raise" unless ``capturable``, which ``torch.compile`` sets where it traces the step. Under FSDP2 each process
-        looks at its own shards.
+        Whether a gradient that is not finite raises, at the price of one number read from the device, and a point on
+        the CPU that somebody has moved off its manifold since the last step. None means "raise" unless ``capturable``,
+        which ``torch.compile`` sets where it traces the step. Under FSDP2 each process looks at its own shards.
 
     Raises
     ------

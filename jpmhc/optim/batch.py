@@ -31,6 +31,7 @@ class Batch:
         self.parameters: list[Tensor] = []
         self.states: list[dict[str, Any]] = []
         self._stacked: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
+        self._dropped: set[str] = set()
         self._places: dict[str, list[int]] = {}
         self._written: tuple[Tensor, tuple[Tensor, ...]] | None = None
         self._version: int | None = None
@@ -102,6 +103,7 @@ class Batch:
         found = [state.get(name) for state in self.states]
         if self._shows(name, found):
             return self._stacked[name][0]
+        self._dropped.discard(name)
         pieces = zip(found, start().unbind(), strict=True)
         stacked = torch.stack([s if f is None else f.to(s) for f, s in pieces])
         views = stacked.unbind()
@@ -110,6 +112,15 @@ class Batch:
         self._stacked[name] = stacked, views
         self._places.pop(name, None)
         return stacked
+
+    def drop(self, name: str) -> None:
+        """Forget the state of that name."""
+        if name in self._dropped:
+            return
+        for state in self.states:
+            state.pop(name, None)
+        self._stacked.pop(name, None)
+        self._dropped.add(name)
 
     def _shows(self, name: str, found: list[Tensor | None]) -> bool:
         """Whether what the parameters keep under a name still are the views of the stacked tensor."""

@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm
 from jpmhc.kernels.precision import full_precision
 from jpmhc.optim.base import RiemannianOptimizer
 from jpmhc.optim.batch import Batch
-from jpmhc.optim.options import check_count, check_range
+from jpmhc.optim.options import check_count, check_edited, check_range
 from jpmhc.optim.parameters import label
 
 _Work = tuple[dict[str, Any], list[Tensor], list[tuple[Batch, Tensor, Tensor]]]
@@ -46,7 +46,7 @@ class GradientOptimizer(RiemannianOptimizer):
         Raises
         ------
         ValueError
-            If a gradient is not finite, or somebody has moved a point on the CPU off its manifold since the last step
+            If a gradient is not finite, a group's rate or interval was set to what it cannot be, or somebody has moved a point on the CPU off its manifold since the last step
             (see ``check``). No parameter has moved then.
         TypeError
             If a gradient is sparse, or a parameter has lost its manifold. No parameter has moved then.
@@ -58,6 +58,8 @@ class GradientOptimizer(RiemannianOptimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_capture()
+        for group in self.param_groups:
+            check_edited(group)
         plans = [self._collect(index) for index in range(len(self.param_groups))]
         work = [
             (group, plan.free, [(batch, batch.points(), batch.gradients()) for batch in plan.batches])

@@ -6,6 +6,7 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -81,3 +82,20 @@ def rate(group: dict[str, Any]) -> float | Tensor:
     """Return a group's learning rate: a number, or a tensor without dimensions, which promotes no dtype."""
     value: float | Tensor = group["lr"]
     return value.reshape(()) if isinstance(value, Tensor) else value
+
+
+def check_edited(group: dict[str, Any]) -> None:
+    """Raise if a group's rate is not finite or its interval is no count any more: what a step would not survive.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As where the group was added.
+    """
+    if torch.compiler.is_compiling():
+        return  # a rate may be a symbol there, and a question about it a graph more
+    rate, interval = group["lr"], group["stabilize"]
+    if not isinstance(rate, Tensor) and not math.isfinite(rate):
+        check_range("lr", rate, 0.0)
+    if interval is not None:
+        check_count("stabilize", interval)

@@ -39,15 +39,15 @@ class RiemannianSGD(GradientOptimizer):
     nesterov : bool
         Needs momentum and no dampening.
     stabilize : int, optional
-        Project points and momenta back every so many steps.
+        Project points and momenta back every so many steps, those that have a gradient then.
     maximize : bool
         Ascend.
     capturable : bool
         Run without a host synchronisation, so that a CUDA graph can capture the step (see `RiemannianAdam`).
     check : "raise", "none" or None
-        Whether a gradient that is not finite raises, at the price of one number read from the device. None means
-        "raise" unless ``capturable``, which ``torch.compile`` sets where it traces the step. Under FSDP2 each process
-        looks at its own shards.
+        Whether a gradient that is not finite raises, at the price of one number read from the device, and a point on
+        the CPU that somebody has moved off its manifold since the last step. None means "raise" unless ``capturable``,
+        which ``torch.compile`` sets where it traces the step. Under FSDP2 each process looks at its own shards.
 
     Raises
     ------
@@ -58,7 +58,8 @@ class RiemannianSGD(GradientOptimizer):
 
     Notes
     -----
-    State per parameter, with momentum only: ``momentum_buffer``, of its shape. ``grad`` is never written to.
+    State per parameter, with momentum only: ``momentum_buffer``, of its shape. ``grad`` is never written to. A group's
+    momentum that is set to zero drops it on manifolds: set again, momentum starts anew there.
 
     Examples
     --------
@@ -146,6 +147,7 @@ class RiemannianSGD(GradientOptimizer):
         gradient = batch.manifold.egrad2rgrad(point, gradient)
         momentum, dampening = group["momentum"], group["dampening"]
         if momentum == 0:
+            batch.drop("momentum_buffer")  # left behind, it would be no tangent vector where the point goes
             move(batch, point, gradient * -rate(group), None, stabilize)
             return
         # This start makes the first buffer the gradient itself, whatever the dampening.

@@ -1,4 +1,5 @@
 import io
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -83,3 +84,25 @@ def test_a_rate_set_in_a_group_may_be_a_tensor_or_a_number_of_numpy(make, option
     coarser = max(torch.finfo(kind).eps for kind in (dtype, torch.as_tensor(rate).dtype))
     assert_equal(ours, reference, 4 * coarser)
     assert [p.dtype for p in ours] == [dtype] * 2
+
+
+@every_optimiser
+@pytest.mark.parametrize(
+    ("edit", "error", "words"),
+    [
+        ({"lr": math.nan}, ValueError, "lr: expected a finite number, at least 0.0, got nan"),
+        ({"lr": math.inf}, ValueError, "lr: expected a finite number, at least 0.0, got inf"),
+        ({"stabilize": 0}, ValueError, "stabilize: expected at least 1, got 0"),
+        ({"stabilize": 1.5}, TypeError, "stabilize: expected an integer, got float"),
+    ],
+    ids=str,
+)
+def test_what_is_set_in_a_group_and_cannot_be_is_refused_before_anything_moves(make, edit, error, words):
+    parameters = mixed()
+    optimizer = make(parameters, lr=0.5)
+    run(optimizer, parameters, 1)
+    before = [p.detach().clone() for p in parameters]
+    optimizer.param_groups[-1].update(edit)
+    with pytest.raises(error, match=words):
+        run(optimizer, parameters, 1)
+    assert_equal(parameters, before, 0.0)

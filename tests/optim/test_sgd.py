@@ -176,3 +176,21 @@ def test_values_out_of_range_are_refused(options, message):
 def test_what_cannot_be_honoured_is_refused(options):
     with pytest.raises(TypeError):
         optim.RiemannianSGD(plain(), **options)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_momentum_that_was_off_starts_anew_where_the_point_is(count):
+    sphere = manifolds.Sphere()
+    many = [parameter(value, sphere) for value in points(sphere, count, 5)]
+    optimizer = optim.RiemannianSGD(many, lr=0.3, momentum=0.9)
+    run(optimizer, many, 3)
+    optimizer.param_groups[0]["momentum"] = 0.0
+    run(optimizer, many, 3, first=3)
+    assert not any(optimizer.state[p] for p in many)
+    fresh = [parameter(p.detach(), sphere) for p in many]
+    optimizer.param_groups[0]["momentum"] = 0.9
+    run(optimizer, many, 4, first=6)
+    run(optim.RiemannianSGD(fresh, lr=0.3, momentum=0.9), fresh, 4, first=6)
+    for p, q in zip(many, fresh, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-14)
+        assert abs(p @ optimizer.state[p]["momentum_buffer"]) < 1e-14

@@ -43,3 +43,15 @@ def test_stabilize_reaches_parameters_without_a_gradient_and_every_momentum(make
     assert many[2] not in optimizer.state
     run(optimizer, many, 1, first=2)
     assert optimizer._momentum in optimizer.state[many[2]]
+
+
+def test_the_interval_reaches_parameters_that_have_a_gradient_alone(monkeypatch):
+    sphere = geoopt.Sphere()
+    many = separate(points(sphere, 2, 5), sphere)
+    monkeypatch.setattr(geoopt.Sphere, "retr", lambda self, x, u: x + u)
+    optimizer = optim.RiemannianSGD(many, lr=0.1, stabilize=1)
+    with torch.no_grad():
+        many[1].mul_(2)
+    run(optimizer, many[:1], 1)
+    assert abs(many[0].norm() - 1) < 1e-12
+    assert abs(many[1].norm() - 2) < 1e-12
