@@ -39,9 +39,9 @@ class Manifold(geoopt.Manifold):
     arguments are checked (values too, inside `checked`) and it runs with autocast off.
 
     Options of its own are attributes that its ``__init__`` sets. Numbers, strings, manifolds and lists of them are
-    compared by value, tensors and other objects by identity, and copies and pickles take all of them along. A class that
-    defines `_settings`, the tuple of its constructor arguments, is copied by calling the constructor instead, and is
-    then read by ``torch.load(weights_only=True)`` once it is among ``torch.serialization.add_safe_globals``.
+    compared by value, tensors and other objects by identity, and copies and pickles take all of them along. A class
+    that defines `_settings`, the tuple of its constructor arguments, is copied by calling the constructor instead, and
+    is then read by ``torch.load(weights_only=True)`` once it is among ``torch.serialization.add_safe_globals``.
 
     Attributes
     ----------
@@ -218,7 +218,7 @@ class Manifold(geoopt.Manifold):
         return ()
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and alike(held(self), held(other))  # type: ignore[arg-type]
+        return type(self) is type(other) and alike(held(self), held(other))
 
     def __hash__(self) -> int:
         return hash(type(self))  # attributes may be set later

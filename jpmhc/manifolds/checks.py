@@ -60,8 +60,8 @@ def check_manifold(
     The truth comes from definitions: derivatives of a random smooth function by automatic differentiation of the
     ambient space, and remainders that must vanish at a certain power of the step. A function ``f`` along a retraction
     ``r`` satisfies ``f(r(t)) = f + t <grad, v> + t^2 <Hess v, v> / 2`` with a remainder of order 2 after the gradient
-    term, for every retraction, and of order 3 after the Hessian term, for one of second order. At zero vectors and equal
-    points derivatives are compared with finite differences.
+    term, for every retraction, and of order 3 after the Hessian term, for one of second order. At zero vectors and
+    equal points derivatives are compared with finite differences.
 
     Examples
     --------
@@ -343,8 +343,8 @@ class _Contract:
             "projx": (self.x,), "proju": (self.x, vector), "egrad2rgrad": (self.x, vector), "retr": (self.x, self.u),
             "inner": (self.x, self.u, self.v),
         }  # fmt: skip
-        difference = max(_worst(getattr(twin, name)(*given) - getattr(self.m, name)(*given)) for name, given in calls.items())
-        yield Law("a copy computes the same", difference, 0.0)
+        differences = [getattr(twin, name)(*given) - getattr(self.m, name)(*given) for name, given in calls.items()]
+        yield Law("a copy computes the same", max(map(_worst, differences)), 0.0)
         # What holds tensors, or other objects that may change, equals itself alone.
         if isinstance(self.m, Manifold) and alike(copy.deepcopy(held(self.m)), held(self.m)):
             yield Law("a copy is equal (difference)", float(twin != self.m), 0.0)

@@ -33,8 +33,9 @@ class Grassmann(Manifold):
 
     Everything is a function of p x p products of the arguments, not of a singular value decomposition, and so has
     derivatives at equal and at zero angles. `dist` is exactly 0 at equal arrays, with a gradient of zero; of two
-    representatives of one subspace it is round-off, and its gradient of any direction. `expmap` is NaN for vectors longer than 128. `logmap` is NaN where an
-    angle is exactly pi/2, and there is no shortest way; `dist` is right there too.
+    representatives of one subspace it is round-off, and its gradient of any direction. `expmap` is NaN for vectors
+    longer than 128. `logmap` is NaN where an angle is exactly pi/2, and there is no shortest way; `dist` is right there
+    too.
 
     References
     ----------
@@ -183,7 +184,7 @@ class Grassmann(Manifold):
 
 
 def _outside(x: Tensor, y: Tensor) -> Tensor:
-    """Part of `y` outside the span of `x`, of the difference, which is exact where they are near: zero at equal ones."""
+    """Part of `y` outside the span of `x`, from the difference, which is exact where they are near."""
     return steps.tangent_part(x, y - x, 1.0, -1.0, 0.0)
 
 

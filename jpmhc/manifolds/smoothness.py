@@ -67,7 +67,8 @@ def _error(map_: Callable[[Tensor], Tensor], zero: Tensor, v: Tensor, w: Tensor)
     def rate(u: Tensor) -> Tensor:
         return (gradient(u) * w).sum()
 
-    (entries, bends), (_, first) = torch.func.jvp(gradient, (zero,), (v,)), torch.func.jvp(loss, (zero,), (v,))
+    entries, bends, *_ = torch.func.jvp(gradient, (zero,), (v,))
+    first = torch.func.jvp(loss, (zero,), (v,))[1]
     if not (entries.isfinite().all() and bends.isfinite().all()):
         return math.nan
     truth = _difference(loss, v)

@@ -67,8 +67,8 @@ class Sphere(Manifold):
 
     def projx(self, x: Tensor) -> Tensor:
         """``x / |x|``, accurate at all lengths; NaN at 0, which has no nearest point."""
-        # |x|^2 overflows from 1e19 in float32 and loses digits below 1e-18. A constant factor changes no derivative, and
-        # a power of two, the largest below the largest entry, no digit.
+        # |x|^2 overflows from 1e19 in float32 and loses digits below 1e-18. A constant factor changes no derivative,
+        # and a power of two, the largest below the largest entry, no digit.
         largest = torch.linalg.vector_norm(x.detach(), math.inf, dim=-1, keepdim=True)
         return _unit(x / (largest / (2 * torch.frexp(largest).mantissa)))
 

@@ -46,8 +46,8 @@ class GradientOptimizer(RiemannianOptimizer):
         Raises
         ------
         ValueError
-            If a gradient is not finite, a group's rate or interval was set to what it cannot be, or somebody has moved a point on the CPU off its manifold since the last step
-            (see ``check``). No parameter has moved then.
+            If a gradient is not finite, or somebody has moved a point on the CPU off its manifold since the last step
+            (see ``check``), or a group's rate or interval was set to what it cannot be. No parameter has moved then.
         TypeError
             If a gradient is sparse, or a parameter has lost its manifold. No parameter has moved then.
         RuntimeError

@@ -56,6 +56,6 @@ def test_nothing_is_written_where_one_parameter_has_no_nearest_point():
     averaged = averaged_model()
     averaged.module.sphere.data.zero_()
     before = averaged.module.so.detach().clone()
-    with pytest.raises(ValueError, match="module.sphere: expected values that have a nearest point on Sphere"):
+    with pytest.raises(ValueError, match=r"module\.sphere: expected values that have a nearest point on Sphere"):
         m.project_(averaged)
     assert torch.equal(averaged.module.so, before)

@@ -160,7 +160,7 @@ def test_states_of_names_at_other_places_are_refused(make, saved, present, refus
     if not refused:
         second.load_state_dict(first.state_dict())
         return
-    with pytest.raises(ValueError, match="state_dict: expected [bc] as number"):
+    with pytest.raises(ValueError, match=r"state_dict: expected [bc] as number"):
         second.load_state_dict(first.state_dict())
     assert not second.state
 
