@@ -40,8 +40,8 @@ class Manifold(geoopt.Manifold):
 
     Options of its own are attributes that its ``__init__`` sets. Numbers, strings, manifolds and lists of them are
     compared by value, tensors and other objects by identity, and copies and pickles take all of them along. A class
-    that defines `_settings`, the tuple of its constructor arguments, is copied by calling the constructor instead, and
-    is then read by ``torch.load(weights_only=True)`` once it is among ``torch.serialization.add_safe_globals``.
+    that defines `_settings`, the tuple of its constructor arguments, is copied by calling the constructor instead.
+    ``torch.load(weights_only=True)`` reads either once it is among ``torch.serialization.add_safe_globals``.
 
     Attributes
     ----------

@@ -1,4 +1,5 @@
 import copy
+import io
 import pickle
 import subprocess
 import sys
@@ -50,6 +51,13 @@ class Switched(m.Sphere):
     c = 1.0
 
 
+def through_weights(manifold):
+    file = io.BytesIO()
+    torch.save(m.Parameter(manifold.random(3), manifold), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True).manifold
+
+
 @pytest.mark.parametrize("cls", [Scaled, Named, Switched], ids=lambda cls: cls.__name__)
 def test_an_option_of_a_subclass_belongs_to_its_instance(cls):
     one, other = cls(), cls()
@@ -57,7 +65,8 @@ def test_an_option_of_a_subclass_belongs_to_its_instance(cls):
     assert hash(one) == hash(other)
     other.c = 100.0
     assert one != other
-    for copied in (copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))):
+    torch.serialization.add_safe_globals([cls])
+    for copied in (copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value)), through_weights):
         assert copied(other).c == 100.0
         assert copied(other) == other
         assert copied(m.Product((other, 3))) == m.Product((other, 3)) != m.Product((one, 3))
