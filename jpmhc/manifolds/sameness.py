@@ -9,13 +9,19 @@ import torch
 from jpmhc.manifolds.peer import geoopt
 
 _VALUES = (bool, int, float, complex, str, bytes, frozenset, torch.dtype, torch.device, geoopt.Manifold)
-_CONTAINERS = {"_buffers", "_parameters", "_modules"}
-_MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module())) - _CONTAINERS
+_CONTAINERS = ("_buffers", "_parameters", "_modules")
+_MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
 
 
 def held(manifold: geoopt.Manifold) -> dict[str, Any]:
     """Return the attributes that decide what a manifold computes: all but the hooks and flags of every module."""
-    return {name: value for name, value in vars(manifold).items() if name not in _MODULE_ATTRIBUTES}
+    attributes = vars(manifold)
+    # In few steps of Python: an optimiser asks for every parameter.
+    own = {name: attributes[name] for name in attributes.keys() - _MODULE_ATTRIBUTES}
+    for name in _CONTAINERS:
+        if attributes[name]:
+            own[name] = attributes[name]
+    return own
 
 
 def alike(one: Any, other: Any) -> bool:
@@ -27,7 +33,8 @@ def alike(one: Any, other: Any) -> bool:
     if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(alike, one, other))
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(alike(value, other[name]) for name, value in one.items())
+        differing = (name for name, value in one.items() if value is not other.get(name))
+        return one.keys() == other.keys() and all(alike(one[name], other[name]) for name in differing)
     return isinstance(one, _VALUES) and bool(one == other)
 
 
