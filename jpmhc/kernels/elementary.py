@@ -16,7 +16,7 @@ def is_captured(value: Tensor) -> bool:
 
 
 def _is_capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return device.type == "cuda" and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def eliminated(matrix: Tensor, right_sides: Tensor | None = None) -> Tensor:

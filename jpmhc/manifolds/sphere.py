@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from jpmhc.kernels.reading import can_read
 from jpmhc.manifolds.algebra import cosine_and_sinc, norm, scalar_angle_over_sine
 from jpmhc.manifolds.angles import squared_angle
 from jpmhc.manifolds.base import Manifold
@@ -67,8 +68,11 @@ class Sphere(Manifold):
 
     def projx(self, x: Tensor) -> Tensor:
         """``x / |x|``, accurate at all lengths; NaN at 0, which has no nearest point."""
-        # |x|^2 overflows from 1e19 in float32 and loses digits below 1e-18. A constant factor changes no derivative,
-        # and a power of two, the largest below the largest entry, no digit.
+        # |x|^2 overflows from 1e19 in float32 and loses digits below 1e-18.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        if can_read(length) and _in_range(length):
+            return x / length
+        # A constant factor changes no derivative, and a power of two, the largest below the largest entry, no digit.
         largest = torch.linalg.vector_norm(x.detach(), math.inf, dim=-1, keepdim=True)
         return _unit(x / (largest / (2 * torch.frexp(largest).mantissa)))
 
@@ -146,6 +150,13 @@ class Sphere(Manifold):
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:
     return (u * v).sum(-1, keepdim=True)
+
+
+def _in_range(length: Tensor) -> bool:
+    """Whether squares of lengths are far from both ends of their format; not of NaN."""
+    least, most = torch.aminmax(length.detach())
+    far = torch.finfo(length.dtype).tiny ** 0.4
+    return far < least.item() and most.item() < 1 / far
 
 
 def _unit(x: Tensor) -> Tensor:
