@@ -1,6 +1,6 @@
 """Functions of the library that factorise by elimination, on a batch of matrices.
 
-While a CUDA graph is captured our own elimination takes their place.
+While a CUDA graph is captured our own elimination takes their place, but for the sign of a determinant.
 """
 
 from __future__ import annotations

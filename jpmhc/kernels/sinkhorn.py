@@ -353,7 +353,7 @@ def _solve(matrix: Tensor, conditional: Tensor, right_sides: Tensor, rows: Tenso
     # Views made by one call each: one by one they would take most of the time of a few matrices.
     left, *lefts = matrix[:-1].unsqueeze(1).unbind(2)
     right, *rights = conditional.unsqueeze(0).unbind(2)
-    torch.mul(left, right, out=weights)
+    weights.copy_(left * right)  # torch 2.11 compiles no out= that is not contiguous
     for left, right in zip(lefts, rights, strict=True):
         weights.addcmul_(left, right)
     weights[:, -1].add_(ridge * (rows if isinstance(rows, float) else rows[:-1]))

@@ -79,7 +79,7 @@ def test_a_step_without_a_librarys_factorisations_is_the_same(manifold, shape, o
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
-@pytest.mark.parametrize(("manifold", "shape"), CASES, ids=str)
+@pytest.mark.parametrize(("manifold", "shape"), CASES + LARGER, ids=str)
 def test_steps_are_captured_in_a_cuda_graph(manifold, shape, optimiser):
     warm, replayed = 3, 5
     values = points(manifold, 2, *shape).cuda()
