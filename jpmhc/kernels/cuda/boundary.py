@@ -177,8 +177,8 @@ READ = 64
 
 
 # The sizes follow from a count of instructions, registers and bytes under way on an H100, see the log; they were timed
-# on an H200, others were not. More tokens load the projection less often, more columns spill registers, and stages are those that fit into
-# the shared memory of a multiprocessor.
+# on an H200, others were not. More tokens load the projection less often, more columns spill registers, and stages are
+# those that fit into the shared memory of a multiprocessor.
 def blocks_to_write(n: int, d: int, numbers: int, precision: str, shared: int) -> Blocks:
     """Return the blocks of the forward pass, for a projection to so many numbers."""
     if precision != "halves":

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from jpmhc.layers.constants import ConstantModule
 
-
 # Numbers on a CPU from which moving them takes longer than calling a function for each row.
 _MANY = 2048
 
