@@ -93,9 +93,9 @@ def convert(
     Warns
     -----
     UserWarning
-        If a list of blocks did not run on the example, or a module of the class of converted blocks stands in no list,
-        and therefore stays as it is, and if the model has adapters of PEFT already, which are saved without the mixing
-        weights.
+        If a list of blocks did not run on the example, or a module of the class of converted blocks or one that adds to
+        a residual vector stands in no chain, and therefore stays as it is, and if the model has adapters of PEFT
+        already, which are saved without the mixing weights.
 
     Notes
     -----
@@ -173,6 +173,12 @@ def convert(
         warnings.warn(
             "not converted, though of the class of blocks that are, in no list whose members hand a vector on: "
             f"{', '.join(found.aside)}",
+            stacklevel=2,
+        )
+    if found.plain:
+        warnings.warn(
+            "not converted, though they or the code around them add to vectors, in no list whose members hand one on: "
+            f"{', '.join(found.plain)}",
             stacklevel=2,
         )
     if hasattr(model, "save_pretrained"):

@@ -1,5 +1,6 @@
 """Blocks in lists of lists, in lists inside modules that are never called, and beside lists."""
 
+import copy
 import warnings
 
 import pytest
@@ -140,14 +141,156 @@ def test_every_block_is_converted_wherever_its_list_stands(model, starts):
     assert [name for name, block in blocks.items() if block.hyper_connections.first] == starts
 
 
-def test_a_list_whose_code_adds_around_its_members_is_refused_by_name():
-    class Adding(nn.ModuleList):
-        def forward(self, x):
-            return x + self[0](x)
+class Indexing(nn.ModuleList):
+    def forward(self, x):
+        return x + self[0](x)
 
-    model = nn.Sequential(*(Adding([Projection()]) for _ in range(2)))
-    with pytest.raises(ValueError, match=r"0: a list of modules has no place for connections"):
+
+class Named(nn.ModuleDict):
+    def forward(self, x):
+        return x + self["f"](x)
+
+
+class Called(nn.Sequential):
+    def forward(self, x):
+        return x + self[0](x)
+
+
+def test_a_block_that_is_a_list_with_code_of_its_own_is_converted():
+    for block in (Indexing([Projection()]), Named({"f": Projection()}), Called(Projection())):
+        model, x = nn.Sequential(block, copy.deepcopy(block)), torch.randn(2, 3, 8)
+        expected = model(x)
+        torch.testing.assert_close(convert(model, example=x)(x), expected)
+        assert len(block.hyper_connections) == 1
+
+
+def test_a_block_whose_code_goes_through_all_its_modules_is_refused():
+    class Through(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    model = nn.Sequential(*(Through(Projection()) for _ in range(2)))
+    with pytest.raises(ValueError, match=r"a list that runs all its modules one after the other has no place"):
         convert(model, example=torch.randn(2, 3, 8))
+    assert not any(hasattr(module, "hyper_connections") for module in model.modules())
+
+
+class Other(Block):
+    """A block of a class that is in no chain."""
+
+
+@pytest.mark.parametrize("first", ["sequences", "lists"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        lambda: [Other(), nn.Dropout()],
+        lambda: [nn.LayerNorm(8), Other()],
+        lambda: [Other(), Other(), nn.Linear(8, 8)],
+        lambda: [Other(), nn.Identity()],
+    ],
+)
+def test_additions_beside_leaves_are_not_passed_over_in_silence(stage, first):
+    class Beside(Tailed):
+        def make(self):
+            kind = nn.ModuleList if first == "lists" else lambda members: nn.Sequential(*members)
+            self.stages = nn.ModuleList([kind(stage()) for _ in range(2)])
+
+        def body(self):
+            return [module for stage in self.stages for module in stage] if first == "lists" else self.stages
+
+    if first == "lists":  # which nothing calls
+        with pytest.warns(UserWarning, match=r"did not run on the example: stages$"):
+            convert(Beside(), example=torch.randn(2, 3, 8))
+    else:
+        with pytest.raises(ValueError, match=r"\n  stages: stages\.0"):
+            convert(Beside(), example=torch.randn(2, 3, 8))
+
+
+def test_one_leaf_among_lists_of_blocks_leaves_none_of_the_blocks_out():
+    class Leaf(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stages = nn.ModuleList(pairs())
+            self.stages[1].append(nn.LayerNorm(8))
+
+        def forward(self, x):
+            for block in (block for stage in self.stages for block in stage):
+                x = block(x)
+            return x
+
+    model, x = Leaf(), torch.randn(2, 3, 8)
+    expected = model(x)
+    torch.testing.assert_close(convert(model, example=x)(x), expected)
+    assert sum(isinstance(module, layers.HyperConnection) for module in model.modules()) == 8
+
+
+def test_additions_around_the_members_of_lists_of_lists_are_named():
+    class Around(Tailed):
+        def make(self):
+            self.layers = nn.ModuleList([nn.ModuleList([Projection(), Projection()]) for _ in range(2)])
+
+        def forward(self, x):
+            for f, g in self.layers:
+                x = x + f(x)
+                x = x + g(x)
+            return self.tail[0](x)
+
+    with pytest.warns(UserWarning, match=r"not converted, though they or the code around them .*: layers$"):
+        convert(Around(), example=torch.randn(2, 3, 8))
+
+
+class Head(nn.Module):
+    """Adds; its result is of another size or not."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.inner, self.out = nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 3) if size else nn.Identity()
+
+    def forward(self, x):
+        x = x + self.inner(x)
+        return self.out(x) if isinstance(self.out, nn.Linear) else x
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_modules_by_name_of_which_one_runs_stay_plain_and_are_named(size):
+    class Tasks(Tailed):
+        def make(self):
+            self.heads = nn.ModuleDict({"a": Head(size), "b": Head(size)})
+
+        def forward(self, x):
+            return self.heads["a"](self.tail[0](x))
+
+    model, x = Tasks(), torch.randn(2, 3, 8)
+    expected = model(x)
+    with pytest.warns(UserWarning, match=r"not converted, though they or the code around them .*: heads\.a$"):
+        convert(model, example=x)
+    torch.testing.assert_close(model(x), expected)
+    assert sum(isinstance(module, layers.HyperConnection) for module in model.modules()) == 2
+
+
+def test_parts_by_name_that_are_no_chain_are_searched_one_by_one():
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.position, self.blocks = nn.Parameter(torch.randn(3, 8)), pairs()[0]
+
+        def forward(self, x):
+            x = x + self.position
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    class Parts(Tailed):
+        def make(self):
+            self.parts = nn.ModuleDict({"encoder": Part(), "decoder": Part()})
+
+        def body(self):
+            return self.parts.values()
+
+    model, x = Parts(), torch.randn(2, 3, 8)
+    expected = model(x)
+    torch.testing.assert_close(convert(model, example=x)(x), expected)
+    assert sum(isinstance(module, layers.HyperConnection) for module in model.modules()) == 10
 
 
 @pytest.mark.parametrize(("used", "named"), [((), "stages"), ((1,), r"stages\.0")])

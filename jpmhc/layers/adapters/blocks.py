@@ -52,6 +52,12 @@ class Connections(nn.Module):
     def __iter__(self) -> Iterator[HyperConnection]:
         return (self[number] for number in range(len(self)))
 
+    def forward(self, *args: Any) -> Any:
+        """Refuse to run: a block that is a list of modules and goes through all of them comes here."""
+        raise RuntimeError(
+            "a list of modules that runs them one after the other has no place for connections among them"
+        )
+
     def enter(self, x: Tensor) -> ResidualVector:
         """Return the residual vector of what a block is called with: (..., d) at the first, else (..., n, d)."""
         if self.beside and self.beside[-1][0] is x:

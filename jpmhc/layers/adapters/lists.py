@@ -20,12 +20,13 @@ def block_lists(module: nn.Module, name: str = "") -> Lists:
 
 
 def _members(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
-    """Return what a list holds, or what the lists in it hold; nothing where lists stand beside others."""
+    """Return what a list holds; of a list of nothing but lists what those hold, where that is composite throughout."""
     children = _children(module, name)
-    inner = [_members(child, key) for key, child in children if _is_container(child)]
-    if not inner:
-        return children
-    return [*chain.from_iterable(inner)] if len(inner) == len(children) and all(inner) else []
+    if is_nested(module):
+        inner = [*chain.from_iterable(_members(child, key) for key, child in children)]
+        if all(next(child.children(), None) is not None for _, child in inner):
+            return inner
+    return children
 
 
 def _children(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
@@ -37,10 +38,14 @@ def _is_container(module: nn.Module) -> bool:
     return isinstance(module, KINDS) and type(module).forward in (nn.Module.forward, nn.Sequential.forward)
 
 
-def is_nested(model: nn.Module, name: str) -> bool:
+def is_nested(module: nn.Module) -> bool:
     """Whether a list has nothing but lists for members."""
-    module = model.get_submodule(name)
-    return isinstance(module, KINDS) and all(_is_container(child) for child in module.children())
+    return isinstance(module, KINDS) and len(module) > 0 and all(_is_container(child) for child in module.children())
+
+
+def is_uncalled(module: nn.Module) -> bool:
+    """Whether a list has lists for members that no code can call, so that their own additions are those around them."""
+    return any(type(child).forward is nn.Module.forward for child in module.children())
 
 
 def inner_lists(model: nn.Module, name: str) -> Lists:

@@ -84,6 +84,7 @@ class TracedVector(ResidualVector):
             self.record.additions[-1] += f" and {here()}"
         else:
             self.record.additions.append(here())
+        self.record.adding[self.record.stack[-1] if self.record.stack else self.record.anatomy.block] = None
         return result
 
     __add__ = __radd__ = __iadd__ = add
@@ -168,6 +169,8 @@ class Record:
     # Whether the block takes another size of the last dimension, found out where there are no readers.
     any_size: bool = False
     adds: bool = False
+    # Modules in whose code it adds.
+    adding: dict[nn.Module, None] = field(default_factory=dict)
     additions: list[str] = field(default_factory=list)
     reads: list[tuple[nn.Module | None, str]] = field(default_factory=list)
     stack: list[nn.Module] = field(default_factory=list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from jpmhc.autodiff.stance import uncompiled
 from jpmhc.layers.adapters.axis import Axes, features_elsewhere, takes_any_size
 from jpmhc.layers.adapters.blocks import swap_first, swap_result
-from jpmhc.layers.adapters.lists import KINDS, Lists, block_lists, distinct, inner_lists, is_nested
+from jpmhc.layers.adapters.lists import KINDS, Lists, block_lists, distinct, inner_lists, is_uncalled
 from jpmhc.layers.adapters.record import Anatomy, Normed, Record, TracedVector, vectors, where
 
 
@@ -31,11 +31,14 @@ class Survey:
         Lists of blocks that did not run on the example.
     aside : list of str
         Modules that are in no chain, of the class of blocks that are.
+    plain : list of str
+        Modules that are in no chain and add to residual vectors, and lists of lists around whose members the model may.
     """
 
     chains: dict[str, list[Anatomy]] = field(default_factory=dict)
     idle: list[str] = field(default_factory=list)
     aside: list[str] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)
 
 
 def survey(model: nn.Module, call: Callable[[], Any]) -> Survey:
@@ -52,8 +55,9 @@ def survey(model: nn.Module, call: Callable[[], Any]) -> Survey:
         they stand.
     """
     refused: dict[str, _Refusal] = {}
+    adding: dict[nn.Module, None] = {}
     for candidates in (block_lists(model), {"": [("", model)]}):
-        found = _search(model, candidates, call, refused)
+        found = _search(model, candidates, call, refused, adding)
         if found.chains or any(refusal.adds for refusal in refused.values()):
             break
     # Lists that add nothing (a patch embedding, a head) are no reason to give up beside a chain.
@@ -65,16 +69,23 @@ def survey(model: nn.Module, call: Callable[[], Any]) -> Survey:
             "In a model of your own, write each `x = x + branch(x)` as `x = layers.HyperConnection(dim, branch)(x)` "
             "between layers.expand_streams and layers.reduce_streams, with layers.Residual(branch) for the plain one."
         )
-    found.aside = _aside(model, found)
+    _name_others(model, found, adding)
     return found
 
 
-def _aside(model: nn.Module, found: Survey) -> list[str]:
+def _name_others(model: nn.Module, found: Survey, adding: Iterable[nn.Module]) -> None:
+    """Put what is in no chain and did not stay out of the example either into ``found``."""
     blocks = [anatomy.block for chain in found.chains.values() for anatomy in chain]
     known = {module for block in blocks for module in block.modules()}
     known |= {module for name in found.idle for module in model.get_submodule(name).modules()}
     classes = {type(block) for block in blocks}
-    return [name for name, module in model.named_modules() if type(module) in classes and module not in known]
+    for name, module in model.named_modules():
+        if module in known:
+            continue
+        if type(module) in classes:
+            found.aside.append(name)
+        elif module in adding and (not isinstance(module, KINDS) or known.isdisjoint(module.modules())):
+            found.plain.append(name)
 
 
 def _search(
@@ -82,17 +93,29 @@ def _search(
     candidates: Lists,
     call: Callable[[], Any],
     refused: dict[str, _Refusal],
+    adding: dict[nn.Module, None],
 ) -> Survey:
     """Run with lists of blocks, and again with the lists inside those that are no chains, until all others are."""
     found, inside = Survey(), dict[str, list[str]]()
     while candidates:
-        refusals = _Run(candidates).refusals(call, found)
+        run = _Run(candidates)
+        refusals = run.refusals(call, found)
+        adding.update(run.adding())
         inner = {name: inner_lists(model, name) for name in refusals}
-        # Of lists, the members may be lists once more, which are told from one another when together they are no chain.
-        refused.update({name: refusal for name, refusal in refusals.items() if not is_nested(model, name)})
+        for name, refusal in refusals.items():
+            module = model.get_submodule(name)
+            members = {block for blocks in inner[name].values() for _, block in blocks}
+            if all(block in members for _, block in candidates[name]):
+                # The lists in it are told from one another when together they are no chain.
+                adding.update({module: None} if is_uncalled(module) else {})
+            elif isinstance(module, nn.ModuleDict):
+                # What goes by names need not run one after the other: heads, adapters of tasks.
+                refused[name] = _Refusal(refusal.reason)
+            else:
+                refused[name] = refusal
         if not refusals:
             # A model may go through lists in the members of a list whose members it does not call.
-            inner = {name: lists for name in found.idle if (lists := inner_lists(model, name))}
+            inner = {name: lists for name in found.idle if (lists := _covering(model, name, candidates[name]))}
             inside.update({name: list(lists) for name, lists in inner.items()})
         if not inner:
             break
@@ -101,6 +124,13 @@ def _search(
         )
     found.idle = _outermost_idle(found.idle, inside)
     return found
+
+
+def _covering(model: nn.Module, name: str, blocks: list[tuple[str, nn.Module]]) -> Lists:
+    """Return the lists in a list if every member has some: else the additions of the others would stay plain."""
+    lists = inner_lists(model, name)
+    inside = {block for members in lists.values() for _, block in members}
+    return lists if not any(inside.isdisjoint(block.modules()) for _, block in blocks) else {}
 
 
 def _outermost_idle(idle: list[str], inside: dict[str, list[str]]) -> list[str]:
@@ -173,6 +203,10 @@ class _Run:
     def _adds(self, name: str) -> bool:
         return any(record.adds for record, _, _ in self.calls[name])
 
+    def adding(self) -> dict[nn.Module, None]:
+        """Return the modules in whose code something was added to a residual vector."""
+        return {module: None for calls in self.calls.values() for record, _, _ in calls for module in record.adding}
+
     def _gap(self, name: str) -> str | None:
         calls = [(record.anatomy, x, out) for record, x, out in self.calls[name]]
         blocks = [anatomy.name for anatomy, _, _ in calls]
@@ -232,7 +266,7 @@ class _Run:
                 lost = f"{reason}; placed: {'; '.join(record.additions)}; taken as plain vectors: {record.last_uses()}"
                 self.failed.setdefault(name, lost)
                 return out
-            if isinstance(block, KINDS):
+            if type(block).forward is nn.Sequential.forward or (isinstance(block, KINDS) and not record.adds):
                 self.failed.setdefault(
                     name, f"{block_name}: a list of modules has no place for connections beside them"
                 )
