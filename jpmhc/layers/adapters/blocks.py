@@ -54,9 +54,7 @@ class Connections(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         """Refuse to run: a block that is a list of modules and goes through all of them comes here."""
-        raise RuntimeError(
-            "a list of modules that runs them one after the other has no place for connections among them"
-        )
+        raise RuntimeError("a list that runs all its modules one after the other has no place for connections")
 
     def enter(self, x: Tensor) -> ResidualVector:
         """Return the residual vector of what a block is called with: (..., d) at the first, else (..., n, d)."""
