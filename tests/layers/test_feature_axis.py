@@ -55,6 +55,85 @@ class Convolved(TokensLast):
         return self.linear(x)
 
 
+class Padded(Convolved):
+    """Causal, as people pad by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Conv1d(D, D, 3)
+
+    def branch(self, x):
+        return self.linear(functional.pad(x.sin(), (2, 0)))
+
+
+class Tensordot(TokensLast):
+    def branch(self, x):
+        return torch.tensordot(x, self.linear.weight, dims=([1], [1])).mT
+
+
+class Joined(TokensLast):
+    def branch(self, x):
+        return self.linear(torch.cat([x[:, :4], x[:, 4:]], 1).mT).mT
+
+
+class Shifted(TokensLast):
+    """A token sees the one before it, behind a vector of zeros."""
+
+    def branch(self, x):
+        return self.linear(torch.cat([torch.zeros(x.shape[0], D, 1), x[..., :-1]], -1).mT).mT
+
+
+class Stacked(TokensLast):
+    def branch(self, x):
+        return self.linear(torch.stack([torch.zeros_like(x), x])[1].mT).mT
+
+
+class WholeNorm(Convolved):
+    """A norm over channels and time is no word on either."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm([D, T])
+
+    def branch(self, x):
+        return self.linear(self.norm(x))
+
+
+class Conflict(nn.Module):
+    """A linear layer over time beside a convolution over the channels, and no norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.channels = nn.Linear(T, T), nn.Conv1d(D, D, 1)
+
+    def forward(self, x):
+        x = x + self.tokens(x)
+        return x + self.channels(x)
+
+
+class WrittenNorm(nn.Module):
+    def norm(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.channels = nn.Linear(T, T), nn.Linear(D, D)
+
+    def forward(self, x):
+        x = x + self.tokens(self.norm(x.mT).mT)
+        return x + self.channels(self.norm(x.mT)).mT
+
+
+class WrittenLayerNorm(WrittenNorm):
+    def norm(self, x):
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
+
+
+class Normalized(WrittenNorm):
+    def norm(self, x):
+        return functional.normalize(x, dim=-1)
+
+
 class TransposedMixer(nn.Module):
     """Contracts over the last dimension as well, which is time: only the norms tell."""
 
@@ -89,6 +168,16 @@ class Network(nn.Module):
         (Product, "matmul"),
         (Einstein, "einsum"),
         (Convolved, "Conv1d"),
+        (Padded, "Conv1d"),
+        (Tensordot, "tensordot"),
+        (Joined, "Linear"),
+        (Shifted, "Linear"),
+        (Stacked, "Linear"),
+        (WholeNorm, "Conv1d"),
+        (Conflict, "Conv1d"),
+        (WrittenNorm, "mul"),
+        (WrittenLayerNorm, "div"),
+        (Normalized, "normalize"),
         (TransposedMixer, "LayerNorm"),
     ],
 )
@@ -152,6 +241,24 @@ class ConvolvingMixer(Mixer):
         return x + self.channels(self.norm2(x))
 
 
+class HandWritten(Mixer):
+    """The norm of Llama, and a token before the first one of a mixer over tokens."""
+
+    def norm(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    def forward(self, x):
+        x = x + self.tokens(functional.pad(self.norm(x)[:, :-1], (0, 0, 1, 0)).mT).mT
+        return x + self.channels(self.norm(x))
+
+
+class Whole(Mixer):
+    """A norm over tokens and features, beside a linear layer over either."""
+
+    def __init__(self):
+        super().__init__(lambda width: nn.LayerNorm([T, width]))
+
+
 class Gated(Mixer):
     """Squeeze and excitation: the mean over tokens is no reader of them."""
 
@@ -192,7 +299,7 @@ class TimeFirst(nn.Module):
 
 @pytest.mark.parametrize(
     "block",
-    [Mixer, ResMLP, PostNormMixer, BareMixer, ConvolvingMixer, Gated, Heads, Recurrent, TimeFirst],
+    [Mixer, ResMLP, PostNormMixer, BareMixer, ConvolvingMixer, HandWritten, Whole, Gated, Heads, Recurrent, TimeFirst],
 )
 def test_features_in_the_last_dimension_are_no_obstacle_whatever_else_the_branches_mix(block):
     model, x = Network(block, False).eval(), torch.randn(2, T, D)
