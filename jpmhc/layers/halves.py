@@ -145,7 +145,7 @@ class Halves(Coefficients):
         if torch.compiler.is_compiling():
             if not torch.compiler.is_exporting() and self._traced_outermost():
                 self.last = None
-        elif is_functorch_wrapped_tensor(matrix):
+        elif any(is_functorch_wrapped_tensor(weights) for weights in (pre, post, matrix)):
             self.last = None
         else:
             self.last = (pre.detach(), post.detach(), matrix.detach())

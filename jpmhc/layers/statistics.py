@@ -149,7 +149,9 @@ def statistics(model: nn.Module) -> Statistics:
     A layer keeps its last coefficients, detached: (2 n + n^2) numbers a token, not copied or pickled with the layer. A
     layer that is applied repeatedly shows its last application. Compiled layers and layers under ``torch.func``
     transforms keep nothing, and take away what an eager forward before them kept: run the model once without. Compiled
-    inside of ``torch.utils.checkpoint`` they cannot take it away; a warning tells so. Exporting is no forward.
+    inside of ``torch.utils.checkpoint`` they cannot take it away, and a warning tells so from then on, after new eager
+    forwards too, for later compiled ones leave no trace: ``copy.deepcopy`` of the layer is free of it. It does not come
+    for a layer that runs through code compiled for another, which no Python of its own sees. Exporting is no forward.
 
     Examples
     --------

@@ -184,6 +184,14 @@ def test_a_transformed_forward_leaves_nothing_of_an_older_eager_one(around):
             layers.statistics(network)
 
 
+def test_a_static_layer_that_reads_with_transformed_weights_keeps_none_of_them():
+    network = nn.Sequential(*(layers.HyperConnection(8, nn.Linear(8, 8), layer_index=i, dynamic=not i) for i in (0, 1)))
+    run, x = chained(network), torch.randn(3, 5, 4, 8)
+    run(x)
+    torch.func.vmap(run)(x)
+    assert network[1].last is None
+
+
 def test_what_cannot_leave_nothing_when_compiled_is_warned_of():
     torch._dynamo.reset()
     network = model("cayley")
