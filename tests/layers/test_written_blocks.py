@@ -222,3 +222,20 @@ def test_keys_and_values_are_not_taken_for_streams_whatever_the_number_of_tokens
         expected = model(x)
         got = convert(copy.deepcopy(model), example=torch.randn(2, 3, 8), check=False)(x)
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+class Between(Network):
+    """Returns what some blocks returned, without what the first one takes or the last one returns."""
+
+    def forward(self, x):
+        kept = []
+        for block in self.blocks:
+            x = block(x)
+            kept.append(x)
+        return x, tuple(kept[:-1])
+
+
+def test_vectors_between_blocks_are_those_of_the_original_whatever_stands_beside_them():
+    model, x = Between([Block(), Block(), Block()]), torch.randn(2, 5, 8)
+    expected = model(x)
+    torch.testing.assert_close(convert(model, example=x)(x), expected)

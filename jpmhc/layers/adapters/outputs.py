@@ -37,19 +37,27 @@ class HiddenStates:
             return output
         if type(output) is tuple and output:
             self._refuse(output[0])
-            return tuple(self._vectors(item) if self._are_collected(item) else item for item in output)
+            # One vector beside (batch, 1, tokens, d) may be of the last token alone.
+            beside = {shape for shape in self._vector_shapes(output) if len(shape) < 3 or shape[-2] > 1}
+            return tuple(self._vectors(item) if self._are_collected(item, beside) else item for item in output)
         self._refuse(output)
         return output
 
     def _vectors(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(reduce_streams(value) if self._are_streams(value) else value for value in values)
 
-    def _are_collected(self, value: Any) -> bool:
-        """Whether streams stand beside a vector for the same tokens; keys and values of one head look like streams."""
+    def _are_collected(self, value: Any, beside: set[torch.Size]) -> bool:
+        """Whether streams stand beside a vector for the same tokens, in the tuple or in the output that holds it.
+
+        Keys and values of one head look like streams.
+        """
         if not isinstance(value, tuple):
             return False
-        vectors = {item.shape for item in value if isinstance(item, Tensor) and item.ndim == self.ndim}
+        vectors = self._vector_shapes(value) | beside
         return any(self._are_streams(item) and item.shape[:-2] + item.shape[-1:] in vectors for item in value)
+
+    def _vector_shapes(self, values: tuple[Any, ...]) -> set[torch.Size]:
+        return {item.shape for item in values if isinstance(item, Tensor) and item.ndim == self.ndim}
 
     def _are_streams(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value.ndim == self.ndim + 1 and value.shape[-2:] == self.end
