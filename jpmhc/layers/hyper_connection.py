@@ -41,8 +41,9 @@ class HyperConnection(Halves):
         Width d of one stream.
     branch : Callable, optional
         Module or function (..., d) -> (..., d), of ``reads`` such inputs. It may return a tuple, list or dict whose
-        first tensor, that of its first item in nested ones, is that result; the rest is passed through. Leave it out
-        to use :meth:`read` around code of your own.
+        first tensor, that of its first item in nested ones, is that result; the rest is passed through. Only the order
+        counts: return ``(y, (k, v))``, for of ``((k, v), y)`` k is taken, in silence where it has the shape of y. Leave
+        it out to use :meth:`read` around code of your own.
     streams : int
         Number of streams n, at least 1.
     mixer : str or Mixer

@@ -23,7 +23,7 @@ def replace_first_tensor(output: Any, function: Callable[[Tensor], Tensor]) -> A
     Raises
     ------
     TypeError
-        If there is no tensor in it, or the first one stands in a dataclass that is no mapping.
+        If there is no tensor in it, or the first one stands in a dataclass that is no mapping, however deep.
 
     Examples
     --------
@@ -89,12 +89,22 @@ def _search(value: Any) -> list[Any] | None:
         path = _search(item)
         if path is not None:
             return [place, *path]
-    if is_dataclass(value) and any(isinstance(getattr(value, field.name), Tensor) for field in fields(value)):
+    if (
+        is_dataclass(value)
+        and not isinstance(value, type)
+        and any(_search(field) is not None for field in _held(value))
+    ):
         # Else a tensor after it would be taken for the result.
         raise TypeError(
             f"branch: expected its first tensor in a tuple, list or mapping, got it in {type(value).__name__}"
         )
     return None
+
+
+def _held(value: Any) -> list[Any]:
+    """Return what the fields of a dataclass hold."""
+    known = is_dataclass(value) and not isinstance(value, type)
+    return [getattr(value, field.name, None) for field in fields(value)] if known else []
 
 
 def _replace(output: Any, path: list[Any], function: Callable[[Tensor], Tensor]) -> Any:

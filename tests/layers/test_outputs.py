@@ -1,7 +1,7 @@
 """Branches that return more than their result: what is written, and what comes out beside it."""
 
 from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -46,6 +46,37 @@ def test_the_first_tensor_is_written_and_the_rest_passed_through(make, wrap, par
 def test_an_output_without_a_tensor_is_refused(wrong):
     with pytest.raises(TypeError, match=f"branch: expected a tensor.*got {type(wrong).__name__}"):
         layers.HyperConnection(4, Branch(lambda y: wrong), streams=2)(torch.zeros(3, 2, 4))
+
+
+@dataclass
+class Held:
+    y: object
+
+
+@dataclass
+class Unset:
+    y: torch.Tensor = field(init=False)
+
+
+@pytest.mark.parametrize("hold", [lambda y: Held([y]), lambda y: Held({"y": y}), lambda y: Held(Held(y))])
+def test_a_result_deep_in_a_dataclass_is_refused_rather_than_what_follows_it(hold):
+    with pytest.raises(TypeError, match=r"branch: expected its first tensor in a tuple.*got it in Held"):
+        layers.HyperConnection(4, Branch(lambda y: (hold(y), AUXILIARY)), streams=2)(torch.zeros(3, 2, 4))
+
+
+@pytest.mark.parametrize("empty", [Unset(), Unset, Held(None)])
+def test_a_dataclass_without_a_tensor_is_no_obstacle_before_the_result(empty):
+    x = torch.randn(3, 2, 4)
+    out, expected = (layers.Residual(Branch(wrap))(x) for wrap in (lambda y: (empty, y), lambda y: y))
+    assert out[0] is empty
+    torch.testing.assert_close(out[1], expected)
+
+
+def test_what_stands_before_the_result_is_taken_for_it_if_it_has_a_tensor():
+    x, cache = torch.randn(3, 4), torch.randn(3, 4)
+    out = layers.Residual(Branch(lambda y: ((cache, 2), y)))(x)
+    torch.testing.assert_close(out[0][0], x + cache)
+    torch.testing.assert_close(out[1], x.sin())
 
 
 AUXILIARY = torch.full((3, 4), 7.0)
