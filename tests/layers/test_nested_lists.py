@@ -224,6 +224,20 @@ def test_one_leaf_among_lists_of_blocks_leaves_none_of_the_blocks_out():
     assert sum(isinstance(module, layers.HyperConnection) for module in model.modules()) == 8
 
 
+def test_modules_beside_lists_that_are_taken_out_of_a_list_are_named_if_they_add():
+    class Beside(Uncalled):
+        def make(self):
+            super().make()
+            for stage in self.stages:
+                stage.before, stage.after = Projection(), Other()
+
+        def body(self):
+            return [m for stage in self.stages for m in (stage.before, *stage.blocks, stage.after)]
+
+    with pytest.warns(UserWarning, match=r"not converted, though they .*: stages\.0\.after, stages\.1\.after$"):
+        convert(Beside(), example=torch.randn(2, 3, 8))
+
+
 def test_additions_around_the_members_of_lists_of_lists_are_named():
     class Around(Tailed):
         def make(self):

@@ -117,6 +117,8 @@ def _search(
             # A model may go through lists in the members of a list whose members it does not call.
             inner = {name: lists for name in found.idle if (lists := _covering(model, name, candidates[name]))}
             inside.update({name: list(lists) for name, lists in inner.items()})
+            for name in inner:
+                adding.update(_Run(_others(candidates[name], inner[name])).probe(call))
         if not inner:
             break
         candidates = distinct(
@@ -131,6 +133,17 @@ def _covering(model: nn.Module, name: str, blocks: list[tuple[str, nn.Module]]) 
     lists = inner_lists(model, name)
     inside = {block for members in lists.values() for _, block in members}
     return lists if not any(inside.isdisjoint(block.modules()) for _, block in blocks) else {}
+
+
+def _others(blocks: list[tuple[str, nn.Module]], inner: Lists) -> Lists:
+    """Return the composite modules in the members of a list, each by itself, that hold none of the lists in them."""
+    known = {block for members in inner.values() for _, block in members}
+    children = [(f"{name}.{key}", child) for name, block in blocks for key, child in block.named_children()]
+    return {
+        name: [(name, child)]
+        for name, child in children
+        if known.isdisjoint(child.modules()) and next(child.children(), None) is not None
+    }
 
 
 def _outermost_idle(idle: list[str], inside: dict[str, list[str]]) -> list[str]:
@@ -191,6 +204,12 @@ class _Run:
             elif calls:
                 found.chains[name] = [record.anatomy for record, _, _ in calls]
         return {name: _Refusal(reason, self._adds(name)) for name, reason in self.failed.items()}
+
+    def probe(self, call: Callable[[], Any]) -> dict[nn.Module, None]:
+        """Run only to find the modules that add."""
+        if self.candidates:
+            self.refusals(call, Survey())
+        return self.adding()
 
     def _scripted(self) -> dict[str, _Refusal]:
         return {
