@@ -238,7 +238,7 @@ def test_a_converted_convolution_whose_channels_come_last(mixer):
 @pytest.mark.parametrize("moments", [TOKENS, D])
 def test_a_convolution_whose_channels_come_first_has_no_tokens_to_convert(moments):
     model = nn.Sequential(*(CausalConvolution(False) for _ in range(3)))
-    with pytest.raises(ValueError, match=rf"(?s)0: channels must come last.*{moments}\).*F?pad\(x, \(2, 0\)\)"):
+    with pytest.raises(ValueError, match=rf"0: channels must come last.*{moments}\): Conv1d reads them"):
         layers.convert(model, example=torch.randn(2, D, moments))
 
 
