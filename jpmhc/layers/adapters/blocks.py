@@ -52,7 +52,8 @@ class Connections(nn.Module):
     def __iter__(self) -> Iterator[HyperConnection]:
         return (self[number] for number in range(len(self)))
 
-    def forward(self, *args: Any) -> Any:
+    # Not forward, by which modules that can be called are told from lists.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to run: a block that is a list of modules and goes through all of them comes here."""
         raise RuntimeError("a list that runs all its modules one after the other has no place for connections")
 
