@@ -132,7 +132,9 @@ LARGE = [(torch.float32, 10.0**power) for power in (2, 3, 4, 5, 6, 8)] + [(torch
 def test_large_skew_matrices_stay_rotations(dtype, scale, n, body):
     raw, eps = normal((20, n, n), dtype, scale=scale), torch.finfo(dtype).eps
     q = run(body, "cayley_forward", raw, 1.0).double()
-    torch.testing.assert_close(q.mT @ q, torch.eye(n).double().expand(20, n, n), rtol=0, atol=max(8, n) * eps)
+    # In float64, which nothing wider solves, one step of polish leaves 10.6 eps of what a singular matrix of 1e8 costs.
+    bound = n if n % 2 and dtype == torch.float64 and scale == 1e8 else 8
+    torch.testing.assert_close(q.mT @ q, torch.eye(n).double().expand(20, n, n), rtol=0, atol=max(8, bound) * eps)
     # A skew matrix of odd size is singular, so that rounding its entries alone costs this much.
     wanted = truth("cayley_forward", (raw, 1.0))
     torch.testing.assert_close(q, wanted, rtol=0, atol=2 * eps * (100 + scale))

@@ -25,7 +25,7 @@ def same(gradient):
     return gradient
 
 
-def agree(ours, theirs, x, weights):
+def assert_agree(ours, theirs, x, weights):
     """Compare outputs, and gradients of the streams and of weights.
 
     A weight of ours stands beside those of the peer's that it was made from, and a function that makes its gradient
@@ -68,7 +68,7 @@ def test_transformers_deepseek_and_glm(model, name, streams):
     ours = layers.HyperConnection.from_peer(theirs, branch)
     weights = [(ours.scale, theirs.scale), (ours.static, theirs.base, transposed)]
     weights += [(ours.projection, theirs.fn, transposed), (branch.weight, branch.weight)]
-    agree(ours, forward, torch.randn(2, 3, streams, 8), weights)
+    assert_agree(ours, forward, torch.randn(2, 3, streams, 8), weights)
 
 
 def comparable(name, module, class_name, sweeps):
@@ -140,7 +140,7 @@ def test_transformers_hunyuan():
     ours = layers.HyperConnection.from_peer(theirs, branch)
     weights = [(ours.projection, theirs.fn), (ours.static, theirs.base), (branch.weight, branch.weight)]
     weights += [(ours.scale, theirs.scale, lambda scale: torch.cat([scale, torch.zeros(1)]))]  # there is no mixer's
-    agree(ours, forward, torch.randn(2, 3, 4, 8), weights)
+    assert_agree(ours, forward, torch.randn(2, 3, 4, 8), weights)
     theirs.hc_post_magnitude = 1.5
     with pytest.raises(ValueError, match=r"module: HYV4HyperConnection with hc_post_magnitude=1\.5 has no equal here"):
         layers.HyperConnection.from_peer(theirs)
@@ -177,7 +177,7 @@ def test_lucidrains_hyper_connections(layer_index):
 
     ours = layers.HyperConnection.from_peer(theirs)
     x = torch.randn(2, 3, 4, 8)
-    agree(ours, forward, x, lucidrains_weights(ours, theirs))
+    assert_agree(ours, forward, x, lucidrains_weights(ours, theirs))
     (scale,) = torch.autograd.grad(ours(x).sin().sum(), ours.scale)
     peers = [theirs.dynamic_alpha_scale, theirs.dynamic_beta_scale]  # the first is of the read and of the mixer
     expected = torch.autograd.grad(forward(x).sin().sum(), peers)
@@ -205,7 +205,7 @@ def test_lucidrains_mhc():
     ours = layers.HyperConnection.from_peer(theirs)
     scales = (theirs.pre_branch_scale, theirs.h_post_scale, theirs.residual_scale)
     weights = [(ours.scale, scales, lambda *found: torch.stack([scale.reshape(()) for scale in found]))]
-    agree(ours, theirs, torch.randn(2, 3, 4, 8), [*weights, *lucidrains_weights(ours, theirs)])
+    assert_agree(ours, theirs, torch.randn(2, 3, 4, 8), [*weights, *lucidrains_weights(ours, theirs)])
     gated = peer.ManifoldConstrainedHyperConnections(4, dim=8, layer_index=0, depth_residual_fn=torch.maximum)
     with pytest.raises(ValueError, match=r"depth_residual_fn=.* has no equal here"):
         layers.HyperConnection.from_peer(gated)
@@ -225,7 +225,7 @@ def test_the_first_mhc_of_lucidrains():
         return theirs(flat).unflatten(0, (x.shape[0], 4)).movedim(1, -2)
 
     ours = layers.HyperConnection.from_peer(theirs)
-    agree(ours, forward, torch.randn(2, 3, 4, 8), lucidrains_weights(ours, theirs))
+    assert_agree(ours, forward, torch.randn(2, 3, 4, 8), lucidrains_weights(ours, theirs))
     channels = peer.ManifoldConstrainedHyperConnections(4, dim=8, layer_index=1, channel_first=True)
     with pytest.raises(ValueError, match="channel_first"):
         layers.HyperConnection.from_peer(channels)

@@ -44,3 +44,26 @@ def material(manifold, shape, batch=(3,), seed=0, dtype=torch.float64, length=0.
     u, v = (manifold.egrad2rgrad(x, a) for a in ambient[:2])
     u, v = (length * w / manifold.norm(x, w, keepdim=True) for w in (u, v))
     return x, u, v, ambient[2]
+
+
+class Scaled(m.Sphere):
+    """The sphere under a multiple of its metric, written by the docstring of `Manifold`."""
+
+    def __init__(self, c=1.0):
+        super().__init__()
+        self.c = c
+
+    def inner(self, x, u, v=None, *, keepdim=False):
+        return self.c * super().inner(x, u, v, keepdim=keepdim)
+
+    def egrad2rgrad(self, x, u):
+        return super().egrad2rgrad(x, u) / self.c
+
+    def ehess2rhess(self, x, egrad, ehess, u):
+        return super().ehess2rhess(x, egrad, ehess, u) / self.c
+
+    def dist(self, x, y, *, keepdim=False):
+        return self.c**0.5 * super().dist(x, y, keepdim=keepdim)
+
+    def dist2(self, x, y, *, keepdim=False):
+        return self.c * super().dist2(x, y, keepdim=keepdim)

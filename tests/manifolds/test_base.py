@@ -10,7 +10,7 @@ import torch
 from jpmhc import manifolds as m
 from jpmhc.manifolds.peer import geoopt
 from jpmhc.optim import RiemannianSGD
-from tests.manifolds.cases import CASES, material, name
+from tests.manifolds.cases import CASES, Scaled, material, name
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
@@ -26,20 +26,6 @@ def test_different_options_are_different_manifolds():
     assert m.Stiefel() != m.Stiefel("euclidean")
     assert m.Grassmann() != m.Stiefel()
     assert len({m.Sphere(), m.Sphere(), m.Sphere("exp")}) == 2
-
-
-class Scaled(m.Sphere):
-    """The sphere under a multiple of its metric, written by the docstring of `Manifold`."""
-
-    def __init__(self, c=1.0):
-        super().__init__()
-        self.c = c
-
-    def inner(self, x, u, v=None, *, keepdim=False):
-        return self.c * super().inner(x, u, v, keepdim=keepdim)
-
-    def egrad2rgrad(self, x, u):
-        return super().egrad2rgrad(x, u) / self.c
 
 
 class Named(Scaled):

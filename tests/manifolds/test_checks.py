@@ -6,7 +6,7 @@ import torch
 from jpmhc import manifolds
 from jpmhc.manifolds.peer import geoopt
 from jpmhc.manifolds.slopes import slope
-from tests.manifolds.cases import CASES, material, name
+from tests.manifolds.cases import CASES, Scaled, material, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -104,27 +104,11 @@ class Rooted(manifolds.Sphere):
         return self.dist(x, y, keepdim=keepdim) ** 2 + 0.0 * (x - y).abs().sum(-1, keepdim=keepdim)
 
 
-class Forgetful(manifolds.Sphere):
-    """Its option is not among its settings."""
+class Forgetful(Scaled):
+    """A copy of it has another option."""
 
     def __init__(self, c=2.0):
-        super().__init__()
-        self.c = c
-
-    def inner(self, x, u, v=None, *, keepdim=False):
-        return self.c * super().inner(x, u, v, keepdim=keepdim)
-
-    def egrad2rgrad(self, x, u):
-        return super().egrad2rgrad(x, u) / self.c
-
-    def ehess2rhess(self, x, egrad, ehess, u):
-        return super().ehess2rhess(x, egrad, ehess, u) / self.c
-
-    def dist(self, x, y, *, keepdim=False):
-        return self.c**0.5 * super().dist(x, y, keepdim=keepdim)
-
-    def dist2(self, x, y, *, keepdim=False):
-        return self.c * super().dist2(x, y, keepdim=keepdim)
+        super().__init__(c)
 
     def __deepcopy__(self, memo):
         return type(self)()

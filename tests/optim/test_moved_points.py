@@ -59,7 +59,10 @@ def test_nothing_is_looked_at_where_gradients_are_not(options):
     optimizer = optim.RiemannianSGD(parameters, lr=1e-3, **options)
     with torch.no_grad():
         parameters[0].mul_(2.0)
+    before = [p.detach().clone() for p in parameters]
     stepped(optimizer, parameters)
+    assert not any(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+    assert [SO.check_point_on_manifold(p) for p in parameters] == [False, True]
 
 
 def test_values_are_looked_at_only_where_somebody_else_wrote(monkeypatch):
