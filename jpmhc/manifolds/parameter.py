@@ -110,7 +110,7 @@ def unsharded_parameters(module: nn.Module) -> set[nn.Parameter]:
     >>> [tuple(parameter.shape) for parameter in manifolds.unsharded_parameters(module)]
     [(3, 3)]
     """
-    return {parameter for parameter in module.parameters() if isinstance(parameter, geoopt.ManifoldParameter)}
+    return {parameter for _, parameter in bound_parameters(module)}
 
 
 def lost_parameters(module: nn.Module, *, values: bool = False) -> list[str]:
