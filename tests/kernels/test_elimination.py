@@ -80,7 +80,7 @@ def test_rows_change_places_where_pivots_are_zero(n):
 def test_inverses_are_by_the_library_where_it_is_as_fast():
     pytest.importorskip("numba")
     assert kernels.choice("inverse", torch.randn(64, 64, 64)).backend == "numba"
-    assert str(kernels.choice("inverse", torch.randn(2, 64, 64))) == "reference: fewer than 1048576 multiplications"
+    assert str(kernels.choice("inverse", torch.randn(7, 32, 32))) == "reference: fewer than 262144 multiplications"
     assert "129 x 129" in str(kernels.choice("inverse", torch.randn(64, 129, 129)))
 
 

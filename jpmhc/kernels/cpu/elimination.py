@@ -22,7 +22,7 @@ from jpmhc.kernels.cpu.vectors import Array, Value, counted, load, number, store
 from jpmhc.kernels.shapes import oblong
 
 LARGEST = 128  # rows of a matrix that stays in the nearer caches
-_WORTH = 2**20  # multiplications that are worth compiling for
+_WORTH = 2**18  # multiplications that are worth compiling for; libraries take 1.6 to 3 times as long there
 
 
 def fits(matrix: Tensor) -> str | None:
@@ -34,7 +34,7 @@ def fits(matrix: Tensor) -> str | None:
 
 
 def little(matrix: Tensor, *_: object) -> str | None:
-    """Tell why products or eliminations of a batch are not worth compiling for."""
+    """Tell why eliminations of a batch are not worth compiling for."""
     return None if matrix.numel() * matrix.shape[-1] >= _WORTH else f"fewer than {_WORTH} multiplications"
 
 

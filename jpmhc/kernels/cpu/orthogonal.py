@@ -12,7 +12,6 @@ from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cpu.blocks import multiplied
 from jpmhc.kernels.cpu.columns import tangent
 from jpmhc.kernels.cpu.compile import compiled
-from jpmhc.kernels.cpu.elimination import little
 from jpmhc.kernels.cpu.products import combine, combine_transposed, gram, invert, invert_one_minus_skew, polish, product
 from jpmhc.kernels.cpu.single import columns as single
 from jpmhc.kernels.cpu.single import one_by_one
@@ -20,6 +19,7 @@ from jpmhc.kernels.cpu.tiles import DTYPES, GRAIN, LANES, extent, few, load, nar
 from jpmhc.kernels.cpu.vectors import WIDTH
 from jpmhc.kernels.shapes import LARGEST, unlike
 
+_MANY = 2**22  # multiplications from which blocks in the caches are faster than the library's products
 _STEEP = 1e3  # elimination without pivots loses the square of this; the polish makes good what is left
 
 
@@ -62,7 +62,7 @@ def _few(x: Tensor, *_: object) -> str | None:
         return few(x)
     vector = WIDTH // x.element_size()
     if LARGEST < p <= 64 and 4 * (-p % vector) <= p:  # blocks of a vector beyond the edge cost as much as others
-        return little(x)
+        return None if x.numel() * p >= _MANY else f"fewer than {_MANY} multiplications"
     return "products of whole batches are as fast"
 
 
