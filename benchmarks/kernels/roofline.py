@@ -14,6 +14,7 @@ from benchmarks.memory import pinned_allocator
 from benchmarks.timing import Timed, check_device, in_a_line, one_thread, ratio, replayed
 from jpmhc import kernels
 from jpmhc.kernels.boundary import Boundary, Pullback, boundary_backward, boundary_forward
+from jpmhc.kernels.gates import Gates, GatesPullback, gates_backward, gates_forward
 
 MATRICES = {"cpu": (65536, 4, 4), "cuda": (1048576, 4, 4)}
 # Tokens and widths of the boundary.
@@ -135,6 +136,11 @@ def _small_maps(device: str, divisor: int) -> Iterator[_Case]:
     yield _Case(kernels.cayley_adjoint, shape, lambda: (kernels.cayley_forward(drawn()[0], 1.0), drawn()[1], 1.0))
     yield _Case(kernels.quaternion_forward, pairs, lambda: (drawn()[2],))
     yield _Case(kernels.quaternion_adjoint, shape, lambda: (drawn()[2], drawn()[1]))
+    n = size[0]
+    numbers = (shape[0], n * n + 2 * n)
+    gates = cache(partial(_gates, device, *numbers, n))
+    yield _Case(gates_forward, numbers, lambda: (gates(),))
+    yield _Case(gates_backward, numbers, lambda: (_gates_pullback(gates()),))
 
 
 def _boundaries(device: str, tokens: int, n: int, width: int) -> Iterator[_Case]:
@@ -157,6 +163,19 @@ def _boundary(device: str, tokens: int, n: int, width: int) -> Boundary:
     matrix, post = normal(tokens, n, n, scale=n**-0.5), normal(tokens, n)
     weight, bias, scale = normal(rows, n * width, scale=(n * width) ** -0.5), normal(n), normal(1)
     return Boundary(x, matrix, post, y, weight, bias, scale, "sigmoid", True, 1e-6, -1.0)
+
+
+def _gates(device: str, tokens: int, numbers: int, n: int) -> Gates:
+    draw = torch.Generator(device).manual_seed(0)
+    z, bias, scale = (torch.randn(s, generator=draw, device=device) for s in ((tokens, numbers), numbers - n, 2))
+    return Gates(z, bias, scale, "sigmoid", n, False)
+
+
+def _gates_pullback(gates: Gates) -> GatesPullback:
+    post, raw = gates_forward(gates)
+    draw = torch.Generator(post.device).manual_seed(1)
+    gradients = (torch.randn(t.shape, generator=draw, device=t.device) for t in (post, raw))
+    return GatesPullback(*gradients, gates.z, post, gates.scale, "sigmoid", False)
 
 
 def _pullback(boundary: Boundary) -> Pullback:

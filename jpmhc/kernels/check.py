@@ -11,6 +11,7 @@ from torch import Tensor
 from jpmhc.kernels.bodies import backend
 from jpmhc.kernels.boundary import Boundary, Pullback, boundary_forward
 from jpmhc.kernels.cayley import cayley_forward
+from jpmhc.kernels.gates import Gates, GatesPullback, gates_forward
 from jpmhc.kernels.orthogonal import tangent_part
 from jpmhc.kernels.primitive import choice
 from jpmhc.kernels.sinkhorn import sinkhorn_sweeps
@@ -70,7 +71,8 @@ def _deviation(name: str, operation: str, args: Any) -> float:
 def _few(args: Any) -> tuple[Any, ...] | None:
     """Return the same call with three matrices, for which a body may go another way; None if it is not of batches."""
     tensors = [value for value in args if isinstance(value, Tensor)]
-    if isinstance(args, Boundary | Pullback) or any(t.ndim != 3 or len(t) != len(tensors[0]) for t in tensors):
+    named = isinstance(args, Boundary | Pullback | Gates | GatesPullback)
+    if named or any(t.ndim != 3 or len(t) != len(tensors[0]) for t in tensors):
         return None
     return tuple(value[:3] if isinstance(value, Tensor) else value for value in args)
 
@@ -108,6 +110,7 @@ def _calls(device: str) -> dict[str, tuple[Any, ...]]:
         "quaternion_forward": (pair,),
         "quaternion_adjoint": (pair, torch.cat([g, g])),
         **_boundary(normal, x),
+        **_gates(normal),
         **_chain(normal),
     }
 
@@ -119,6 +122,14 @@ def _boundary(normal: Callable[..., Tensor], x: Tensor) -> dict[str, tuple[Any, 
         after, u, z, pre, rms, _ = boundary_forward(boundary)
     pullback = Pullback(after, u, z, *boundary[:5], boundary.scale, after, z, pre, rms, None, "softmax")
     return {"boundary_forward": boundary, "boundary_backward": pullback}
+
+
+def _gates(normal: Callable[..., Tensor]) -> dict[str, tuple[Any, ...]]:
+    gates = Gates(normal(256, 14), normal(10), normal(2), "softmax", 4, True)
+    with backend("reference"):
+        post, raw = gates_forward(gates)
+    pullback = GatesPullback(post.flip(0), raw.flip(0), gates.z, post, gates.scale, "softmax", True)
+    return {"gates_forward": gates, "gates_backward": pullback}
 
 
 def _chain(normal: Callable[..., Tensor]) -> dict[str, tuple[Any, ...]]:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from jpmhc.autodiff.gates import Opening
 from jpmhc.kernels.crossing import Reading
 from jpmhc.kernels.handing import hand_on
 from jpmhc.kernels.precision import cast, full_precision
@@ -201,29 +202,41 @@ class Coefficients(Labelled):
             parts = numbers.split(self.sizes, -1)
             dynamic = [self.gate.squash(parts[0]), self.gate.squash(parts[1]), self.mixer.squash(parts[2])]
             if self.scale is not None:
-                scale = list(cast(self.scale, dtype))
-                if len(scale) == 2:  # one is of the read and of the mixer
-                    scale.append(scale[0])
-                if not self.learn_mixer_scale:
-                    scale[2] = scale[2].detach()
-                dynamic = [s * z for s, z in zip(scale, dynamic, strict=True)]
+                dynamic = [s * z for s, z in zip(self._factors(dtype), dynamic, strict=True)]
             raw = [s + z for s, z in zip(raw, dynamic, strict=True)]
         pre, post = self.gate(raw[0], raw[1])
-        matrix = self.mixer(raw[2])
-        check_matrix(matrix, raw[2], self.mixer)
-        return pre, post, matrix
+        return pre, post, self._mixed(raw[2])
 
-    def _reading(self, dtype: torch.dtype) -> Reading | None:
-        """Describe the read to the kernel, or return None where it does not know the gate, norm or projection."""
-        known = self.gate.kernel is not None and self.norm in ("rms", None)
+    def _mixed(self, raw: Tensor) -> Tensor:
+        matrix = self.mixer(raw)
+        check_matrix(matrix, raw, self.mixer)
+        return matrix
+
+    def _factors(self, dtype: torch.dtype) -> Tensor:
+        """Scales of the raw numbers of the read, the write and the mixer, (3,)."""
+        scale = cast(self.scale, dtype)
+        if len(scale) == 2:  # one is of the read and of the mixer
+            scale = torch.cat([scale, scale[:1]])
+        return scale if self.learn_mixer_scale else torch.cat([scale[:2], scale[2:].detach()])
+
+    def _reading(self, dtype: torch.dtype) -> tuple[Reading, Opening] | None:
+        """Describe to kernels how raw numbers come about and what becomes of them.
+
+        None where they do not know the gate, the norm, the projection or what bounds the mixer's numbers.
+        """
+        gate, (reads, writes, mixes) = self.gate.as_told(), self.sizes
+        known = gate is not None and self.norm in ("rms", None) and self.mixer.squashes_as_told()
         parts = self.shared or self.reads > 1 or self.fractions > 1
         if self.projection is None or not known or parts or self._replaced():
             return None
+        # Cut once, so that the gradients of the pieces are joined and not filled up with zeros and added.
+        of_read, others = cast(self.static, dtype).split([reads, writes + mixes])
         preference = self.gate.constant("preference", self.static.device)
-        bias = cast(self.static[: self.sizes[0]], dtype) + cast(preference, dtype)
-        scale = bias.new_ones(1) if self.scale is None else self.scale[:1]
+        factors = others.new_ones(3) if self.scale is None else self._factors(dtype)
+        of_reads, of_others = factors.split([1, 2])
         eps = self.eps if self.norm == "rms" else None
-        return Reading(bias, self.projection, scale, self.gate.kernel or "", eps)
+        reading = Reading(of_read + cast(preference, dtype), self.projection, of_reads, gate or "", eps)
+        return reading, Opening(others, of_others, gate or "", self.streams, self.mixer.squashes)
 
     def _pieces(self, x: Tensor) -> Tensor:
         """View streams (..., n, d) as their fractions (..., n m, d / m)."""

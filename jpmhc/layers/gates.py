@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from jpmhc.layers.constants import ConstantModule
+from jpmhc.layers.hooks import watched
 
 
 class Gate(ConstantModule):
@@ -44,6 +46,12 @@ class Gate(ConstantModule):
     # Name in `jpmhc.kernels` of the map from raw read weights to one read of whole streams, if it is one of those.
     kernel: str | None = None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # A subclass with a map of its own is none that kernels know, unless it says so.
+        if "kernel" not in vars(cls) and {"forward", "squash"} & vars(cls).keys():
+            cls.kernel = None
+
     def __init__(self, streams: int, layer_index: int | None, reads: int = 1, fractions: int = 1) -> None:
         super().__init__()
         self.streams, self.reads, self.fractions = streams, reads, fractions
@@ -69,6 +77,10 @@ class Gate(ConstantModule):
     def squash(self, dynamic: Tensor) -> Tensor:
         """Bound the token-dependent numbers before they are scaled and added; does nothing here."""
         return dynamic
+
+    def as_told(self) -> str | None:
+        """Return the name of this gate in `jpmhc.kernels`, if kernels know it and nobody wants to see it called."""
+        return None if {"forward", "squash"} & self.__dict__.keys() or watched(self) else self.kernel
 
     def extra_repr(self) -> str:
         """Show the number of streams, the one that the read starts towards, and further reads and fractions."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from jpmhc.autodiff.gates import opened
 from jpmhc.kernels.crossing import Reading, Writing, cross
 from jpmhc.kernels.handing import hand_on
 from jpmhc.kernels.precision import full_precision
@@ -68,9 +69,10 @@ class Halves(Coefficients):
                 x, pre, post, matrix = self._made(x)
                 u, x = self._read(x, pre, before)
             else:
-                crossing = cross(x, before, reading)
-                u, x = crossing.u, crossing.streams  # type: ignore[assignment]
-                pre, post, matrix = self._charted(crossing.z, dtype)
+                crossing = cross(x, before, reading[0])
+                u, x, pre = crossing.u, crossing.streams, crossing.pre  # type: ignore[assignment]
+                post, raw = opened(crossing.z, reading[1])  # type: ignore[arg-type]
+                matrix = self._mixed(raw)
         if before is None:
             self._ran(given, pre, post, matrix)
         else:

@@ -59,6 +59,8 @@ class Mixer(ConstantModule):
     n_coefficients: int
     promise: float = 1e-5
     mixes: bool = True
+    # Whether tanh bounds the token-dependent numbers.
+    squashes = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -92,8 +94,12 @@ class Mixer(ConstantModule):
         """Return parameters of the mixer's own to their start; there are none here."""
 
     def squash(self, dynamic: Tensor) -> Tensor:
-        """Bound the token-dependent numbers (..., n_coefficients) before they are scaled and added; nothing here."""
-        return dynamic
+        """Bound the token-dependent numbers (..., n_coefficients) before they are scaled and added, by tanh or not."""
+        return torch.tanh(dynamic) if self.squashes else dynamic
+
+    def squashes_as_told(self) -> bool:
+        """Whether :meth:`squash` is the one of the base class, which kernels know."""
+        return type(self).squash is Mixer.squash and "squash" not in self.__dict__
 
     def describe(self) -> str:
         """Return the choices that decide what raw numbers mean, as one line; state dicts carry it."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from jpmhc.kernels.crossing import Writing, cross
 from jpmhc.kernels.transforms import transform_depth
 from jpmhc.layers.arguments import check_number
+from jpmhc.layers.hooks import watched
 from jpmhc.layers.hyper_connection import HyperConnection
 from jpmhc.layers.outputs import check_result, split_first_tensor, with_rests
 from jpmhc.layers.recompute import reads_recomputed
@@ -175,15 +175,7 @@ def _stands_alone(layer: nn.Module) -> bool:
         getattr(type(layer), name) is not getattr(HyperConnection, name) or name in vars(layer)
         for name in ("forward", "read", "enter")
     )
-    hooks: list[Callable[..., Any]] = [
-        *layer._forward_hooks.values(),
-        *layer._forward_pre_hooks.values(),
-        *layer._backward_hooks.values(),
-        *layer._backward_pre_hooks.values(),
-    ]
-    compiled = layer._compiled_call_impl is not None
-    hooked = bool(hooks) or _has_any_global_hook()
-    return own_methods or compiled or hooked or layer.reads > 1 or layer.fractions > 1
+    return own_methods or watched(layer) or layer.reads > 1 or layer.fractions > 1
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:

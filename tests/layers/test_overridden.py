@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from jpmhc import layers
+from jpmhc.layers.charts.sinkhorn import Sinkhorn
+from jpmhc.layers.gates import SoftmaxGate
 
 
 class Swapping(layers.HyperConnection):
@@ -70,3 +72,51 @@ def test_coefficients_replaced_on_one_layer_are_used(dynamic):
     torch.testing.assert_close(nn.Sequential(*connections)(x), expected)
     compiled = torch.compile(layers.HyperStack(connections), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), expected)
+
+
+class Halved(SoftmaxGate):
+    """Writes half as much."""
+
+    def forward(self, raw_read, raw_write):
+        pre, post = super().forward(raw_read, raw_write)
+        return pre, post / 2
+
+
+class Bounded(Sinkhorn):
+    """Bounds its numbers by another function than tanh."""
+
+    def squash(self, dynamic):
+        return dynamic.atan()
+
+
+def replaced(name):
+    """Three layers, the second with something of somebody's own in the place of what kernels know."""
+    connections = made(layers.HyperConnection, mixer="sinkhorn", gate="softmax", norm="rms")
+    layer = connections[1]
+    if name == "gate":
+        layer.gate = Halved(4, 1)
+    elif name == "gate's forward":
+        forward = layer.gate.forward
+        layer.gate.forward = lambda *raw: tuple(weights / 2 for weights in forward(*raw))
+    elif name == "gate's hook":
+        layer.gate.register_forward_hook(lambda _module, _args, weights: (weights[0].flip(-1), weights[1] / 3))
+    elif name == "mixer's squash":
+        layer.mixer.squash = torch.atan
+    else:
+        layer.mixer = Bounded(4)
+    return connections
+
+
+@pytest.mark.parametrize("name", ["gate", "gate's forward", "gate's hook", "mixer", "mixer's squash"])
+@pytest.mark.parametrize("tokens", [5, 600])
+def test_gates_and_mixers_of_ones_own_are_used(tokens, name):
+    connections, x = replaced(name), torch.randn(tokens, 4, 8)
+    expected = x
+    for layer in connections:
+        expected = written_out(layer, expected)
+    plain = x
+    for layer in made(layers.HyperConnection, mixer="sinkhorn", gate="softmax", norm="rms"):
+        plain = written_out(layer, plain)
+    assert not torch.allclose(expected, plain, atol=1e-3)
+    torch.testing.assert_close(layers.HyperStack(connections)(x), expected)
+    torch.testing.assert_close(nn.Sequential(*connections)(x), expected)

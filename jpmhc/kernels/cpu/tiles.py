@@ -148,6 +148,45 @@ def _exp64(x):  # type: ignore[no-untyped-def]
     return np.inf if x > 709.0 else value
 
 
+def tanh(x):  # type: ignore[no-untyped-def]
+    """Hyperbolic tangent in arithmetic alone, to three units in the last place."""
+    raise NotImplementedError("compiled code only")
+
+
+# Beyond a half 1 - 2 / (e^2|x| + 1), which leaves small numbers no digits; there the continued fraction x / (1 + x^2 /
+# (3 + x^2 / (5 + ...))), which is right to round-off from so many terms on.
+@overload(tanh)
+def _tanh(x):  # type: ignore[no-untyped-def]
+    if str(x) == "float32":
+        return _tanh32
+    return _tanh64
+
+
+@register_jitable
+def _tanh32(x):  # type: ignore[no-untyped-def]
+    one = np.float32(1)
+    size = abs(x)
+    large = one - np.float32(2) / (exp(np.float32(size + size)) + one)
+    square = x * x
+    value = np.float32(9)
+    for odd in (7, 5, 3, 1):
+        value = np.float32(odd) + square / value
+    large = -large if x < np.float32(0) else large
+    return x / value if size < np.float32(0.5) else large
+
+
+@register_jitable
+def _tanh64(x):  # type: ignore[no-untyped-def]
+    size = abs(x)
+    large = 1.0 - 2.0 / (exp(size + size) + 1.0)
+    square = x * x
+    value = 15.0
+    for odd in (13, 11, 9, 7, 5, 3, 1):
+        value = odd + square / value
+    large = -large if x < 0.0 else large
+    return x / value if size < 0.5 else large
+
+
 def log1p_ratio(x):  # type: ignore[no-untyped-def]
     """``log(1 + x) / x`` of a number ``x >= 0`` to nine digits, and 1 at 0, in arithmetic alone."""
     raise NotImplementedError("compiled code only")

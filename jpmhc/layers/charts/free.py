@@ -20,6 +20,9 @@ class Free(Mixer):
     [[1.0, 0.0], [0.0, 1.0]]
     """
 
+    # As HC bounds its dynamic part.
+    squashes = True
+
     def __init__(self, streams: int) -> None:
         super().__init__(streams)
         self.n_coefficients = streams * streams
@@ -36,7 +39,3 @@ class Free(Mixer):
     def residual(self, matrix: Tensor) -> Tensor:
         """Zero: every matrix is in the set."""
         return matrix.new_zeros(matrix.shape[:-2])
-
-    def squash(self, dynamic: Tensor) -> Tensor:
-        """``tanh``, as HC bounds its dynamic part."""
-        return torch.tanh(dynamic)

@@ -21,7 +21,8 @@ def compile_all(whole):
 
     from jpmhc.kernels import crossing
     from jpmhc.kernels.cuda import boundary as bodies
-    from jpmhc.kernels.cuda import cayley, quaternion, sinkhorn
+    from jpmhc.kernels.cuda import cayley, gates, quaternion, sinkhorn
+    from jpmhc.kernels.gates import Gates, GatesPullback
     from tests.kernels.cuda.machine.launch import Absent
     from tests.kernels.test_contract import CALLS
 
@@ -54,6 +55,10 @@ def compile_all(whole):
             found = crossing.cross(*boundary(form, dtype=dtype, **size))
             outputs = [o for o in found[:3] if o is not None and o.requires_grad]
             torch.autograd.backward(outputs, [torch.ones_like(o) for o in outputs])
+    for gate, squashed in (("softmax", False), ("sigmoid", False), ("tanh", True)):
+        z = torch.ones(9, 24)
+        post, raw = gates.gates_forward(Gates(z, torch.ones(20), torch.ones(2), gate, 4, squashed))
+        gates.gates_backward(GatesPullback(post, raw, z, post, torch.ones(2), gate, squashed))
     homes = {"sinkhorn": sinkhorn, "cayley": cayley, "quaternion": quaternion}
     for operation, arguments in CALLS.items():
         for n in (4,) if not whole or operation.startswith("quaternion") else (1, 4, 5, 16):

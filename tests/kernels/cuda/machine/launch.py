@@ -95,7 +95,7 @@ def machine(capability: int = 90, shared: int = 227 * 1024, late: bool = True, b
 
 
 # Arguments that have no part for each token: those that all tokens share, and those with a part for each program.
-_SHARED, _OF_PROGRAMS = {"bias", "scale", "tiles", "weight"}, {"bias_sums", "scale_sums", "parts"}
+_SHARED, _OF_PROGRAMS = {"bias", "scale", "tiles", "weight"}, {"bias_sums", "scale_sums", "parts", "parameter_sums"}
 
 
 def _behind(named: dict, grid: tuple[int, ...], before: int) -> tuple[tuple[int, ...], dict[str, int]]:
