@@ -113,6 +113,11 @@ def _settle() -> None:
     _setting = _settings[-1]._name if _settings else "auto"
 
 
+def asked_for_a_body() -> bool:
+    """Whether compiled bodies are to run even where there is too little to do for them."""
+    return _setting in ("numba", "triton")
+
+
 def leaves_the_library() -> bool:
     """Whether a program is being made that shall hold none of this library's operators."""
     return _setting == "reference" and torch.compiler.is_exporting()

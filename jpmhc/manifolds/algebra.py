@@ -49,10 +49,11 @@ def sum_of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor, start: Tensor | 
 
 def frobenius(x: Tensor, u: Tensor, v: Tensor, *, keepdim: bool) -> Tensor:
     """Return ``sum(u * v)``, one number a point of the batch that all three broadcast to."""
-    result = (u * v).sum((-2, -1), keepdim=True)
-    if result.ndim < x.ndim or result.shape[:-2] != x.shape[:-2]:
-        result = result.expand(*torch.broadcast_shapes(x.shape[:-2], result.shape[:-2]), 1, 1)
-    return result if keepdim else result.squeeze((-2, -1))
+    result = (u * v).sum((-2, -1), keepdim=keepdim)
+    if x.shape == u.shape:
+        return result
+    core = (1, 1) if keepdim else ()
+    return result.expand(*torch.broadcast_shapes(x.shape[:-2], result.shape[: result.ndim - len(core)]), *core)
 
 
 def polish(matrix: Tensor) -> Tensor:

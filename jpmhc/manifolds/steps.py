@@ -2,14 +2,23 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from jpmhc import kernels
 from jpmhc.autodiff import fused
+from jpmhc.kernels.bodies import asked_for_a_body
+from jpmhc.kernels.transforms import wants_derivative
+
+_LITTLE = 512  # numbers
 
 
 def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: float) -> Tensor:
     """``whole e + x (straight S + crossed S^T)`` with ``S = x^T e``."""
+    # To ask how to make a few products takes longer than to make them.
+    little = x.numel() <= _LITTLE and not torch.compiler.is_compiling() and not asked_for_a_body()
+    if little and not wants_derivative(x, e):
+        return kernels.little_tangent_part(x, e, whole, straight, crossed)
     result: Tensor = fused(kernels.tangent_part, kernels.plain_tangent_part, (x, e), (whole, straight, crossed))
     return result
 
