@@ -45,6 +45,8 @@ def little_tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, cro
     Not to be differentiated under ``torch.func``: the rules of these products there hold on to levels that have ended
     (an internal error of torch 2.13).
     """
+    if x.shape[-2] == x.shape[-1]:
+        whole, straight = whole + straight, 0.0  # x x^T e is e
     if not straight:
         right, factor = e.mT @ x, crossed
     else:

@@ -88,6 +88,20 @@ def test_tangent_part_is_what_it_says(weights, shape, dtype, tol):
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=tol * max(1, shape[-1] / 16))
 
 
+@pytest.mark.parametrize("weights", [(1.0, -0.5, -0.5), (0.0, 0.5, -0.5), (1.0, -1.0, 0.0), (1.0, 0.0, -1.0)])
+@pytest.mark.parametrize(
+    "batches", [((), ()), ((1,), (1,)), ((3,), (3,)), ((2, 3), (2, 3)), ((), (3,)), ((3,), ()), ((1,), (3,))]
+)
+@pytest.mark.parametrize("size", [(4, 4), (6, 2)])
+def test_a_few_tangent_parts_are_what_many_are(weights, batches, size):
+    (x, *_), (_, e, _) = (material((*batch, *size), seed=seed) for seed, batch in enumerate(batches))
+    kept = x.clone(), e.clone()
+    found = kernels.little_tangent_part(x, e, *weights)
+    torch.testing.assert_close(found, kernels.plain_tangent_part(x, e, *weights), rtol=0, atol=1e-14)
+    assert torch.equal(x, kept[0])
+    assert torch.equal(e, kept[1])
+
+
 @pytest.mark.parametrize("name", ["cayley_retraction", "cayley_transport", "tangent_part"])
 def test_operations_are_registered_as_torch_asks(name):
     x, u, v = material((3, 4, 2))
