@@ -10,6 +10,7 @@ from torch import Tensor
 from jpmhc.autodiff.equation import pullback
 from jpmhc.autodiff.precision import in_full_precision
 from jpmhc.autodiff.transforms import differentiable, wants_rule
+from jpmhc.kernels.bodies import asked_for_a_body
 from jpmhc.kernels.gates import Gates, GatesPullback, gates_backward, gates_forward, plain_gates
 from jpmhc.kernels.precision import cast
 from jpmhc.kernels.transforms import signed, transform_depth
@@ -58,7 +59,9 @@ def opened(z: Tensor, opening: Opening) -> tuple[Tensor, Tensor]:
     leading, dtype = z.shape[:-1], torch.promote_types(z.dtype, opening.bias.dtype)
     flat, bias, scale = (cast(tensor, dtype) for tensor in (z.reshape(-1, z.shape[-1]), *opening[:2]))
     given = flat, bias, scale, *opening[2:]
-    if torch.compiler.is_compiling() or transform_depth() or (flat.is_cpu and len(flat) < _FEW):
+    # The number of tokens is asked for last: traced, the question would be a condition on it.
+    plain = torch.compiler.is_compiling() or transform_depth() > 0
+    if plain or (flat.is_cpu and len(flat) < _FEW and not asked_for_a_body()):
         post, raw = plain_gates(*given)
     else:
         post, raw = (_Gates.apply if wants_rule(*given) else _Gates.forward)(*given)
