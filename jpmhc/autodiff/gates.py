@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jpmhc.autodiff.equation import pullback
 from jpmhc.autodiff.precision import in_full_precision
 from jpmhc.autodiff.transforms import differentiable, wants_rule
 from jpmhc.kernels.bodies import asked_for_a_body
@@ -60,8 +59,8 @@ def opened(z: Tensor, opening: Opening) -> tuple[Tensor, Tensor]:
     flat, bias, scale = (cast(tensor, dtype) for tensor in (z.reshape(-1, z.shape[-1]), *opening[:2]))
     given = flat, bias, scale, *opening[2:]
     # The number of tokens is asked for last: traced, the question would be a condition on it.
-    plain = torch.compiler.is_compiling() or transform_depth() > 0
-    if plain or (flat.is_cpu and len(flat) < _FEW and not asked_for_a_body()):
+    plain = torch.compiler.is_compiling() or torch._C._is_tracing() or transform_depth() > 0
+    if plain or (flat.is_cpu and flat.shape[0] < _FEW and not asked_for_a_body()):
         post, raw = plain_gates(*given)
     else:
         post, raw = (_Gates.apply if wants_rule(*given) else _Gates.forward)(*given)
@@ -78,21 +77,16 @@ class _Gates(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.options = inputs[3:]
-        ctx.save_for_backward(*inputs[:3], output[0])
+        ctx.options = inputs[3], inputs[5], len(inputs[1])
+        ctx.save_for_backward(inputs[0], inputs[2], output[0])
 
     @staticmethod
     @in_full_precision
     def backward(ctx: Any, grad_post: Tensor, grad_raw: Tensor) -> tuple[Tensor | None, ...]:
-        z, bias, scale, post = ctx.saved_tensors
-        gate, streams, squashed = ctx.options
-        if differentiable():
-
-            def plain(z: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-                return plain_gates(z, bias, scale, gate, streams, squashed)
-
-            grads = pullback(plain, (z, bias, scale), ctx.needs_input_grad[:3], (grad_post, grad_raw))
-            return *grads, None, None, None
-        grad_z, sums = gates_backward(GatesPullback(grad_post, grad_raw, z, post, scale, gate, squashed))
-        grad_bias, grad_scale = sums.split([len(bias), 2])
+        z, scale, post = ctx.saved_tensors
+        gate, squashed, length = ctx.options
+        # Of the write weights, a result, more derivatives come back to where they were made.
+        rule = gates_backward.__wrapped__ if differentiable() else gates_backward  # type: ignore[attr-defined]
+        grad_z, sums = rule(GatesPullback(grad_post, grad_raw, z, post, scale, gate, squashed))
+        grad_bias, grad_scale = sums.split([length, 2])
         return grad_z, grad_bias, grad_scale, None, None, None

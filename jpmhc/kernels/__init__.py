@@ -7,7 +7,6 @@ from jpmhc.kernels.elimination import inverse
 from jpmhc.kernels.orthogonal import (
     cayley_retraction,
     cayley_transport,
-    little_tangent_part,
     plain_cayley_retraction,
     plain_cayley_transport,
     plain_tangent_part,
@@ -40,7 +39,6 @@ __all__ = [
     "chain_sweeps",
     "choice",
     "inverse",
-    "little_tangent_part",
     "moved_logarithm",
     "newton_polar",
     "noisy_chain_sweeps",

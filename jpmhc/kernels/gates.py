@@ -10,6 +10,8 @@ from torch import Tensor
 
 from jpmhc.kernels.primitive import primitive, repeated
 
+GATES = ("softmax", "sigmoid", "tanh")
+
 
 class Gates(NamedTuple):
     """Arguments of `gates_forward`."""
@@ -35,6 +37,8 @@ class Gates(NamedTuple):
     def unfit(self) -> str | None:
         """Tell what does not fit, or None: compiled code looks at no sizes and would read behind an array."""
         m, n = self.z.shape[-1], self.streams
+        if self.gate not in GATES:
+            return f"gate: expected one of {', '.join(GATES)}, got {self.gate!r}"
         if self.z.ndim != 2 or not 1 <= n <= m // 2:
             return f"z: expected (N, m) with m of at least {2 * n}, got {tuple(self.z.shape)}"
         for name, shape in (("bias", (m - n,)), ("scale", (2,))):
@@ -66,6 +70,8 @@ class GatesPullback(NamedTuple):
     def unfit(self) -> str | None:
         """Tell what does not fit, or None."""
         (tokens, n), m = self.post.shape, self.z.shape[-1]
+        if self.gate not in GATES:
+            return f"gate: expected one of {', '.join(GATES)}, got {self.gate!r}"
         if not 1 <= n <= m // 2:
             return f"z: expected (N, m) with m of at least {2 * n}, got {tuple(self.z.shape)}"
         shapes = {"grad_post": (tokens, n), "grad_raw": (tokens, m - 2 * n), "z": (tokens, m), "scale": (2,)}
@@ -139,6 +145,8 @@ def plain_gates(
     z: Tensor, bias: Tensor, scale: Tensor, gate: str, streams: int, squashed: bool
 ) -> tuple[Tensor, Tensor]:
     """Do as `gates_forward` in operations that torch can differentiate."""
+    if gate not in GATES:
+        raise ValueError(f"gate: expected one of {', '.join(GATES)}, got {gate!r}")
     _, write, mixing = z.tensor_split([streams, 2 * streams], 1)
     of_write, of_mixer = scale.unbind()
     if gate == "tanh":

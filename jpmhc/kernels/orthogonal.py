@@ -39,25 +39,22 @@ def plain_tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, cros
     return part if whole == 0 else whole * e + part
 
 
-def little_tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: float) -> Tensor:
-    """Compute `tangent_part` of a few matrices in the fewest calls.
+def combined(x: Tensor, e: Tensor, whole: float, straight: float, crossed: float) -> Tensor:
+    """Compute `tangent_part` of one matrix, or of a batch of one dimension, both of one shape, in the fewest calls.
 
     Not to be differentiated under ``torch.func``: the rules of these products there hold on to levels that have ended
     (an internal error of torch 2.13).
     """
-    if x.shape[-2] == x.shape[-1]:
+    multiply, add = (torch.mm, torch.addmm) if x.ndim == 2 else (torch.bmm, torch.baddbmm)
+    if x.shape[-2] == x.shape[-1] and crossed:
         whole, straight = whole + straight, 0.0  # x x^T e is e
-    if not straight:
-        right, factor = e.mT @ x, crossed
+        left, right, factor = multiply(x, e.mT), x, crossed
+    elif not straight:
+        left, right, factor = x, multiply(e.mT, x), crossed
     else:
-        s = x.mT @ e
-        right, factor = torch.add(s, s.mT, alpha=crossed / straight) if crossed else s, straight
-    if x.ndim == e.ndim == 2:
-        return torch.addmm(e, x, right, beta=whole, alpha=factor)
-    if x.ndim == e.ndim == 3 and len(x) == len(e):
-        return torch.baddbmm(e, x, right, beta=whole, alpha=factor)
-    part = (x @ right).mul_(factor)
-    return part.add_(e, alpha=whole) if part.shape == e.shape else whole * e + part
+        s = multiply(x.mT, e)
+        left, right, factor = x, torch.add(s, s.mT, alpha=crossed / straight) if crossed else s, straight
+    return add(e, left, right, beta=whole, alpha=factor)
 
 
 @primitive("cayley_retraction")
@@ -126,17 +123,7 @@ def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: f
     -------
     Tensor, shape (..., n, p)
     """
-    like = e
-    x, e = _flat(x), _flat(e)
-    if x.shape[-2] == x.shape[-1]:
-        whole, straight = whole + straight, 0.0  # x x^T e is e
-        left, right, factor = torch.bmm(x, e.mT), x, crossed
-    elif not straight:
-        left, right, factor = x, torch.bmm(e.mT, x), crossed
-    else:
-        s = torch.bmm(x.mT, e)
-        left, right, factor = x, torch.add(s, s.mT, alpha=crossed / straight) if crossed else s, straight
-    return _shaped(torch.baddbmm(e, left, right, beta=whole, alpha=factor), like)
+    return _shaped(combined(_flat(x), _flat(e), whole, straight, crossed), e)
 
 
 def _flat(x: Tensor) -> Tensor:

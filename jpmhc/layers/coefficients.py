@@ -13,9 +13,9 @@ from jpmhc.kernels.crossing import Reading
 from jpmhc.kernels.handing import hand_on
 from jpmhc.kernels.precision import cast, full_precision
 from jpmhc.layers.arguments import check_number, check_size
-from jpmhc.layers.gates import make_gate
+from jpmhc.layers.gates import make_gate, name_in_kernels
 from jpmhc.layers.label import Labelled
-from jpmhc.layers.mixer import Mixer, check_matrix, make_mixer
+from jpmhc.layers.mixer import Mixer, bound_in_kernels, check_matrix, make_mixer
 from jpmhc.layers.projection import NORMS, by_streams, project, pull_projection
 from jpmhc.layers.recipes import find_recipe
 from jpmhc.layers.shards import placed_like
@@ -219,15 +219,15 @@ class Coefficients(Labelled):
             scale = torch.cat([scale, scale[:1]])
         return scale if self.learn_mixer_scale else torch.cat([scale[:2], scale[2:].detach()])
 
-    def _reading(self, dtype: torch.dtype) -> tuple[Reading, Opening] | None:
-        """Describe to kernels how raw numbers come about and what becomes of them.
+    def _reading(self, dtype: torch.dtype) -> tuple[Reading, Opening | None] | None:
+        """Describe to kernels how raw numbers come about, how they read, and what becomes of the others.
 
-        None where they do not know the gate, the norm, the projection or what bounds the mixer's numbers.
+        None where kernels do not know the gate, the norm or the projection, and for the others alone where they do not
+        know what bounds the mixer's.
         """
-        gate, (reads, writes, mixes) = self.gate.as_told(), self.sizes
-        known = gate is not None and self.norm in ("rms", None) and self.mixer.squashes_as_told()
+        gate, (reads, writes, mixes) = name_in_kernels(self.gate), self.sizes
         parts = self.shared or self.reads > 1 or self.fractions > 1
-        if self.projection is None or not known or parts or self._replaced():
+        if self.projection is None or gate is None or self.norm not in ("rms", None) or parts or self._replaced():
             return None
         # Cut once, so that the gradients of the pieces are joined and not filled up with zeros and added.
         of_read, others = cast(self.static, dtype).split([reads, writes + mixes])
@@ -235,8 +235,9 @@ class Coefficients(Labelled):
         factors = others.new_ones(3) if self.scale is None else self._factors(dtype)
         of_reads, of_others = factors.split([1, 2])
         eps = self.eps if self.norm == "rms" else None
-        reading = Reading(of_read + cast(preference, dtype), self.projection, of_reads, gate or "", eps)
-        return reading, Opening(others, of_others, gate or "", self.streams, self.mixer.squashes)
+        reading = Reading(of_read + cast(preference, dtype), self.projection, of_reads, gate, eps)
+        squashed = bound_in_kernels(self.mixer)
+        return reading, None if squashed is None else Opening(others, of_others, gate, self.streams, squashed)
 
     def _pieces(self, x: Tensor) -> Tensor:
         """View streams (..., n, d) as their fractions (..., n m, d / m)."""

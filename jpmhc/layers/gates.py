@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jpmhc.layers.constants import ConstantModule
 from jpmhc.layers.hooks import watched
@@ -43,14 +42,6 @@ class Gate(ConstantModule):
     preference: Tensor
     # Whether a fraction of a read may weigh other fractions of the streams.
     dense = False
-    # Name in `jpmhc.kernels` of the map from raw read weights to one read of whole streams, if it is one of those.
-    kernel: str | None = None
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        # A subclass with a map of its own is none that kernels know, unless it says so.
-        if "kernel" not in vars(cls) and {"forward", "squash"} & vars(cls).keys():
-            cls.kernel = None
 
     def __init__(self, streams: int, layer_index: int | None, reads: int = 1, fractions: int = 1) -> None:
         super().__init__()
@@ -77,10 +68,6 @@ class Gate(ConstantModule):
     def squash(self, dynamic: Tensor) -> Tensor:
         """Bound the token-dependent numbers before they are scaled and added; does nothing here."""
         return dynamic
-
-    def as_told(self) -> str | None:
-        """Return the name of this gate in `jpmhc.kernels`, if kernels know it and nobody wants to see it called."""
-        return None if {"forward", "squash"} & self.__dict__.keys() or watched(self) else self.kernel
 
     def extra_repr(self) -> str:
         """Show the number of streams, the one that the read starts towards, and further reads and fractions."""
@@ -130,8 +117,6 @@ class SoftmaxGate(Gate):
     ([0.1192, 0.8808], [1.0, 1.0])
     """
 
-    kernel: str | None = "softmax"
-
     @staticmethod
     def prefer(streams: int, favourite: int | None, fractions: int) -> Tensor:
         """``log p0``."""
@@ -151,8 +136,6 @@ class PublishedSoftmaxGate(SoftmaxGate):
     n different softmaxes goes beyond what one softmax of the token's projection can be.
     """
 
-    kernel = None
-
     def __init__(self, streams: int, layer_index: int | None) -> None:
         super().__init__(streams, layer_index)
         self.n_read = self.n_write = streams * streams
@@ -169,8 +152,6 @@ class SigmoidGate(Gate):
 
     Weights are positive and independent of one another; a single stream is read with weight 1.
     """
-
-    kernel = "sigmoid"
 
     @staticmethod
     def prefer(streams: int, favourite: int | None, fractions: int) -> Tensor:
@@ -189,8 +170,6 @@ class TanhGate(Gate):
     A fraction of a read starts at the same fraction of stream k and may come to weigh others, as in Frac-Connections
     (arXiv 2503.14125).
     """
-
-    kernel = "tanh"
 
     dense = True
 
@@ -236,6 +215,25 @@ class UniformGate(Gate):
         batch, rows = raw_read.shape[:-1], self.reads * self.fractions
         pre = raw_read.new_full((*batch, *([rows] if rows > 1 else []), self.streams), 1 / self.streams)
         return self._spread(pre), raw_read.new_ones(*batch, self.streams * self.fractions)
+
+
+# The maps that kernels make too, where they are one read of whole streams and nobody has put others in their place.
+_IN_KERNELS = {
+    (SoftmaxGate.forward, Gate.squash): "softmax",
+    (SigmoidGate.forward, Gate.squash): "sigmoid",
+    (TanhGate.forward, TanhGate.squash): "tanh",
+}
+
+
+def name_in_kernels(gate: nn.Module) -> str | None:
+    """Return the name of a gate's maps in `jpmhc.kernels` if they are known there and nobody wants to see it called.
+
+    The functions decide, not the class: a wrapper, a subclass or an object of one's own may have any of its own.
+    """
+    if not isinstance(gate, Gate) or watched(gate) or {"forward", "squash"} & vars(gate).keys():
+        return None
+    kind = type(gate)
+    return _IN_KERNELS.get((kind.forward, kind.squash)) if kind.__call__ is nn.Module.__call__ else None
 
 
 _GATES: dict[str, type[Gate]] = {

@@ -71,8 +71,11 @@ class Halves(Coefficients):
             else:
                 crossing = cross(x, before, reading[0])
                 u, x, pre = crossing.u, crossing.streams, crossing.pre  # type: ignore[assignment]
-                post, raw = opened(crossing.z, reading[1])  # type: ignore[arg-type]
-                matrix = self._mixed(raw)
+                if reading[1] is None:
+                    _, post, matrix = self._charted(crossing.z, dtype)
+                else:
+                    post, raw = opened(crossing.z, reading[1])  # type: ignore[arg-type]
+                    matrix = self._mixed(raw)
         if before is None:
             self._ran(given, pre, post, matrix)
         else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jpmhc.kernels.precision import full_precision, lowered, tell_if_compiled
 from jpmhc.layers.arguments import check_size
@@ -97,10 +97,6 @@ class Mixer(ConstantModule):
         """Bound the token-dependent numbers (..., n_coefficients) before they are scaled and added, by tanh or not."""
         return torch.tanh(dynamic) if self.squashes else dynamic
 
-    def squashes_as_told(self) -> bool:
-        """Whether :meth:`squash` is the one of the base class, which kernels know."""
-        return type(self).squash is Mixer.squash and "squash" not in self.__dict__
-
     def describe(self) -> str:
         """Return the choices that decide what raw numbers mean, as one line; state dicts carry it."""
         return f"{type(self).__name__}({self.extra_repr()})"
@@ -140,6 +136,13 @@ def _precise(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     wrapped.__precise__ = True  # type: ignore[attr-defined]
     return wrapped
+
+
+def bound_in_kernels(mixer: nn.Module) -> bool | None:
+    """Whether tanh bounds a mixer's numbers, as kernels do it; None where a bound of somebody's own has its place."""
+    if not isinstance(mixer, Mixer) or type(mixer).squash is not Mixer.squash or "squash" in vars(mixer):
+        return None
+    return mixer.squashes
 
 
 def check_matrix(matrix: Any, raw: Tensor, mixer: Mixer) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from jpmhc.kernels.crossing import Writing, cross
 from jpmhc.kernels.transforms import transform_depth
@@ -175,7 +176,8 @@ def _stands_alone(layer: nn.Module) -> bool:
         getattr(type(layer), name) is not getattr(HyperConnection, name) or name in vars(layer)
         for name in ("forward", "read", "enter")
     )
-    return own_methods or watched(layer) or layer.reads > 1 or layer.fractions > 1
+    hooked = watched(layer) or _has_any_global_hook()
+    return own_methods or hooked or layer.reads > 1 or layer.fractions > 1
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:

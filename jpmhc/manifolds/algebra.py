@@ -53,7 +53,7 @@ def frobenius(x: Tensor, u: Tensor, v: Tensor, *, keepdim: bool) -> Tensor:
     if x.shape == u.shape:
         return result
     core = (1, 1) if keepdim else ()
-    return result.expand(*torch.broadcast_shapes(x.shape[:-2], result.shape[: result.ndim - len(core)]), *core)
+    return result.expand((*torch.broadcast_shapes(x.shape[:-2], result.shape[: result.ndim - len(core)]), *core))
 
 
 def polish(matrix: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from torch import Tensor
 from jpmhc import kernels
 from jpmhc.autodiff import fused
 from jpmhc.kernels.bodies import asked_for_a_body
+from jpmhc.kernels.orthogonal import combined
+from jpmhc.kernels.precision import lowered
 from jpmhc.kernels.transforms import wants_derivative
 
 _LITTLE = 512  # numbers
@@ -15,12 +17,18 @@ _LITTLE = 512  # numbers
 
 def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: float) -> Tensor:
     """``whole e + x (straight S + crossed S^T)`` with ``S = x^T e``."""
-    # To ask how to make a few products takes longer than to make them.
-    little = x.numel() <= _LITTLE and not torch.compiler.is_compiling() and not asked_for_a_body()
-    if little and not wants_derivative(x, e):
-        return kernels.little_tangent_part(x, e, whole, straight, crossed)
+    if _is_little(x, e):
+        return combined(x, e, whole, straight, crossed)
     result: Tensor = fused(kernels.tangent_part, kernels.plain_tangent_part, (x, e), (whole, straight, crossed))
     return result
+
+
+def _is_little(x: Tensor, e: Tensor) -> bool:
+    """Whether a few products take less than to ask how to make them, and nobody needs their derivative or a trace."""
+    if x.numel() > _LITTLE or x.shape != e.shape or x.ndim not in (2, 3) or torch.compiler.is_compiling():
+        return False
+    watched = torch._C._is_tracing() or lowered("cpu" if x.is_cpu else x.device.type)
+    return not (watched or asked_for_a_body() or wants_derivative(x, e))
 
 
 def orthonormalised(matrix: Tensor) -> Tensor:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from jpmhc import kernels
+from jpmhc.manifolds import steps
 from tests.kernels.ways import way
 
 D = {"dtype": torch.float64}
@@ -89,17 +90,30 @@ def test_tangent_part_is_what_it_says(weights, shape, dtype, tol):
 
 
 @pytest.mark.parametrize("weights", [(1.0, -0.5, -0.5), (0.0, 0.5, -0.5), (1.0, -1.0, 0.0), (1.0, 0.0, -1.0)])
-@pytest.mark.parametrize(
-    "batches", [((), ()), ((1,), (1,)), ((3,), (3,)), ((2, 3), (2, 3)), ((), (3,)), ((3,), ()), ((1,), (3,))]
-)
+@pytest.mark.parametrize("batches", [((), ()), ((1,), (1,)), ((3,), (3,)), ((2, 3), (2, 3)), ((), (3,)), ((3,), ())])
 @pytest.mark.parametrize("size", [(4, 4), (6, 2)])
 def test_a_few_tangent_parts_are_what_many_are(weights, batches, size):
     (x, *_), (_, e, _) = (material((*batch, *size), seed=seed) for seed, batch in enumerate(batches))
     kept = x.clone(), e.clone()
-    found = kernels.little_tangent_part(x, e, *weights)
+    found = steps.tangent_part(x, e, *weights)
     torch.testing.assert_close(found, kernels.plain_tangent_part(x, e, *weights), rtol=0, atol=1e-14)
     assert torch.equal(x, kept[0])
     assert torch.equal(e, kept[1])
+    e[..., 0, 1] = torch.nan
+    assert steps.tangent_part(x, e, *weights).isnan().any()
+
+
+def test_one_point_with_many_vectors_is_no_few():
+    x, e, _ = material((4, 4))
+    assert steps._is_little(x, e)
+    assert not steps._is_little(x, e.expand(1000, 4, 4))
+    assert not steps._is_little(x, e.clone().requires_grad_())
+    assert not torch.func.vmap(lambda x: torch.tensor(steps._is_little(x, e)))(x.expand(2, 4, 4)).any()
+    with kernels.backend("numba"):
+        assert not steps._is_little(x, e)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not steps._is_little(x, e)
+        assert steps.tangent_part(x.float(), e.float(), 1.0, 0.0, -1.0).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["cayley_retraction", "cayley_transport", "tangent_part"])

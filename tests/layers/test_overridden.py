@@ -74,12 +74,49 @@ def test_coefficients_replaced_on_one_layer_are_used(dynamic):
     torch.testing.assert_close(compiled(x), expected)
 
 
-class Halved(SoftmaxGate):
+class Half:
     """Writes half as much."""
 
     def forward(self, raw_read, raw_write):
         pre, post = super().forward(raw_read, raw_write)
         return pre, post / 2
+
+
+class Halved(SoftmaxGate):
+    def forward(self, raw_read, raw_write):
+        pre, post = super().forward(raw_read, raw_write)
+        return pre, post / 2
+
+
+class Mixed(Half, SoftmaxGate):
+    pass
+
+
+class Called(SoftmaxGate):
+    def __call__(self, *raw):
+        pre, post = super().__call__(*raw)
+        return pre, post / 2
+
+
+class Around(nn.Module):
+    """Has whatever the module inside has, but for a forward and a bound of its own."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inside"), name)
+
+    def forward(self, *raw):
+        made = self.inside(*raw)
+        return made if isinstance(made, torch.Tensor) else (made[0], made[1] / 2)
+
+    def squash(self, dynamic):
+        return dynamic.atan()
 
 
 class Bounded(Sinkhorn):
@@ -89,13 +126,21 @@ class Bounded(Sinkhorn):
         return dynamic.atan()
 
 
-def replaced(name):
-    """Three layers, the second with something of somebody's own in the place of what kernels know."""
-    connections = made(layers.HyperConnection, mixer="sinkhorn", gate="softmax", norm="rms")
-    layer = connections[1]
-    if name == "gate":
-        layer.gate = Halved(4, 1)
-    elif name == "gate's forward":
+class Any(nn.Module):
+    """A mixer that is none of the library's classes."""
+
+    streams, n_coefficients, mixes = 4, 16, True
+
+    def squash(self, dynamic):
+        return dynamic.sin()
+
+    def forward(self, raw):
+        return raw.unflatten(-1, (4, 4)).softmax(-1)
+
+
+def replace_in(layer, name):
+    """Put something of somebody's own in the place of what kernels know."""
+    if name == "gate's forward":
         forward = layer.gate.forward
         layer.gate.forward = lambda *raw: tuple(weights / 2 for weights in forward(*raw))
     elif name == "gate's hook":
@@ -103,20 +148,42 @@ def replaced(name):
     elif name == "mixer's squash":
         layer.mixer.squash = torch.atan
     else:
-        layer.mixer = Bounded(4)
-    return connections
+        part, make = {
+            "gate": ("gate", lambda _: Halved(4, 1)),
+            "gate of two classes": ("gate", lambda _: Mixed(4, 1)),
+            "gate's call": ("gate", lambda _: Called(4, 1)),
+            "gate's wrapper": ("gate", Around),
+            "mixer": ("mixer", lambda _: Bounded(4)),
+            "mixer's wrapper": ("mixer", Around),
+            "mixer of no class": ("mixer", lambda _: Any()),
+        }[name]
+        setattr(layer, part, make(getattr(layer, part)))
 
 
-@pytest.mark.parametrize("name", ["gate", "gate's forward", "gate's hook", "mixer", "mixer's squash"])
+REPLACED = ["gate", "gate of two classes", "gate's call", "gate's wrapper", "gate's forward", "gate's hook"]
+REPLACED += ["mixer", "mixer's wrapper", "mixer of no class", "mixer's squash"]
+
+
+@pytest.mark.parametrize("name", REPLACED)
 @pytest.mark.parametrize("tokens", [5, 600])
 def test_gates_and_mixers_of_ones_own_are_used(tokens, name):
-    connections, x = replaced(name), torch.randn(tokens, 4, 8)
+    connections, x = (
+        made(layers.HyperConnection, mixer="sinkhorn", gate="softmax", norm="rms"),
+        torch.randn(tokens, 4, 8),
+    )
+    plain = layers.HyperStack(connections)(x)
+    replace_in(connections[1], name)
     expected = x
     for layer in connections:
         expected = written_out(layer, expected)
-    plain = x
-    for layer in made(layers.HyperConnection, mixer="sinkhorn", gate="softmax", norm="rms"):
-        plain = written_out(layer, plain)
     assert not torch.allclose(expected, plain, atol=1e-3)
     torch.testing.assert_close(layers.HyperStack(connections)(x), expected)
     torch.testing.assert_close(nn.Sequential(*connections)(x), expected)
+
+
+def test_a_gate_whose_class_was_changed_is_called(monkeypatch):
+    layer, x = made(layers.HyperConnection, gate="softmax")[0], torch.randn(5, 4, 8)
+    own = SoftmaxGate.forward
+    monkeypatch.setattr(SoftmaxGate, "forward", lambda self, *raw: tuple(w / 2 for w in own(self, *raw)))
+    torch.testing.assert_close(layer(x), written_out(layer, x))
+    assert layer.last[1].sum(-1).allclose(torch.tensor(2.0))

@@ -35,7 +35,7 @@ def gates_backward(pullback: GatesPullback) -> tuple[Tensor, Tensor]:
     sums = np.empty((chunks, grad_parameters.numel()), z.dtype)
     arrays = grad_post, grad_raw, z, post, scale, array_of(grad_z), sums
     pool.run(_close, pool.split(chunks), *arrays, _CODES[pullback.gate], pullback.squashed)
-    sums.sum(0, out=array_of(grad_parameters))
+    array_of(grad_parameters)[:] = sums.sum(0, dtype=np.float64)  # one after the other, whatever their number
     return results
 
 

@@ -118,15 +118,15 @@ def _close(
     if GATE != "tanh":
         weights = tl.load(post + t * N + column, mask=inside & writes, other=0.0)
         if GATE == "softmax":
-            slope = weights * (slope - tl.sum(weights * slope, axis=1, keep_dims=True) / N)
+            pulled = weights * (slope - tl.sum(weights * slope, axis=1, keep_dims=True) / N)
         else:
-            slope = weights * (1.0 - 0.5 * weights) * slope
+            pulled = weights * (1.0 - 0.5 * weights) * slope
+        slope = tl.where(writes, pulled, 0.0)  # what is not finite would be NaN times zero in the mixer's numbers
     mixing = inside & there & (column >= N)
     slope += tl.load(grad_raw + t * (M - 2 * N) + (column - N), mask=mixing, other=0.0)
     place = parameter_sums + block.to(tl.int64) * (M - N + 2) + tl.arange(0, COLUMNS)
     tl.store(place, tl.sum(slope, axis=0), mask=tl.arange(0, COLUMNS) < M - N)
-    # Zeros in both: what is not finite in one part would be NaN times zero in the sum of the other.
-    products = tl.where(inside & there, slope * numbers, 0.0)
+    products = slope * numbers
     last = parameter_sums + block.to(tl.int64) * (M - N + 2) + (M - N)
     tl.store(last, tl.sum(tl.where(writes, products, 0.0)))
     tl.store(last + 1, tl.sum(tl.where(writes, 0.0, products)))
