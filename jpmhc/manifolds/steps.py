@@ -25,10 +25,12 @@ def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: f
 
 def _is_little(x: Tensor, e: Tensor) -> bool:
     """Whether a few products take less than to ask how to make them, and nobody needs their derivative or a trace."""
-    if x.numel() > _LITTLE or x.shape != e.shape or x.ndim not in (2, 3) or torch.compiler.is_compiling():
+    # Traced, the number of tokens is a symbol, and the question a condition on it.
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
         return False
-    watched = torch._C._is_tracing() or lowered("cpu" if x.is_cpu else x.device.type)
-    return not (watched or asked_for_a_body() or wants_derivative(x, e))
+    if x.numel() > _LITTLE or x.shape != e.shape or x.ndim not in (2, 3) or asked_for_a_body():
+        return False
+    return not (lowered("cpu" if x.is_cpu else x.device.type) or wants_derivative(x, e))
 
 
 def orthonormalised(matrix: Tensor) -> Tensor:
