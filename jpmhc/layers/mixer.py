@@ -53,14 +53,15 @@ class Mixer(ConstantModule):
         Largest residual in float32 that the mixer's own claim allows; beyond it :func:`~jpmhc.layers.statistics` warns.
     mixes : bool
         False where M is I whatever the raw numbers are; the layer then leaves the product with M out.
+    squashes : bool
+        Whether tanh bounds the token-dependent numbers, as a kernel does it too. :meth:`squash` may be any other bound.
     """
 
     streams: int
     n_coefficients: int
     promise: float = 1e-5
     mixes: bool = True
-    # Whether tanh bounds the token-dependent numbers.
-    squashes = False
+    squashes: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
