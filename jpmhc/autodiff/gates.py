@@ -59,8 +59,8 @@ def opened(z: Tensor, opening: Opening) -> tuple[Tensor, Tensor]:
     flat, bias, scale = (cast(tensor, dtype) for tensor in (z.reshape(-1, z.shape[-1]), *opening[:2]))
     given = flat, bias, scale, *opening[2:]
     # The number of tokens is asked for last: traced, the question would be a condition on it.
-    plain = torch.compiler.is_compiling() or torch._C._is_tracing() or transform_depth() > 0
-    if plain or (flat.is_cpu and flat.shape[0] < _FEW and not asked_for_a_body()):
+    plain = torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    if plain or transform_depth() or (flat.is_cpu and flat.shape[0] < _FEW and not asked_for_a_body()):
         post, raw = plain_gates(*given)
     else:
         post, raw = (_Gates.apply if wants_rule(*given) else _Gates.forward)(*given)

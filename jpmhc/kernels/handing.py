@@ -46,10 +46,11 @@ def hand_on(
 
     Notes
     -----
-    Backward passes that are to be differentiated again, ``torch.func``, forward mode and compilation go through
-    ``function`` itself.
+    Backward passes that are to be differentiated again, ``torch.func``, forward mode, compilation and tracing go
+    through ``function`` itself.
     """
-    if transform_depth() or torch.compiler.is_compiling():
+    # A graph of jit.trace holds operations alone, a function with rules in it could not be saved.
+    if transform_depth() or torch.compiler.is_compiling() or torch._C._is_tracing():
         return x, function(x, other)
     return _HandedOn.apply(x, other, function, pull, keep_result)
 

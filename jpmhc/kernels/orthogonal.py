@@ -46,8 +46,10 @@ def combined(x: Tensor, e: Tensor, whole: float, straight: float, crossed: float
     (an internal error of torch 2.13).
     """
     multiply, add = (torch.mm, torch.addmm) if x.ndim == 2 else (torch.bmm, torch.baddbmm)
-    if x.shape[-2] == x.shape[-1] and crossed:
+    if x.shape[-2] == x.shape[-1]:
         whole, straight = whole + straight, 0.0  # x x^T e is e
+        if not crossed:
+            return (whole * e).contiguous()
         left, right, factor = multiply(x, e.mT), x, crossed
     elif not straight:
         left, right, factor = x, multiply(e.mT, x), crossed

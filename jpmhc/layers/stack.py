@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from jpmhc.kernels.crossing import Writing, cross
 from jpmhc.kernels.transforms import transform_depth
@@ -176,8 +175,7 @@ def _stands_alone(layer: nn.Module) -> bool:
         getattr(type(layer), name) is not getattr(HyperConnection, name) or name in vars(layer)
         for name in ("forward", "read", "enter")
     )
-    hooked = watched(layer) or _has_any_global_hook()
-    return own_methods or hooked or layer.reads > 1 or layer.fractions > 1
+    return own_methods or watched(layer) or layer.reads > 1 or layer.fractions > 1
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:

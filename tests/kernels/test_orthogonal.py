@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from jpmhc import kernels
+from jpmhc import kernels, manifolds
 from jpmhc.manifolds import steps
 from tests.kernels.ways import way
 
@@ -101,6 +101,14 @@ def test_a_few_tangent_parts_are_what_many_are(weights, batches, size):
     assert torch.equal(e, kept[1])
     e[..., 0, 1] = torch.nan
     assert steps.tangent_part(x, e, *weights).isnan().any()
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3), (400,)])
+@pytest.mark.parametrize("name", ["auto", "reference"])
+def test_a_square_subspace_has_no_horizontal_vector_but_zero(name, batch):
+    x, e, _ = material((*batch, 3, 3), torch.float32)
+    with kernels.backend(name):
+        assert not manifolds.Grassmann().proju(x, e.mT).any()
 
 
 def test_one_point_with_many_vectors_is_no_few():

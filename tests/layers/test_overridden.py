@@ -187,3 +187,26 @@ def test_a_gate_whose_class_was_changed_is_called(monkeypatch):
     monkeypatch.setattr(SoftmaxGate, "forward", lambda self, *raw: tuple(w / 2 for w in own(self, *raw)))
     torch.testing.assert_close(layer(x), written_out(layer, x))
     assert layer.last[1].sum(-1).allclose(torch.tensor(2.0))
+
+
+def test_hooks_of_all_modules_see_gates():
+    layer, x = made(layers.HyperConnection, gate="softmax")[0], torch.randn(5, 4, 8)
+
+    def third(module, _args, weights):
+        return (weights[0], weights[1] / 3) if isinstance(module, SoftmaxGate) else None
+
+    handle = nn.modules.module.register_module_forward_hook(third)
+    try:
+        layer(x)
+    finally:
+        handle.remove()
+    assert layer.last[1].sum(-1).allclose(torch.tensor(4 / 3))
+
+
+@pytest.mark.parametrize("name", ["gate", "gate of two classes", "gate's wrapper", "mixer", "mixer of no class"])
+def test_traced_layers_with_parts_of_ones_own_can_be_saved(name, tmp_path):
+    connections, x = made(layers.HyperConnection, mixer="sinkhorn", gate="softmax", norm="rms"), torch.randn(5, 4, 8)
+    replace_in(connections[1], name)
+    stack = layers.HyperStack(connections)
+    torch.jit.save(torch.jit.trace(stack, x), tmp_path / "stack.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "stack.pt")(x), stack(x))
