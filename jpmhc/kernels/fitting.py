@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jpmhc.kernels.boundary import Boundary, Pullback
+from jpmhc.kernels.shapes import misshapen
 
 
 def unfit(given: Boundary | Pullback) -> str | None:
@@ -31,8 +32,4 @@ def unfit(given: Boundary | Pullback) -> str | None:
         "rms": (tokens,),
         "post_rms": (tokens, n),
     }
-    for name, shape in shapes.items():
-        tensor = getattr(given, name, None)
-        if tensor is not None and tensor.shape != shape:
-            return f"{name}: expected shape {shape}, got {tuple(tensor.shape)}"
-    return None
+    return misshapen(given, shapes)

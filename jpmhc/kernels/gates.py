@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jpmhc.kernels.primitive import primitive, repeated
+from jpmhc.kernels.shapes import misshapen
 
 GATES = ("softmax", "sigmoid", "tanh")
 
@@ -34,18 +35,6 @@ class Gates(NamedTuple):
         tokens, m = self.z.shape
         return self.z.new_empty(tokens, self.streams), self.z.new_empty(tokens, m - 2 * self.streams)
 
-    def unfit(self) -> str | None:
-        """Tell what does not fit, or None: compiled code looks at no sizes and would read behind an array."""
-        m, n = self.z.shape[-1], self.streams
-        if self.gate not in GATES:
-            return f"gate: expected one of {', '.join(GATES)}, got {self.gate!r}"
-        if self.z.ndim != 2 or not 1 <= n <= m // 2:
-            return f"z: expected (N, m) with m of at least {2 * n}, got {tuple(self.z.shape)}"
-        for name, shape in (("bias", (m - n,)), ("scale", (2,))):
-            if getattr(self, name).shape != shape:
-                return f"{name}: expected shape {shape}, got {tuple(getattr(self, name).shape)}"
-        return None
-
 
 class GatesPullback(NamedTuple):
     """Arguments of `gates_backward`."""
@@ -67,18 +56,21 @@ class GatesPullback(NamedTuple):
         (_, m), n = self.z.shape, self.post.shape[-1]
         return self.z.new_empty(self.z.shape), self.z.new_empty(m - n + 2)
 
-    def unfit(self) -> str | None:
-        """Tell what does not fit, or None."""
-        (tokens, n), m = self.post.shape, self.z.shape[-1]
-        if self.gate not in GATES:
-            return f"gate: expected one of {', '.join(GATES)}, got {self.gate!r}"
-        if not 1 <= n <= m // 2:
-            return f"z: expected (N, m) with m of at least {2 * n}, got {tuple(self.z.shape)}"
-        shapes = {"grad_post": (tokens, n), "grad_raw": (tokens, m - 2 * n), "z": (tokens, m), "scale": (2,)}
-        for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                return f"{name}: expected shape {shape}, got {tuple(getattr(self, name).shape)}"
-        return None
+
+def unfit(given: Gates | GatesPullback) -> str | None:
+    """Tell what does not fit, or None: compiled code looks at no sizes and would read behind an array."""
+    tokens, m = given.z.shape[0], given.z.shape[-1]
+    n = given.streams if isinstance(given, Gates) else given.post.shape[-1]
+    if given.gate not in GATES:
+        return _unknown(given.gate)
+    if given.z.ndim != 2 or not 1 <= n <= m // 2:
+        return f"z: expected (N, m) with m of at least {2 * n}, got {tuple(given.z.shape)}"
+    rows = {"post": (tokens, n), "grad_post": (tokens, n), "grad_raw": (tokens, m - 2 * n)}
+    return misshapen(given, {"bias": (m - n,), "scale": (2,), **rows})
+
+
+def _unknown(gate: str) -> str:
+    return f"gate: expected one of {', '.join(GATES)}, got {gate!r}"
 
 
 @primitive("gates_forward", fake=Gates.results, vmap=repeated, arguments=Gates)
@@ -146,7 +138,7 @@ def plain_gates(
 ) -> tuple[Tensor, Tensor]:
     """Do as `gates_forward` in operations that torch can differentiate."""
     if gate not in GATES:
-        raise ValueError(f"gate: expected one of {', '.join(GATES)}, got {gate!r}")
+        raise ValueError(_unknown(gate))
     _, write, mixing = z.tensor_split([streams, 2 * streams], 1)
     of_write, of_mixer = scale.unbind()
     if gate == "tanh":

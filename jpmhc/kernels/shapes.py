@@ -5,9 +5,20 @@ What does not fit is left to the reference, which says so in its own words or br
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 LARGEST = 16  # rows and columns of a small matrix
+
+
+def misshapen(given: object, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Tell which of the named tensors of some arguments has another shape than the one that is given, or None."""
+    for name, shape in shapes.items():
+        tensor = getattr(given, name, None)
+        if tensor is not None and tensor.shape != shape:
+            return f"{name}: expected shape {shape}, got {tuple(tensor.shape)}"
+    return None
 
 
 def unlike(matrix: Tensor, *others: object) -> str | None:

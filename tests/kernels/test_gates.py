@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -167,7 +168,8 @@ def test_derivatives_of_every_order_and_mode(gate, squashed, few, monkeypatch):
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_function_transforms_see_plain_operations(gate):
+def test_function_transforms_see_plain_operations(gate, monkeypatch):
+    monkeypatch.setattr(gates, "_FEW", 0)  # for few tokens all do
     z, bias, scale, *_ = material(6, 2, 7)
 
     def loss(z, bias, scale):
@@ -186,6 +188,18 @@ def test_what_is_kept_for_backward():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         post, _ = opened(z, Opening(bias, scale, "softmax", 4))
     assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (z, scale, post)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_is_right_to_three_units_in_the_last_place(dtype):
+    pytest.importorskip("numba")
+    sizes = torch.cat([torch.logspace(-30, 1.5, 4000), torch.linspace(0.4, 0.6, 2000), torch.tensor([0.0, 400.0])])
+    z = torch.cat([sizes, -sizes]).to(dtype).view(-1, 1).expand(-1, 3)
+    with kernels.backend("numba"):
+        _, raw = gates_forward(Gates(z, z.new_zeros(2), z.new_ones(2), "sigmoid", 1, True))
+    exact = z[:, 2:].numpy().astype(np.longdouble)
+    unit = np.spacing(np.abs(np.tanh(exact)).astype(z.numpy().dtype))
+    assert (np.abs(raw.numpy() - np.tanh(exact)) <= 3 * unit).all()
 
 
 def test_an_unknown_gate_is_refused():
@@ -217,8 +231,9 @@ def test_operations_are_registered_as_torch_asks(operation):
     torch.library.opcheck(getattr(torch.ops.jpmhc, operation).default, options[operation])
 
 
+@pytest.mark.parametrize("tokens", [5, 600])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_raw_numbers_of_low_precision_are_raised_to_the_bias(dtype):
-    z, bias, scale, *_ = material(5, 2, 7, torch.float32)
+def test_raw_numbers_of_low_precision_are_raised_to_the_bias(dtype, tokens):
+    z, bias, scale, *_ = material(tokens, 2, 7, torch.float32)
     post, raw = opened(z.to(dtype), Opening(bias, scale, "sigmoid", 2))
     assert post.dtype == raw.dtype == torch.float32

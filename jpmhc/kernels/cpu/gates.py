@@ -11,13 +11,13 @@ from jpmhc.kernels.cpu.arrays import array_of
 from jpmhc.kernels.cpu.compile import compiled, part
 from jpmhc.kernels.cpu.tiles import DTYPES, LANES, exp, load, store
 from jpmhc.kernels.cpu.tiles import tanh as hyperbolic
-from jpmhc.kernels.gates import Gates, GatesPullback
+from jpmhc.kernels.gates import Gates, GatesPullback, unfit
 
 _CODES = {"softmax": 1, "sigmoid": 2, "tanh": 3}
 _GRAIN = 16 * LANES  # tokens that are worth a thread, and whose gradients of bias and scale are one sum
 
 
-@body(DTYPES, lambda *args: Gates(*args).unfit())
+@body(DTYPES, lambda *args: unfit(Gates(*args)))
 def gates_forward(gates: Gates) -> tuple[Tensor, Tensor]:
     """Run `_open` over all tokens."""
     post, raw = results = gates.results()
@@ -26,7 +26,7 @@ def gates_forward(gates: Gates) -> tuple[Tensor, Tensor]:
     return results
 
 
-@body(DTYPES, lambda *args: GatesPullback(*args).unfit())
+@body(DTYPES, lambda *args: unfit(GatesPullback(*args)))
 def gates_backward(pullback: GatesPullback) -> tuple[Tensor, Tensor]:
     """Run `_close` over all tokens."""
     grad_z, grad_parameters = results = pullback.results()

@@ -10,7 +10,7 @@ from torch import Tensor
 from jpmhc.kernels.bodies import body
 from jpmhc.kernels.cuda.blocks import ROUNDED, token_block
 from jpmhc.kernels.cuda.streams import tanh
-from jpmhc.kernels.gates import Gates, GatesPullback
+from jpmhc.kernels.gates import Gates, GatesPullback, unfit
 
 _NUMBERS = 2048  # of a block
 _MOST = 4096  # numbers of a token
@@ -18,7 +18,7 @@ _MOST = 4096  # numbers of a token
 
 def _refuses(given: Gates | GatesPullback) -> str | None:
     numbers = given.z.shape[-1]
-    return f"no body for {numbers} raw numbers, only up to {_MOST}" if numbers > _MOST else given.unfit()
+    return f"no body for {numbers} raw numbers, only up to {_MOST}" if numbers > _MOST else unfit(given)
 
 
 # Beside streams of any dtype, raw numbers are float32; float64 has no tanh here.
