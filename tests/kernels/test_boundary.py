@@ -53,6 +53,15 @@ def test_streams_too_large_for_a_cache(form):
     assert deviation(form, "numba", torch.float32, "cpu", tokens=514, n=8, d=1024, m=24) < 1e-4
 
 
+@pytest.mark.parametrize("dtype", DTYPES["numba"])
+@pytest.mark.parametrize("tokens", [3, 37])
+def test_a_projection_too_large_for_a_cache(tokens, dtype):
+    body = pytest.importorskip("jpmhc.kernels.cpu.boundary")
+    n, d, m = 8, 700, 80
+    assert 4 * m * n * d > body._LARGE
+    assert deviation("write, read sigmoid norm", "numba", dtype, tokens=tokens, n=n, d=d, m=m) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize(("backend", "device", "dtype"), BODIES)
 @pytest.mark.parametrize("masked", [0, 2])
 def test_a_stream_may_be_masked(masked, backend, device, dtype):

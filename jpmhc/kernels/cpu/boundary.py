@@ -28,6 +28,8 @@ _FAR = 16 * 2**20
 _LINE = 64
 # Tokens of which the streams stay in the innermost cache, and tokens for which a projection is gone through once.
 _GROUP, _GROUP_BACK = 4, 32
+# A projection of more bytes does not stay in the second cache, and is gone through once for more tokens forward.
+_LARGE, _GROUP_OF_LARGE = 3 * 2**19, 16
 # Tokens of a product for the gradient of the projection: with more of them the library is slower.
 _CHUNK = 512
 _GRAIN = 16
@@ -121,9 +123,10 @@ def _cross(  # type: ignore[no-untyped-def]
     stop,
 ):
     n, d = x.shape[1], x.shape[2]
-    held = np.zeros((_GROUP, n, d), x.dtype)
-    for first in range(start, stop, _GROUP):
-        count = min(_GROUP, stop - first)
+    group = _GROUP if weight is None or weight.nbytes <= _LARGE else _GROUP_OF_LARGE
+    held = _aligned(group * n * d, x).reshape(group, n, d)
+    for first in range(start, stop, group):
+        count = min(group, stop - first)
         for k in range(count):
             t = first + k
             if post is None:
@@ -134,6 +137,14 @@ def _cross(  # type: ignore[no-untyped-def]
         if bias is not None:
             _read(held, weight, bias, scale, u, z, pre, rms, gate, eps, first, count)
     settle()
+
+
+@summing_part
+def _aligned(count, like):  # type: ignore[no-untyped-def]
+    """Zeros that begin at a line of memory: a vector as wide as one would else always come from two."""
+    room = np.zeros(count + _LINE // like.itemsize, like.dtype)
+    start = -room.ctypes.data % _LINE // like.itemsize
+    return room[start : start + count]
 
 
 @summing_part
@@ -155,10 +166,10 @@ def _write(out, x, matrix, post, y, post_rms, eps):  # type: ignore[no-untyped-d
 def _read(held, weight, bias, scale, u, z, pre, rms, gate, eps, first, count):  # type: ignore[no-untyped-def]
     """Read from the streams of a group of tokens. What is held beyond their count is projected and left."""
     length = held.shape[1] * held.shape[2]
-    flat = held.reshape(_GROUP, length)
+    flat = held.reshape(len(held), length)
     if weight is not None:
-        raw = np.empty((_GROUP, weight.shape[0]), held.dtype)
-        project(raw, flat, weight)
+        raw = np.empty((len(held), weight.shape[0]), held.dtype)
+        project(raw, flat, weight, count)
     for k in range(count):
         t = first + k
         if weight is None:
@@ -225,7 +236,7 @@ def _cross_back(  # type: ignore[no-untyped-def]
     stop,
 ):
     n, d = x.shape[1], x.shape[2]
-    total = np.zeros((_GROUP_BACK, n, d), x.dtype)
+    total = _aligned(_GROUP_BACK * n * d, x).reshape(_GROUP_BACK, n, d)
     radial = np.zeros(_GROUP_BACK, x.dtype)
     for first in range(start, stop, _GROUP_BACK):
         count = min(_GROUP_BACK, stop - first)

@@ -235,17 +235,19 @@ def dots(out, a, rows):  # type: ignore[no-untyped-def]
 
 
 @summing_part
-def project(out, rows, weight):  # type: ignore[no-untyped-def]
-    """``out_kr = rows_k . weight_r`` of four long rows, in stretches of which those of the four stay in the cache."""
+def project(out, rows, weight, count):  # type: ignore[no-untyped-def]
+    """``out_kr = rows_k . weight_r`` of groups of four long rows, in stretches of which those of four stay in the cache."""
     length, m = rows.shape[1], weight.shape[0]
     stretch = _ROW // rows.itemsize
     for k in range(0, length, stretch):
         part, beside, r = rows[:, k : k + stretch], weight[:, k : k + stretch], 0
         while r + _ACROSS <= m:
-            _multiply_block(out, part, 0, beside, r, k > 0)
+            for t in range(0, count, 4):
+                _multiply_block(out, part, t, beside, r, k > 0)
             r += _ACROSS
         while r < m:
-            _multiply41(out, part, 0, beside, r, k > 0)
+            for t in range(0, count, 4):
+                _multiply41(out, part, t, beside, r, k > 0)
             r += 1
 
 
