@@ -236,7 +236,7 @@ def dots(out, a, rows):  # type: ignore[no-untyped-def]
 
 @summing_part
 def project(out, rows, weight, count):  # type: ignore[no-untyped-def]
-    """``out_kr = rows_k . weight_r`` of groups of four long rows, in stretches of which those of four stay in the cache."""
+    """``out_kr = rows_k . weight_r`` of fours of long rows, up to the count; stretches of a four stay in the cache."""
     length, m = rows.shape[1], weight.shape[0]
     stretch = _ROW // rows.itemsize
     for k in range(0, length, stretch):
