@@ -1,27 +1,33 @@
 """Which blocks the boundary's kernels are fastest with on a GPU; winners belong into ``blocks_to_*`` of their file.
 
-``python -m benchmarks.kernels.blocks [--seconds 230] [--widths 4096 512] [--out blocks.json]`` prints a line for every
-candidate as soon as it is timed and writes the file anew, so that a run that is cut off has said what it knew.
+``python -m benchmarks.kernels.blocks [--seconds 230] [--widths 4096 512] [--processes 12] [--out blocks.json]``
+compiles all candidates side by side, prints a line for every one as soon as it is timed and writes the file anew, so
+that a run that is cut off has said what it knew. What the code chooses is timed first, and kernel by kernel.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import environment
 from benchmarks.arc.files import write_json
 from benchmarks.timing import check_device, in_a_line, replayed
 from jpmhc.kernels.boundary import Boundary, Pullback
 
-TOKENS = 16384
+TOKENS, TOKENS_TO_COMPILE = 16384, 64
 PASSES = ("forward", "backward")
 # The pass that a function's blocks are for; None are all functions, as they are.
 CHANGES = {
@@ -31,25 +37,29 @@ CHANGES = {
     "blocks_to_sum": ("backward",),
     "blocks_to_close": ("backward",),
 }
-# Of every function that chooses blocks, candidates for n = 4 and 8: tokens, width, warps, stages.
+# Of every function that chooses blocks, candidates for n = 4 and 8: tokens, width, warps, stages. Those with which the
+# compiler lets most warps reside on a multiprocessor come first; with what is chosen there are eight, see the log.
 CANDIDATES: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {
     "blocks_to_write": {
-        4: ((64, 32, 4, 3), (64, 32, 4, 2), (64, 32, 8, 3), (32, 32, 4, 3), (64, 64, 8, 2), (128, 32, 8, 2)),
-        8: ((128, 16, 8, 2), (64, 16, 8, 3), (64, 16, 8, 2), (64, 32, 8, 1)),
+        4: ((64, 32, 8, 3), (32, 16, 8, 3), (64, 16, 8, 3), (32, 16, 4, 3), (32, 32, 4, 3)),
+        8: ((64, 16, 16, 2), (64, 16, 8, 3), (64, 32, 8, 1)),
     },
     "blocks_to_pull": {
-        4: ((64, 16, 4, 3), (64, 16, 4, 2), (32, 16, 4, 3), (32, 32, 4, 2), (64, 32, 8, 2), (128, 16, 8, 2)),
-        8: ((64, 16, 8, 2), (32, 16, 4, 2), (32, 16, 4, 3)),
+        4: ((32, 16, 8, 3), (32, 16, 4, 3), (64, 16, 8, 3), (32, 32, 4, 2)),
+        8: ((32, 16, 8, 2), (32, 16, 4, 2), (32, 16, 8, 3)),
     },
     "blocks_to_sum": {
-        4: ((64, 128, 4, 4), (64, 64, 4, 4), (64, 256, 8, 3), (128, 128, 4, 3)),
-        8: ((64, 256, 8, 3), (64, 128, 8, 4), (64, 128, 4, 3)),
+        4: ((64, 64, 4, 4), (64, 256, 8, 3), (128, 128, 4, 3)),
+        8: ((64, 128, 8, 4), (64, 128, 4, 3)),
     },
     "blocks_to_close": {
-        4: ((16, 128, 4), (32, 128, 8), (16, 64, 4), (8, 256, 4)),
-        8: ((16, 64, 4), (16, 128, 8), (8, 128, 4)),
+        4: ((32, 128, 8), (16, 64, 4), (8, 256, 4)),
+        8: ((16, 128, 8), (8, 128, 4)),
     },
 }
+
+Candidate = tuple[int, int, str | None, tuple[int, ...]]
+"""Streams, width, the function that chooses blocks, or None for all as they are, and the blocks."""
 
 
 def material(tokens: int, n: int, d: int, device: str, dtype: torch.dtype) -> tuple[Boundary, Pullback]:
@@ -85,19 +95,57 @@ def blocks(name: str | None, sizes: tuple[int, ...]) -> Iterator[None]:
             setattr(bodies, name, before)
 
 
-def order(widths: Sequence[int]) -> Iterator[tuple[int, int, str | None, tuple[int, ...]]]:
-    """Yield n, width, function and blocks in the order in which they are timed: first what the code chooses."""
+def order(widths: Sequence[int]) -> Iterator[Candidate]:
+    """Yield what is timed: what the code chooses, then the first candidates of all functions and shapes, and so on."""
     shapes = [(n, d) for d in widths for n in (8, 4)]
     yield from ((n, d, None, ()) for n, d in shapes)
-    for n, d in shapes:
-        yield from ((n, d, name, sizes) for name, of in CANDIDATES.items() for sizes in of[n])
+    most = max(len(sizes) for of in CANDIDATES.values() for sizes in of.values())
+    for place in range(most):
+        for n, d in shapes:
+            yield from ((n, d, name, of[n][place]) for name, of in CANDIDATES.items() if place < len(of[n]))
 
 
-def measure(widths: Sequence[int], seconds: float, device: str) -> Iterator[dict[str, Any]]:
-    """Time what the code chooses, then every candidate, until the time is up; yield a row for each."""
+def calls_of(candidate: Candidate, given: Boundary, back: Pullback) -> dict[str, Callable[[], object]]:
+    """Return the passes that a candidate changes."""
     from jpmhc.kernels.cuda import boundary as bodies
 
+    calls = {"forward": partial(bodies.boundary_forward, given), "backward": partial(bodies.boundary_backward, back)}
+    return {which: calls[which] for which in CHANGES[candidate[2]]}
+
+
+def prepare(widths: Sequence[int], seconds: float, processes: int) -> None:
+    """Compile the candidates, each in one of so many processes, which leave the result in Triton's cache on disk."""
+    pool = ProcessPoolExecutor(processes, get_context("spawn"))
+    wait([pool.submit(compile_one, candidate) for candidate in order(widths)], seconds)
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+def compile_one(candidate: Candidate, device: str = "cuda", dtype: torch.dtype = torch.bfloat16) -> None:
+    """Run a candidate on a few tokens: kernels are not compiled again for another number of them."""
+    n, d, name, sizes = candidate
+    with blocks(name, sizes):
+        for call in calls_of(candidate, *material(TOKENS_TO_COMPILE, n, d, device, dtype)).values():
+            call()
+
+
+def by_kernel(call: Callable[[], object], repeats: int = 5) -> dict[str, float]:
+    """Return the milliseconds that each kernel of a call takes on a GPU; none without one."""
+    if not torch.cuda.is_available():
+        return {}
+    call()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
+        for _ in range(repeats):
+            call()
+        torch.cuda.synchronize()
+    found = (event for event in record.key_averages() if event.device_type == DeviceType.CUDA)
+    return {event.key: event.self_device_time_total / repeats / 1e3 for event in found}
+
+
+def measure(widths: Sequence[int], seconds: float, device: str, processes: int = 0) -> Iterator[dict[str, Any]]:
+    """Time what the code chooses, then every candidate, until the time is up; yield a row for each."""
     begin = time.perf_counter()
+    if processes:
+        prepare(widths, seconds / 2, processes)
     made = cache(lambda n, d: material(TOKENS, n, d, device, torch.bfloat16))
     for n, d, name, sizes in order(widths):
         if time.perf_counter() - begin > seconds:
@@ -107,17 +155,23 @@ def measure(widths: Sequence[int], seconds: float, device: str) -> Iterator[dict
         try:
             with blocks(name, sizes):  # the material too, should what the code chooses not fit
                 given, back = made(n, d)
-                calls = {
-                    "forward": partial(bodies.boundary_forward, given),
-                    "backward": partial(bodies.boundary_backward, back),
-                }
-                times = replayed({which: calls[which] for which in CHANGES[name]}, 7, device)
+                calls = calls_of((n, d, name, sizes), given, back)
+                times = replayed(calls, 7, device)
         except Exception as error:
             row["error"] = in_a_line(error)
         else:  # blocks that do not fit are a result here
             for which, timed in times.items():
                 row |= {which if key == "ms" else f"{which}_{key}": value for key, value in timed.row().items()}
+            if name is None:
+                row["kernels"] = {which: _profiled(call) for which, call in calls.items()}
         yield row
+
+
+def _profiled(call: Callable[[], object]) -> dict[str, float] | str:
+    try:
+        return by_kernel(call)
+    except Exception as error:  # not everybody may count on every machine, and the times are there
+        return in_a_line(error)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,6 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=230.0)
     parser.add_argument("--widths", type=int, nargs="*", default=[4096, 512])
+    parser.add_argument("--processes", type=int, default=min(12, os.cpu_count() or 1), help="that compile; 0 for none")
     parser.add_argument("--out", type=Path, default=Path("blocks.json"))
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -133,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     head = {**environment.describe(), "gpu": torch.cuda.get_device_name(), "tokens": TOKENS}
     rows: list[dict[str, Any]] = []
     write_json(options.out, {**head, "rows": rows})  # a folder that is not there is found out before
-    for row in measure(options.widths, options.seconds, "cuda"):
+    for row in measure(options.widths, options.seconds, "cuda", options.processes):
         print(row, flush=True)
         rows.append(row)
         write_json(options.out, {**head, "rows": rows})

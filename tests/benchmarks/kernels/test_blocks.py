@@ -1,6 +1,7 @@
 """What the search for blocks times, when it stops, and what it leaves behind; the GPU is made up."""
 
 import json
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("triton")
 @pytest.fixture
 def machine(monkeypatch):
     """A GPU on which every candidate takes a second; it counts what is made and timed."""
-    state = SimpleNamespace(now=0.0, made=[], timed=[], device=Device(monkeypatch), after=lambda: None)
+    state = SimpleNamespace(now=0.0, made=[], timed=[], prepared=[], device=Device(monkeypatch), after=lambda: None)
 
     def material(tokens, n, d, device, dtype):
         state.made.append((n, d))
@@ -30,6 +31,8 @@ def machine(monkeypatch):
 
     monkeypatch.setattr(blocks, "material", material)
     monkeypatch.setattr(blocks, "replayed", replayed)
+    monkeypatch.setattr(blocks, "prepare", lambda *given: state.prepared.append(given))
+    monkeypatch.setattr(blocks, "by_kernel", lambda call: {"cross": 1.5})
     monkeypatch.setattr(blocks.time, "perf_counter", lambda: state.now)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "made up")
@@ -49,7 +52,56 @@ def test_both_passes_of_what_is_chosen_are_timed_then_those_that_a_candidate_cha
     for row, timed in zip(rows, machine.timed, strict=True):
         assert timed == blocks.CHANGES[row["function"]]
         assert all(row[name] == 2 and row[f"{name}_captured"] for name in timed)
+        assert ("kernels" in row) == (row["function"] is None)
+    assert rows[0]["kernels"] == {"forward": {"cross": 1.5}, "backward": {"cross": 1.5}}
     assert len(rows) == 2 + sum(len(sizes) for of in blocks.CANDIDATES.values() for sizes in of.values())
+
+
+def test_all_that_is_timed_is_compiled_before(tmp_path, machine):
+    run(tmp_path / "blocks.json", "--widths", "64", "--seconds", "200", "--processes", "3")
+    assert machine.prepared == [([64], 100.0, 3)]
+    run(tmp_path / "blocks.json", "--widths", "64", "--processes", "0")
+    assert len(machine.prepared) == 1
+
+
+def test_what_was_compiled_in_time_is_kept_and_what_fails_says_so_when_it_is_timed(monkeypatch):
+    asked = []
+
+    class Pool:
+        def __init__(self, processes, context):
+            asked.append((processes, context.get_start_method()))
+
+        def submit(self, function, candidate):
+            asked.append(candidate)
+            done = Future()
+            done.set_exception(torch.OutOfMemoryError("out of memory"))
+            return done
+
+        def shutdown(self, **options):
+            asked.append(options)
+
+    monkeypatch.setattr(blocks, "ProcessPoolExecutor", Pool)
+    blocks.prepare([64], 1.0, 3)
+    assert asked == [(3, "spawn"), *blocks.order([64]), {"wait": False, "cancel_futures": True}]
+
+
+def test_the_first_candidates_of_all_functions_come_before_the_second():
+    places = [blocks.CANDIDATES[name][n].index(sizes) for n, _, name, sizes in blocks.order([64, 32]) if name]
+    assert places == sorted(places)
+
+
+def test_a_profiler_that_may_not_count_takes_no_time_from_a_row(tmp_path, machine, monkeypatch):
+    def refused(call):
+        raise RuntimeError("no permission")
+
+    monkeypatch.setattr(blocks, "by_kernel", refused)
+    row = run(tmp_path / "blocks.json", "--widths", "64")[0]
+    assert row["forward"] == 2
+    assert row["kernels"]["forward"] == "RuntimeError: no permission"
+
+
+def test_without_a_gpu_no_kernel_is_seen():
+    assert blocks.by_kernel(lambda: torch.ones(3).sum()) == {}
 
 
 def test_arguments_are_made_once_a_shape(tmp_path, machine):

@@ -15,6 +15,22 @@ def test_in_the_interpreter():
 
 
 @pytest.mark.skipif(not interpreted(), reason="of the interpreter")
+@pytest.mark.parametrize(("name", "ran"), [(None, ["cross", "pull"]), ("blocks_to_write", ["cross"])])
+def test_a_candidate_is_compiled_by_running_what_it_changes(name, ran, monkeypatch):
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from benchmarks.kernels import blocks
+
+    launched, launch = [], InterpretedFunction.__getitem__
+    monkeypatch.setattr(
+        InterpretedFunction, "__getitem__", lambda self, grid: launched.append(self.fn.__name__) or launch(self, grid)
+    )
+    monkeypatch.setattr(blocks, "TOKENS_TO_COMPILE", 5)
+    blocks.compile_one((4, 24, name, (16, 16, 4, 1) if name else ()), "cpu", torch.float32)
+    assert set(ran) <= set(launched[launched.index("cross") + 1 :])
+
+
+@pytest.mark.skipif(not interpreted(), reason="of the interpreter")
 @pytest.mark.parametrize("name", ["blocks_to_write", "blocks_to_pull", "blocks_to_sum", "blocks_to_close"])
 def test_candidates_change_no_result(name):
     from benchmarks.kernels.blocks import CANDIDATES, blocks, material
