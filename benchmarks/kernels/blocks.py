@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.kernels.blocks [--seconds 230] [--widths 4096 512] [--processes 12] [--out blocks.json]``
 compiles all candidates side by side, prints a line for every one as soon as it is timed and writes the file anew, so
-that a run that is cut off has said what it knew. What the code chooses is timed first, and kernel by kernel.
+that a run that is cut off has said what it knew. What the code chooses comes first, and again last, kernel by kernel.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache, partial
 from multiprocessing import get_context
@@ -37,11 +36,11 @@ CHANGES = {
     "blocks_to_sum": ("backward",),
     "blocks_to_close": ("backward",),
 }
-# Of every function that chooses blocks, candidates for n = 4 and 8: tokens, width, warps, stages. Those with which the
-# compiler lets most warps reside on a multiprocessor come first; with what is chosen there are eight, see the log.
+# Of every function that chooses blocks, candidates for n = 4 and 8: tokens, width, warps, stages. Those with which
+# Triton 3.6 lets most warps reside on a multiprocessor come first, see the log.
 CANDIDATES: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {
     "blocks_to_write": {
-        4: ((64, 32, 8, 3), (32, 16, 8, 3), (64, 16, 8, 3), (32, 16, 4, 3), (32, 32, 4, 3)),
+        4: ((64, 32, 8, 3), (32, 16, 8, 3), (64, 16, 8, 3), (32, 16, 4, 3)),
         8: ((64, 16, 16, 2), (64, 16, 8, 3), (64, 32, 8, 1)),
     },
     "blocks_to_pull": {
@@ -53,7 +52,7 @@ CANDIDATES: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {
         8: ((64, 128, 8, 4), (64, 128, 4, 3)),
     },
     "blocks_to_close": {
-        4: ((32, 128, 8), (16, 64, 4), (8, 256, 4)),
+        4: ((16, 64, 4), (32, 128, 8), (8, 256, 4)),
         8: ((16, 128, 8), (8, 128, 4)),
     },
 }
@@ -113,19 +112,29 @@ def calls_of(candidate: Candidate, given: Boundary, back: Pullback) -> dict[str,
     return {which: calls[which] for which in CHANGES[candidate[2]]}
 
 
-def prepare(widths: Sequence[int], seconds: float, processes: int) -> None:
-    """Compile the candidates, each in one of so many processes, which leave the result in Triton's cache on disk."""
-    pool = ProcessPoolExecutor(processes, get_context("spawn"))
-    wait([pool.submit(compile_one, candidate) for candidate in order(widths)], seconds)
-    pool.shutdown(wait=False, cancel_futures=True)
+def prepare(widths: Sequence[int], seconds: float, processes: int) -> int:
+    """Compile candidates in so many processes, which leave the results in Triton's cache on disk; return how many.
+
+    What takes longer than so many seconds in all is ended: it would take the time of others while they are timed.
+    """
+    until = time.monotonic() + seconds
+    with get_context("spawn").Pool(processes) as pool:
+        results = [pool.apply_async(compile_one, (candidate,)) for candidate in order(widths)]
+        for result in results:
+            result.wait(max(0.0, until - time.monotonic()))
+        return sum(result.ready() and result.get() for result in results)
 
 
-def compile_one(candidate: Candidate, device: str = "cuda", dtype: torch.dtype = torch.bfloat16) -> None:
-    """Run a candidate on a few tokens: kernels are not compiled again for another number of them."""
+def compile_one(candidate: Candidate, device: str = "cuda", dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Run a candidate on a few tokens, as kernels are not compiled again for more; return whether that succeeded."""
     n, d, name, sizes = candidate
-    with blocks(name, sizes):
-        for call in calls_of(candidate, *material(TOKENS_TO_COMPILE, n, d, device, dtype)).values():
-            call()
+    try:
+        with blocks(name, sizes):
+            for call in calls_of(candidate, *material(TOKENS_TO_COMPILE, n, d, device, dtype)).values():
+                call()
+    except Exception:  # what it is the row will say, and not every error can be sent to another process
+        return False
+    return True
 
 
 def by_kernel(call: Callable[[], object], repeats: int = 5) -> dict[str, float]:
@@ -142,14 +151,18 @@ def by_kernel(call: Callable[[], object], repeats: int = 5) -> dict[str, float]:
 
 
 def measure(widths: Sequence[int], seconds: float, device: str, processes: int = 0) -> Iterator[dict[str, Any]]:
-    """Time what the code chooses, then every candidate, until the time is up; yield a row for each."""
+    """Time what the code chooses, then every candidate, until the time is up; yield a row for each.
+
+    Then rows of how long each kernel takes with what is chosen: a profiler stays attached and slows what is timed next.
+    """
     begin = time.perf_counter()
     if processes:
-        prepare(widths, seconds / 2, processes)
+        _prepare(widths, seconds / 2, processes)
     made = cache(lambda n, d: material(TOKENS, n, d, device, torch.bfloat16))
+    chosen: list[Candidate] = []
     for n, d, name, sizes in order(widths):
         if time.perf_counter() - begin > seconds:
-            return
+            break
         check_device(device)
         row: dict[str, Any] = {"n": n, "d": d, "function": name, "blocks": sizes}
         try:
@@ -163,13 +176,25 @@ def measure(widths: Sequence[int], seconds: float, device: str, processes: int =
             for which, timed in times.items():
                 row |= {which if key == "ms" else f"{which}_{key}": value for key, value in timed.row().items()}
             if name is None:
-                row["kernels"] = {which: _profiled(call) for which, call in calls.items()}
+                chosen.append((n, d, name, sizes))
         yield row
+    for candidate in chosen:
+        yield {"n": candidate[0], "d": candidate[1], "kernels": _profiled(candidate, made)}
 
 
-def _profiled(call: Callable[[], object]) -> dict[str, float] | str:
+def _prepare(widths: Sequence[int], seconds: float, processes: int) -> None:
+    begin = time.perf_counter()
     try:
-        return by_kernel(call)
+        count = prepare(widths, seconds, processes)
+    except Exception as error:  # without it they are compiled when they are timed
+        print(f"nothing was compiled ahead: {in_a_line(error)}")
+    else:
+        print(f"compiled {count} of {len([*order(widths)])} in {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+def _profiled(candidate: Candidate, made: Callable[[int, int], tuple[Boundary, Pullback]]) -> dict[str, Any] | str:
+    try:
+        return {which: by_kernel(call) for which, call in calls_of(candidate, *made(*candidate[:2])).items()}
     except Exception as error:  # not everybody may count on every machine, and the times are there
         return in_a_line(error)
 

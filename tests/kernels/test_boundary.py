@@ -99,8 +99,13 @@ def test_streams_of_no_numbers_take_the_reference(n, d):
     assert streams.shape == x.shape
 
 
-def test_a_token_does_not_depend_on_the_others():
-    x, write, read = boundary("write, read sigmoid norm", tokens=37, n=4, d=50, m=24, dtype=torch.float32)
+# Streams, width and raw numbers of a projection that stays in a cache and of one that does not.
+SMALL_AND_LARGE = pytest.mark.parametrize("sizes", [{"n": 3, "d": 32, "m": 15}, {"n": 8, "d": 700, "m": 80}], ids=str)
+
+
+@SMALL_AND_LARGE
+def test_a_token_does_not_depend_on_the_others(sizes):
+    x, write, read = boundary("write, read sigmoid norm", tokens=37, dtype=torch.float32, **sizes)
 
     def crossed(start, stop):
         part = [t[start:stop].detach().requires_grad_() for t in (x, write.matrix, write.post, write.y)]
@@ -115,11 +120,13 @@ def test_a_token_does_not_depend_on_the_others():
                 assert torch.equal(found, wanted[start:stop])
 
 
+@SMALL_AND_LARGE
 @pytest.mark.parametrize("far", [False, True])
-def test_threads_change_no_token(far, monkeypatch):
+def test_threads_change_no_token(far, sizes, monkeypatch):
     body = pytest.importorskip("jpmhc.kernels.cpu.boundary")
     monkeypatch.setattr(body, "_FAR", 0 if far else body._FAR)
-    x, write, read = boundary("write, read sigmoid norm", tokens=87, n=3, d=32, dtype=torch.float32)
+    sizes = {**sizes, "d": 704} if far and sizes["d"] == 700 else sizes  # rows of whole lines
+    x, write, read = boundary("write, read sigmoid norm", tokens=87, dtype=torch.float32, **sizes)
     found = []
     for threads in (1, 2, 3):
         # Not torch.set_num_threads, after which torch factorises large matrices wrongly.

@@ -28,7 +28,7 @@ _FAR = 16 * 2**20
 _LINE = 64
 # Tokens of which the streams stay in the innermost cache, and tokens for which a projection is gone through once.
 _GROUP, _GROUP_BACK = 4, 32
-# A projection of more bytes does not stay in the second cache, and is gone through once for more tokens forward.
+# A projection of more bytes does not stay in a second cache of 2 MiB, and is gone through once for more tokens forward.
 _LARGE, _GROUP_OF_LARGE = 3 * 2**19, 16
 # Tokens of a product for the gradient of the projection: with more of them the library is slower.
 _CHUNK = 512
@@ -141,7 +141,7 @@ def _cross(  # type: ignore[no-untyped-def]
 
 @summing_part
 def _aligned(count, like):  # type: ignore[no-untyped-def]
-    """Zeros that begin at a line of memory: a vector as wide as one would else always come from two."""
+    """Zeros that begin at a line of memory: a vector as wide as one may come from two else."""
     room = np.zeros(count + _LINE // like.itemsize, like.dtype)
     start = -room.ctypes.data % _LINE // like.itemsize
     return room[start : start + count]

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from jpmhc.kernels.cpu.compile import summing_part
 from jpmhc.kernels.cpu.vectors import WIDTH, Array, Value, along, counted, load, number, plus_product, spread, store
 
-# Bytes of a row of which four stay in the innermost cache, beside rows that go by.
+# Bytes of rows of which four stay in the innermost cache, while others go by.
 _ROW = 4096
 STRETCH = 64
 """Numbers of a row of which so many stay there as a projection has."""
@@ -236,7 +236,11 @@ def dots(out, a, rows):  # type: ignore[no-untyped-def]
 
 @summing_part
 def project(out, rows, weight, count):  # type: ignore[no-untyped-def]
-    """``out_kr = rows_k . weight_r`` of fours of long rows, up to the count; stretches of a four stay in the cache."""
+    """``out_kr = rows_k . weight_r`` of long rows in fours, up to the count.
+
+    In stretches: those of a single four stay in the innermost cache for all of the projection, those of so many rows of
+    the projection for several fours.
+    """
     length, m = rows.shape[1], weight.shape[0]
     stretch = _ROW // rows.itemsize
     for k in range(0, length, stretch):

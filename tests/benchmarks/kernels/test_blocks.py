@@ -1,7 +1,9 @@
 """What the search for blocks times, when it stops, and what it leaves behind; the GPU is made up."""
 
 import json
-from concurrent.futures import Future
+import multiprocessing
+import os
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +33,7 @@ def machine(monkeypatch):
 
     monkeypatch.setattr(blocks, "material", material)
     monkeypatch.setattr(blocks, "replayed", replayed)
-    monkeypatch.setattr(blocks, "prepare", lambda *given: state.prepared.append(given))
+    monkeypatch.setattr(blocks, "prepare", lambda *given: state.prepared.append(given) or 0)
     monkeypatch.setattr(blocks, "by_kernel", lambda call: {"cross": 1.5})
     monkeypatch.setattr(blocks.time, "perf_counter", lambda: state.now)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -40,21 +42,31 @@ def machine(monkeypatch):
 
 
 def run(path, *arguments):
+    """Return the rows of what was timed."""
     assert blocks.main(["--out", str(path), *arguments]) == 0
-    return json.loads(path.read_text())["rows"]
+    return [row for row in json.loads(path.read_text())["rows"] if "kernels" not in row]
+
+
+def profiled(path):
+    """Return the rows of what was profiled, which are the last."""
+    rows = json.loads(path.read_text())["rows"]
+    found = [row for row in rows if "kernels" in row]
+    assert rows[len(rows) - len(found) :] == found
+    return found
 
 
 def test_both_passes_of_what_is_chosen_are_timed_then_those_that_a_candidate_changes(tmp_path, machine):
     rows = run(tmp_path / "blocks.json", "--widths", "64")
+    kernels = profiled(tmp_path / "blocks.json")
     assert [(row["n"], row["function"]) for row in rows[:2]] == [(8, None), (4, None)]
     assert machine.timed[:2] == [blocks.PASSES, blocks.PASSES]
     assert set(blocks.CHANGES) == {None, *blocks.CANDIDATES}
     for row, timed in zip(rows, machine.timed, strict=True):
         assert timed == blocks.CHANGES[row["function"]]
         assert all(row[name] == 2 and row[f"{name}_captured"] for name in timed)
-        assert ("kernels" in row) == (row["function"] is None)
-    assert rows[0]["kernels"] == {"forward": {"cross": 1.5}, "backward": {"cross": 1.5}}
     assert len(rows) == 2 + sum(len(sizes) for of in blocks.CANDIDATES.values() for sizes in of.values())
+    found = {"forward": {"cross": 1.5}, "backward": {"cross": 1.5}}
+    assert kernels == [{"n": n, "d": 64, "kernels": found} for n in (8, 4)]
 
 
 def test_all_that_is_timed_is_compiled_before(tmp_path, machine):
@@ -64,25 +76,59 @@ def test_all_that_is_timed_is_compiled_before(tmp_path, machine):
     assert len(machine.prepared) == 1
 
 
-def test_what_was_compiled_in_time_is_kept_and_what_fails_says_so_when_it_is_timed(monkeypatch):
-    asked = []
+class Sleeper:
+    """Stands in for `compile_one`, in processes that know nothing of a patch."""
 
-    class Pool:
-        def __init__(self, processes, context):
-            asked.append((processes, context.get_start_method()))
+    def __init__(self, *, folder, length=0.0, dies=None):
+        self.folder, self.length, self.dies = folder, length, dies
 
-        def submit(self, function, candidate):
-            asked.append(candidate)
-            done = Future()
-            done.set_exception(torch.OutOfMemoryError("out of memory"))
-            return done
+    def __call__(self, candidate):
+        if candidate == self.dies:
+            os._exit(3)
+        (self.folder / str(candidate)).touch()
+        time.sleep(self.length)
+        return candidate[0] == 8
 
-        def shutdown(self, **options):
-            asked.append(options)
 
-    monkeypatch.setattr(blocks, "ProcessPoolExecutor", Pool)
-    blocks.prepare([64], 1.0, 3)
-    assert asked == [(3, "spawn"), *blocks.order([64]), {"wait": False, "cancel_futures": True}]
+def test_candidates_are_compiled_in_processes_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "compile_one", Sleeper(folder=tmp_path))
+    candidates = list(blocks.order([64]))
+    assert blocks.prepare([64], 60.0, 2) == sum(candidate[0] == 8 for candidate in candidates)
+    assert {path.name for path in tmp_path.iterdir()} == {str(candidate) for candidate in candidates}
+
+
+def test_what_is_not_compiled_in_time_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "compile_one", Sleeper(folder=tmp_path, length=60.0))
+    begin = time.monotonic()
+    assert blocks.prepare([64], 3.0, 2) == 0
+    assert time.monotonic() - begin < 50
+    assert not multiprocessing.active_children()
+    assert len(list(tmp_path.iterdir())) <= 2
+
+
+def test_a_process_that_dies_leaves_the_others(tmp_path, monkeypatch):
+    lost, *others = blocks.order([64])
+    monkeypatch.setattr(blocks, "compile_one", Sleeper(folder=tmp_path, dies=lost))
+    assert blocks.prepare([64], 20.0, 2) == sum(candidate[0] == 8 for candidate in others)
+    assert {path.name for path in tmp_path.iterdir()} == {str(candidate) for candidate in others}
+    assert not multiprocessing.active_children()
+
+
+def test_without_processes_candidates_are_compiled_when_they_are_timed(tmp_path, machine, monkeypatch, capsys):
+    def refused(*_):
+        raise OSError("no semaphores")
+
+    monkeypatch.setattr(blocks, "prepare", refused)
+    assert run(tmp_path / "blocks.json", "--widths", "64")[0]["forward"] == 2
+    assert "nothing was compiled ahead: OSError: no semaphores" in capsys.readouterr().out
+
+
+def test_a_candidate_that_cannot_run_is_none_that_was_compiled(monkeypatch):
+    def material(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(blocks, "material", material)
+    assert not blocks.compile_one((4, 64, None, ()))
 
 
 def test_the_first_candidates_of_all_functions_come_before_the_second():
@@ -95,9 +141,9 @@ def test_a_profiler_that_may_not_count_takes_no_time_from_a_row(tmp_path, machin
         raise RuntimeError("no permission")
 
     monkeypatch.setattr(blocks, "by_kernel", refused)
-    row = run(tmp_path / "blocks.json", "--widths", "64")[0]
-    assert row["forward"] == 2
-    assert row["kernels"]["forward"] == "RuntimeError: no permission"
+    path = tmp_path / "blocks.json"
+    assert run(path, "--widths", "64")[0]["forward"] == 2
+    assert [row["kernels"] for row in profiled(path)] == ["RuntimeError: no permission"] * 2
 
 
 def test_without_a_gpu_no_kernel_is_seen():
