@@ -124,7 +124,7 @@ def _cross(  # type: ignore[no-untyped-def]
 ):
     n, d = x.shape[1], x.shape[2]
     group = _GROUP if weight is None or weight.nbytes <= _LARGE else _GROUP_OF_LARGE
-    held = _aligned(group * n * d, x).reshape(group, n, d)
+    held = np.zeros((group, n, d), x.dtype)
     for first in range(start, stop, group):
         count = min(group, stop - first)
         for k in range(count):
@@ -137,14 +137,6 @@ def _cross(  # type: ignore[no-untyped-def]
         if bias is not None:
             _read(held, weight, bias, scale, u, z, pre, rms, gate, eps, first, count)
     settle()
-
-
-@summing_part
-def _aligned(count, like):  # type: ignore[no-untyped-def]
-    """Zeros that begin at a line of memory: a vector as wide as one may come from two else."""
-    room = np.zeros(count + _LINE // like.itemsize, like.dtype)
-    start = -room.ctypes.data % _LINE // like.itemsize
-    return room[start : start + count]
 
 
 @summing_part
@@ -236,7 +228,7 @@ def _cross_back(  # type: ignore[no-untyped-def]
     stop,
 ):
     n, d = x.shape[1], x.shape[2]
-    total = _aligned(_GROUP_BACK * n * d, x).reshape(_GROUP_BACK, n, d)
+    total = np.zeros((_GROUP_BACK, n, d), x.dtype)
     radial = np.zeros(_GROUP_BACK, x.dtype)
     for first in range(start, stop, _GROUP_BACK):
         count = min(_GROUP_BACK, stop - first)
