@@ -153,7 +153,7 @@ def by_kernel(call: Callable[[], object], repeats: int = 5) -> dict[str, float]:
 def measure(widths: Sequence[int], seconds: float, device: str, processes: int = 0) -> Iterator[dict[str, Any]]:
     """Time what the code chooses, then every candidate, until the time is up; yield a row for each.
 
-    Then rows of how long each kernel takes with what is chosen: a profiler stays attached and slows what is timed next.
+    Then rows of how long each kernel takes with what is chosen: a profiler stays attached and may slow what follows.
     """
     begin = time.perf_counter()
     if processes:

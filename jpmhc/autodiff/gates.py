@@ -12,7 +12,7 @@ from jpmhc.autodiff.transforms import differentiable, wants_rule
 from jpmhc.kernels.bodies import asked_for_a_body
 from jpmhc.kernels.gates import Gates, GatesPullback, gates_backward, gates_forward, plain_gates
 from jpmhc.kernels.precision import cast
-from jpmhc.kernels.transforms import signed, transform_depth
+from jpmhc.kernels.transforms import recorded, signed, transform_depth
 
 _FEW = 512  # tokens on a CPU of which plain operations take less than calling others
 
@@ -59,8 +59,7 @@ def opened(z: Tensor, opening: Opening) -> tuple[Tensor, Tensor]:
     flat, bias, scale = (cast(tensor, dtype) for tensor in (z.reshape(-1, z.shape[-1]), *opening[:2]))
     given = flat, bias, scale, *opening[2:]
     # The number of tokens is asked for last: traced, the question would be a condition on it.
-    plain = torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-    if plain or transform_depth() or (flat.is_cpu and flat.shape[0] < _FEW and not asked_for_a_body()):
+    if recorded() or transform_depth() or (flat.is_cpu and flat.shape[0] < _FEW and not asked_for_a_body()):
         post, raw = plain_gates(*given)
     else:
         post, raw = (_Gates.apply if wants_rule(*given) else _Gates.forward)(*given)

@@ -12,8 +12,6 @@ from torch import Tensor
 from jpmhc.kernels.precision import cast
 from jpmhc.kernels.primitive import primitive, repeated
 
-GATES = ("given", "softmax", "sigmoid", "tanh")
-
 
 class Boundary(NamedTuple):
     """Arguments of `boundary_forward`; see there for shapes of what it returns."""

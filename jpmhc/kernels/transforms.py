@@ -20,6 +20,13 @@ def transform_depth() -> int:
     return _functorch_depth() + (forward_ad._current_level >= 0)
 
 
+def recorded() -> bool:
+    """Whether a compiler, a trace or a mode of dispatch writes down what is computed, and sizes may be symbols."""
+    if torch.compiler.is_compiling():
+        return True
+    return bool(torch._C._is_tracing()) or torch._C._len_torch_dispatch_stack() > 0
+
+
 def wants_derivative(*args: Any) -> bool:
     """Whether a derivative of what is computed from these arguments now may be asked for, or a transform is at work."""
     if transform_depth():

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from jpmhc import kernels
@@ -10,7 +9,7 @@ from jpmhc.autodiff import fused
 from jpmhc.kernels.bodies import asked_for_a_body
 from jpmhc.kernels.orthogonal import combined
 from jpmhc.kernels.precision import lowered
-from jpmhc.kernels.transforms import wants_derivative
+from jpmhc.kernels.transforms import recorded, wants_derivative
 
 _LITTLE = 512  # numbers
 
@@ -25,10 +24,7 @@ def tangent_part(x: Tensor, e: Tensor, whole: float, straight: float, crossed: f
 
 def _is_little(x: Tensor, e: Tensor) -> bool:
     """Whether a few products take less than to ask how to make them, and nobody needs their derivative or a trace."""
-    # Traced, the number of tokens is a symbol, and the question a condition on it.
-    if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
-        return False
-    if x.numel() > _LITTLE or x.shape != e.shape or x.ndim not in (2, 3) or asked_for_a_body():
+    if recorded() or x.numel() > _LITTLE or x.shape != e.shape or x.ndim not in (2, 3) or asked_for_a_body():
         return False
     return not (lowered("cpu" if x.is_cpu else x.device.type) or wants_derivative(x, e))
 

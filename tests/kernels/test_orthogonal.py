@@ -90,7 +90,9 @@ def test_tangent_part_is_what_it_says(weights, shape, dtype, tol):
 
 
 @pytest.mark.parametrize("weights", [(1.0, -0.5, -0.5), (0.0, 0.5, -0.5), (1.0, -1.0, 0.0), (1.0, 0.0, -1.0)])
-@pytest.mark.parametrize("batches", [((), ()), ((1,), (1,)), ((3,), (3,)), ((2, 3), (2, 3)), ((), (3,)), ((3,), ())])
+@pytest.mark.parametrize(
+    "batches", [((), ()), ((1,), (1,)), ((3,), (3,)), ((2, 3), (2, 3)), ((), (3,)), ((3,), ()), ((1,), (3,))]
+)
 @pytest.mark.parametrize("size", [(4, 4), (6, 2)])
 def test_a_few_tangent_parts_are_what_many_are(weights, batches, size):
     (x, *_), (_, e, _) = (material((*batch, *size), seed=seed) for seed, batch in enumerate(batches))

@@ -238,8 +238,8 @@ def dots(out, a, rows):  # type: ignore[no-untyped-def]
 def project(out, rows, weight, count):  # type: ignore[no-untyped-def]
     """``out_kr = rows_k . weight_r`` of long rows in fours, up to the count.
 
-    In stretches: those of a single four stay in the innermost cache for all of the projection, those of so many rows of
-    the projection for several fours.
+    In stretches: those of one four stay in the innermost cache while the projection goes by; of several fours, those of
+    a few rows of the projection while the fours do.
     """
     length, m = rows.shape[1], weight.shape[0]
     stretch = _ROW // rows.itemsize
